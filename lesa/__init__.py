@@ -1,0 +1,57 @@
+"""Learned, stage-aware feature predictors for diffusion transformers.
+
+A forecaster turns a sampling schedule into a table of coefficients; a kernel turns the table and the kept features
+into predictions; an adapter puts both into somebody's transformer.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lesa.calibration.gram import GramMatrix
+from lesa.calibration.trajectories import Trajectories
+from lesa.forecasters import Forecaster, LeastSquares, Reuse, Taylor, make_forecaster, register_forecaster
+from lesa.plan import StepPlan
+from lesa.predictor import LesaConfig, LesaPredictor
+from lesa.runtime.generation import LesaWarning
+from lesa.table import CoefficientTable
+
+if TYPE_CHECKING:
+    from lesa.adapters.diffusers import disable, enable
+    from lesa.calibration.collecting import collect
+    from lesa.calibration.training import fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CoefficientTable",
+    "Forecaster",
+    "GramMatrix",
+    "LeastSquares",
+    "LesaConfig",
+    "LesaPredictor",
+    "LesaWarning",
+    "Reuse",
+    "StepPlan",
+    "Taylor",
+    "Trajectories",
+    "collect",
+    "disable",
+    "enable",
+    "fit",
+    "make_forecaster",
+    "register_forecaster",
+]
+
+# Loaded when first asked for, since they need more than torch.
+_lazy = {
+    "collect": "lesa.calibration.collecting",
+    "disable": "lesa.adapters.diffusers",
+    "enable": "lesa.adapters.diffusers",
+    "fit": "lesa.calibration.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _lazy:
+        return getattr(import_module(_lazy[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""``python -m lesa``."""
+
+from lesa.cli import main
+
+main()

@@ -1,0 +1,180 @@
+"""``enable`` and ``disable``."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from lesa.adapters.diffusers.clock import Clock, SchedulerClock, TimestepClock
+from lesa.adapters.diffusers.compat import unwrap_module
+from lesa.adapters.diffusers.hooks import Attachment
+from lesa.plan import StepPlan
+from lesa.runtime.accelerator import Accelerator, Forecasters, Plan
+from lesa.runtime.driver import Driver
+from lesa.schedule import as_times
+from lesa.table import CoefficientTable
+
+_attached: WeakKeyDictionary[nn.Module, "Observation"] = WeakKeyDictionary()
+
+
+class Observation:
+    """A driver on every transformer of a pipeline. A context manager that takes it off at its end.
+
+    Raises:
+        ValueError: if one of the transformers cannot be driven or is driven already; nothing is changed then.
+    """
+
+    def __init__(self, transformers: dict[str, nn.Module], clock: Clock, driver: Driver) -> None:
+        self._driver = driver
+        self._attachments: list[Attachment] = []
+        self._modules = [unwrap_module(transformer) for transformer in transformers.values()]
+        taken = [name for name, module in zip(transformers, self._modules, strict=True) if module in _attached]
+        if taken:
+            raise ValueError(f"lesa is already enabled on {', '.join(taken)}; call lesa.disable(...) first")
+        try:
+            for component, transformer in transformers.items():
+                self._attachments.append(Attachment(transformer, component, clock, driver))
+        except ValueError:
+            self.disable()
+            raise
+        _attached.update(dict.fromkeys(self._modules, self))
+
+    def disable(self) -> None:
+        """Restore the transformers exactly; a second time does nothing."""
+        self._driver.reset()
+        while self._attachments:
+            self._attachments.pop().remove()
+        for module in self._modules:
+            if _attached.get(module) is self:
+                del _attached[module]
+
+    def reset(self) -> None:
+        """Forget all kept features, as at the end of a generation."""
+        self._driver.reset()
+
+    def __enter__(self) -> "Observation":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.disable()
+
+
+class Handle(Observation):
+    """An enabled forecaster. ``with lesa.enable(...) as handle:`` disables it at the end of the block.
+
+    Attributes:
+        records: for each branch of the latest generation the steps that were full and predicted, and the bytes kept.
+    """
+
+    def __init__(self, transformers: dict[str, nn.Module], clock: Clock, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        super().__init__(transformers, clock, accelerator)
+
+    @property
+    def records(self) -> list[Any]:
+        return self._accelerator.records
+
+    def summary(self) -> str:
+        """What the latest generation did, a line for each branch."""
+        if not self.records:
+            return "no generation yet"
+        return "\n".join(
+            f"{r.component} ({r.branch}): {len(r.full)} full and {len(r.predicted)} predicted steps, "
+            f"{(len(r.full) + len(r.predicted)) / len(r.full):.2f}x ideal, {r.kept_bytes / 2**20:.1f} MiB kept; "
+            f"full: {', '.join(map(str, r.full))}"
+            for r in self.records
+        )
+
+    def __enter__(self) -> "Handle":
+        return self
+
+
+def enable(
+    target: Any,
+    forecaster: Forecasters,
+    plan: Plan | None = None,
+    *,
+    times: Tensor | Sequence[float] | None = None,
+) -> Handle:
+    """Predict the steps that a plan does not run.
+
+    Args:
+        target: a diffusers pipeline, whose transformers all take part, or a bare transformer.
+        forecaster: one for all, or one for each (component, branch), such as ``("transformer", "cond")``.
+        plan: which steps are full: fixed, or a function of the generation's times [steps + 1] that returns one. A
+            :class:`CoefficientTable` brings its own.
+        times: for a bare transformer, the noise levels of its schedule, such as ``scheduler.sigmas``. A pipeline's come
+            from its scheduler.
+
+    Returns:
+        A handle, which is a context manager.
+
+    Raises:
+        ValueError: if the target cannot be accelerated or the arguments do not fit; the target is unchanged then.
+    """
+    if plan is None:
+        if not isinstance(forecaster, CoefficientTable):
+            raise ValueError("say which steps are full: plan=StepPlan.paper(50, interval=7)")
+        plan = forecaster.plan
+    if not isinstance(plan, StepPlan) and not callable(plan):
+        raise ValueError(f"plan must be a StepPlan or a function of the times, not {type(plan).__name__}")
+    if isinstance(plan, StepPlan):
+        _rehearse(forecaster, plan)
+    return Handle(find_transformers(target), make_clock(target, times, plan), Accelerator(forecaster, plan))
+
+
+def disable(target: Any) -> None:
+    """Take lesa out of a pipeline or transformer; nothing happens if it is not there."""
+    for transformer in find_transformers(target).values():
+        observation = _attached.get(unwrap_module(transformer))
+        if observation is not None:
+            observation.disable()
+
+
+def observe(target: Any, driver: Driver) -> Observation:
+    """Put any driver into all transformers of a pipeline, such as one that only watches."""
+    return Observation(find_transformers(target), make_clock(target, None, None), driver)
+
+
+def find_transformers(target: Any) -> dict[str, nn.Module]:
+    """The transformers of a pipeline by component name, or the bare one as ``"transformer"``.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(target, nn.Module):
+        return {"transformer": target}
+    components = getattr(target, "components", {})
+    found = {
+        name: module
+        for name, module in components.items()
+        if name.startswith("transformer") and isinstance(module, nn.Module)
+    }
+    if not found:
+        raise ValueError(f"{type(target).__name__} has no transformer; give a diffusers pipeline or a transformer")
+    return found
+
+
+def make_clock(target: Any, times: Tensor | Sequence[float] | None, plan: Plan | None) -> Clock:
+    """The scheduler of a pipeline, or the times of a bare transformer."""
+    if not isinstance(target, nn.Module):
+        if times is not None:
+            raise ValueError("a pipeline takes its times from its scheduler; times= is for a bare transformer")
+        return SchedulerClock(target)
+    if times is None:
+        return TimestepClock(None)
+    if not isinstance(plan, StepPlan):
+        raise ValueError("a bare transformer needs a fixed plan")
+    return TimestepClock(as_times(times, plan.num_steps))
+
+
+def _rehearse(forecasters: Forecasters, plan: StepPlan) -> None:
+    """Complain before the first step about what is wrong already: a fixed table or size for another plan."""
+    for forecaster in forecasters.values() if hasattr(forecasters, "values") else [forecasters]:
+        if isinstance(forecaster, CoefficientTable):
+            forecaster.table(plan, forecaster.times)
+        steps = getattr(getattr(forecaster, "config", None), "num_steps", plan.num_steps)
+        if steps != plan.num_steps:
+            raise ValueError(f"the forecaster was made for {steps} steps, the plan has {plan.num_steps}")

@@ -1,0 +1,120 @@
+"""The command line: ``lesa demo``, ``lesa fit``, ``lesa info``; also ``python -m lesa``."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lesa
+from lesa.plan import StepPlan
+
+DEMO = "demo"  # stands for the model that ships with the package
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; a mistake of the user's ends with one line on stderr and exit code 2."""
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of packages that nobody here needs
+    try:
+        options.run(options)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"lesa {options.command}: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"lesa {options.command}: {error}; pip install 'lesa[demo]' brings it")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lesa", description=(lesa.__doc__ or "").splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"lesa {lesa.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="accelerate a small FLUX on handwritten digits and compare")
+    demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the report and pictures (%(default)s)")
+    demo.add_argument("--held-out", type=int, default=512, metavar="N", help="digits to compare on (%(default)s)")
+    demo.add_argument("--rounds", type=int, default=5, metavar="N", help="timing rounds (%(default)s)")
+    demo.set_defaults(run=_demo)
+
+    fit = commands.add_parser("fit", help="train a LESA predictor for a diffusers pipeline")
+    fit.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
+    fit.add_argument("--out", type=Path, required=True, help="folder for the predictor")
+    fit.add_argument("--prompts", type=Path, help="a text file, one prompt a line")
+    fit.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
+    fit.add_argument("--interval", type=int, default=7, help="of the paper's plan (%(default)s)")
+    fit.add_argument("--hidden-dim", type=int, default=256, help="width of the gates (%(default)s)")
+    fit.add_argument("--epochs", type=int, nargs=2, default=(3, 3), metavar=("GUIDED", "CLOSED"), help="(3 3)")
+    fit.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    fit.add_argument("--features", type=Path, help="folder that keeps the recorded features, to go on after a break")
+    fit.set_defaults(run=_fit)
+
+    info = commands.add_parser("info", help="describe a predictor")
+    info.add_argument("path", type=Path, help="a folder written by lesa fit")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from lesa.demo.run import run_demo
+
+    run_demo(options.out, held_out=options.held_out, timing_rounds=options.rounds)
+
+
+def _fit(options: argparse.Namespace) -> None:
+    if options.model == DEMO:
+        from lesa.demo.model import load_pipeline
+        from lesa.demo.run import collect_digits, fit_digits
+
+        fit_digits(collect_digits(load_pipeline()), options.interval).save_pretrained(options.out)
+        return
+    if options.prompts is None:
+        raise ValueError("say what to sample: --prompts FILE, one prompt a line")
+    prompts = [line for line in options.prompts.read_text().splitlines() if line.strip()]
+    trajectories = lesa.collect(
+        _load_pipeline(options.model),
+        prompts,
+        seed=options.seed,
+        out=options.features,
+        num_inference_steps=options.steps,
+    )
+    plan = StepPlan.paper(options.steps, options.interval)
+    config = lesa.LesaConfig(options.steps, hidden_dim=options.hidden_dim)
+    for stream in trajectories.streams:
+        out = options.out if len(trajectories.streams) == 1 else options.out / ".".join(stream)
+        predictor = lesa.fit(
+            trajectories,
+            plan,
+            config,
+            stream=stream,
+            epochs=tuple(options.epochs),
+            seed=options.seed,
+            checkpoint=out / "training.safetensors",
+        )
+        predictor.save_pretrained(out)
+        print(f"{' '.join(stream)}: {out}")
+
+
+def _load_pipeline(model: str) -> Any:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    cuda = torch.cuda.is_available()
+    pipeline = DiffusionPipeline.from_pretrained(model, torch_dtype=torch.bfloat16 if cuda else torch.float32)
+    return pipeline.to("cuda" if cuda else "cpu")
+
+
+def _info(options: argparse.Namespace) -> None:
+    predictor = lesa.LesaPredictor.from_pretrained(options.path)
+    config = predictor.config
+    print(f"LESA predictor for {config.num_steps} steps, {sum(p.numel() for p in predictor.parameters()):,} parameters")
+    print(f"stages     {len(config.windows)}, boundaries {config.boundaries}, windows {config.windows}")
+    print(f"gates      KAN [{config.num_steps + 1}, {config.hidden_dim}, {config.hidden_dim}, 1]")
+    if predictor.schedule is not None:
+        times = predictor.schedule.tolist()
+        print(f"schedule   {times[0]:.4f}, {times[1]:.4f} ... {times[-2]:.4f}, {times[-1]:.4f}")
+    for stage, losses in predictor.losses.items():
+        if losses:
+            print(
+                f"training   {stage}: mean absolute error {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} batches"
+            )

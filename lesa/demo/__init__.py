@@ -1,0 +1,1 @@
+"""The demo: a small FLUX, trained on handwritten digits, calibrated, accelerated and compared. ``lesa demo``."""

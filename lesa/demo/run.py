@@ -1,0 +1,127 @@
+"""The guided run: calibrate, fit, compare, and write ``report.json``, ``comparison.png`` and ``plan.png``."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from diffusers import FluxPipeline
+from rich.console import Console
+from rich.table import Table
+
+from lesa.calibration.collecting import collect
+from lesa.calibration.gram import GramMatrix
+from lesa.calibration.training import fit
+from lesa.calibration.trajectories import Trajectories
+from lesa.demo.measure import compare, error_along_the_way, labels_of, timed
+from lesa.demo.methods import INTERVALS, NUM_STEPS, Method, all_methods
+from lesa.demo.model import WEIGHTS, load_pipeline, request
+from lesa.demo.pictures import draw_comparison, draw_plans
+from lesa.environment import describe_environment
+from lesa.plan import StepPlan
+from lesa.predictor import LesaConfig, LesaPredictor
+
+CALIBRATION_SEEDS = range(10_000, 10_096)
+HELD_OUT_SEEDS = range(512)
+LIVE_INTERVAL = 7
+SHOWN = 16  # digits in the picture
+CONFIG = LesaConfig(NUM_STEPS, hidden_dim=64)
+
+
+def run_demo(out: Path, *, held_out: int = len(HELD_OUT_SEEDS), batch: int = 256, timing_rounds: int = 5) -> None:
+    """Everything that ``lesa demo`` shows, with the files in ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    start = time.monotonic()
+    pipeline = load_pipeline()
+    console.print(
+        f"A FLUX with {pipeline.transformer.num_parameters() / 1e6:.2f} M parameters draws digits in {NUM_STEPS} steps.\n"
+        f"[bold]1.[/] It samples {len(CALIBRATION_SEEDS)} digits normally while its features are recorded."
+    )
+    trajectories = collect_digits(pipeline)
+    console.print(f"[bold]2.[/] A LESA predictor for the paper's plan with interval {LIVE_INTERVAL} is fitted to them.")
+    predictors = {interval: load_predictor(interval) for interval in INTERVALS if interval != LIVE_INTERVAL}
+    predictors[LIVE_INTERVAL] = fit_digits(trajectories, LIVE_INTERVAL)
+    methods = all_methods(predictors, gram_of(trajectories))
+    console.print(
+        f"[bold]3.[/] {len(methods)} methods draw {held_out} digits from seeds that nobody has seen, taking turns."
+    )
+    rows = compare(pipeline, methods, HELD_OUT_SEEDS[:held_out], batch=batch, timing_rounds=timing_rounds)
+    rows = keep_better_taylorseer(rows)
+    environment = describe_environment()
+    (out / "report.json").write_text(json.dumps([row | {"environment": environment} for row in rows], indent=1) + "\n")
+    draw(out, pipeline, [m for m in methods if m.plan in ("every step", f"paper N={LIVE_INTERVAL}")], rows)
+    console.print(table(rows))
+    console.print(f"Wrote report.json, comparison.png and plan.png to {out} after {time.monotonic() - start:.0f} s.")
+
+
+def collect_digits(pipeline: FluxPipeline) -> Trajectories:
+    """The features of the calibration digits."""
+    call = request(labels_of(CALIBRATION_SEEDS).tolist(), CALIBRATION_SEEDS, num_steps=NUM_STEPS)
+    return collect(pipeline, [call])
+
+
+def fit_digits(trajectories: Trajectories, interval: int) -> LesaPredictor:
+    """The demo's predictor for the paper's plan with this interval."""
+    return fit(trajectories, StepPlan.paper(NUM_STEPS, interval), CONFIG)
+
+
+def load_predictor(interval: int) -> LesaPredictor:
+    """A predictor that ships with the package, made by ``lesa fit demo``."""
+    return LesaPredictor.from_pretrained(WEIGHTS / f"lesa-n{interval}")
+
+
+def gram_of(trajectories: Trajectories) -> GramMatrix:
+    """The inner products of recorded features."""
+    gram = GramMatrix(trajectories.num_steps)
+    for features in trajectories.batches(trajectories.samples):
+        for step in range(trajectories.num_steps):
+            gram.update(step, features[:, step])
+    return gram
+
+
+def keep_better_taylorseer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of diffusers' TaylorSeer only the better order."""
+    theirs = [row for row in rows if row["method"].startswith("diffusers")]
+    best = max(theirs, key=lambda row: row["psnr"])
+    return [row for row in rows if row not in theirs or row is best]
+
+
+def draw(out: Path, pipeline: FluxPipeline, methods: list[Method], rows: list[dict[str, Any]]) -> None:
+    """The two pictures, of the methods that share the live predictor's plan."""
+    seeds = HELD_OUT_SEEDS[:SHOWN]
+    images = {}
+    for method in methods:
+        with method.enabled(pipeline):
+            images[method.name] = timed(pipeline, seeds)[0]
+    shown = [next(r for r in rows if (r["method"], r["plan"]) == (m.name, m.plan)) for m in methods]
+    draw_comparison(out / "comparison.png", images, shown)
+    errors = error_along_the_way(pipeline, methods, HELD_OUT_SEEDS[:128])
+    del errors[methods[0].name]
+    plans = {f"N={interval}": StepPlan.paper(NUM_STEPS, interval) for interval in INTERVALS}
+    draw_plans(out / "plan.png", plans, errors, f"distance from the full sampler along the way, N={LIVE_INTERVAL}")
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """The rows as they appear on the console."""
+    result = Table("plan", "method", title=f"{rows[0]['samples']} held-out digits against the full sampler")
+    for heading in ("full", "ideal", "wall", "wall, 1 image", "PSNR", "SSIM", "classifier", "kept"):
+        result.add_column(heading, justify="right")
+    previous = None
+    for row in rows:
+        if previous not in (None, row["plan"]):
+            result.add_section()
+        previous = row["plan"]
+        result.add_row(
+            row["plan"],
+            row["method"],
+            str(row["full_steps"]),
+            f"{row['speedup_ideal']:.2f}x",
+            f"{row['speedup_wall']:.2f}x",
+            f"{row['speedup_wall_batch_1']:.2f}x",
+            "-" if row["psnr"] is None else f"{row['psnr']:.2f} dB",
+            f"{row['ssim']:.4f}",
+            f"{row['classifier_agreement']:.1%}",
+            "-" if row["kept_bytes"] is None else f"{row['kept_bytes'] / 2**20:.1f} MiB",
+        )
+    return result

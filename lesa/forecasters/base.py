@@ -1,0 +1,47 @@
+"""What a forecaster is, and the registry by name."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from lesa.plan import StepPlan
+from lesa.table import CoefficientTable
+
+
+@runtime_checkable
+class Forecaster(Protocol):
+    """Anything that turns a plan and the times of a generation into a table of coefficients.
+
+    One that only counts steps may say so with an attribute ``needs_times = False``; then it also serves a bare
+    transformer whose schedule nobody knows.
+    """
+
+    def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
+        """The table for this plan; ``times`` [steps + 1] are noise levels from 1 to 0."""
+        ...
+
+
+_factories: dict[str, Callable[..., Forecaster]] = {}
+
+
+def register_forecaster(name: str, factory: Callable[..., Forecaster]) -> None:
+    """Make ``factory`` known by name, to :func:`make_forecaster` and the command line.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if name in _factories:
+        raise ValueError(f"a forecaster named {name!r} is registered already")
+    _factories[name] = factory
+
+
+def make_forecaster(name: str, **options: Any) -> Forecaster:
+    """The forecaster registered under ``name``, made with ``options``.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in _factories:
+        raise ValueError(f"no forecaster named {name!r}; known are {', '.join(sorted(_factories))}")
+    return _factories[name](**options)

@@ -1,0 +1,68 @@
+"""Which steps of a generation are full."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The full steps of a generation of ``num_steps``; all others are predicted.
+
+    Args:
+        num_steps: evaluations of the transformer for one branch.
+        full_steps: any iterable of distinct steps that holds step 0.
+
+    Raises:
+        ValueError: if the first step is not full, or a step is repeated or out of range.
+    """
+
+    num_steps: int
+    full_steps: tuple[int, ...]
+
+    def __init__(self, num_steps: int, full_steps: Iterable[int]) -> None:
+        steps = tuple(sorted(int(step) for step in full_steps))
+        if num_steps < 1:
+            raise ValueError(f"a plan needs at least one step, not {num_steps}")
+        if not steps or steps[0] > 0:
+            raise ValueError(f"step 0 must be full, since nothing is known before it; full steps are {list(steps)}")
+        if steps[0] < 0 or steps[-1] >= num_steps:
+            outside = [step for step in steps if not 0 <= step < num_steps]
+            raise ValueError(f"full steps {outside} lie outside 0 ... {num_steps - 1}")
+        repeated = sorted({a for a, b in itertools.pairwise(steps) if a == b})
+        if repeated:
+            raise ValueError(f"full steps {repeated} are given more than once")
+        object.__setattr__(self, "num_steps", int(num_steps))
+        object.__setattr__(self, "full_steps", steps)
+
+    @classmethod
+    def paper(cls, num_steps: int, interval: int, warmup: int = 3) -> "StepPlan":
+        """LESA's schedule: the first ``warmup`` steps, then every ``interval``-th, and always step 3.
+
+        Step 3 does not shift the steps after it: 50 steps with interval 7 run 0-3, 9, 16, 23, 30, 37 and 44 in full.
+
+        Source: the released scheduler of LESA, https://arxiv.org/abs/2602.20497.
+        """
+        if interval < 1 or warmup < 1:
+            raise ValueError(f"interval and warmup must be at least 1, not {interval} and {warmup}")
+        full = {*range(warmup), 3, *range(warmup - 1, num_steps, interval)}
+        return cls(num_steps, (step for step in full if step < num_steps))
+
+    @property
+    def predicted_steps(self) -> tuple[int, ...]:
+        full = set(self.full_steps)
+        return tuple(step for step in range(self.num_steps) if step not in full)
+
+    @property
+    def speedup(self) -> float:
+        """The ideal speed-up: steps over full steps, as if predicted steps cost nothing."""
+        return self.num_steps / len(self.full_steps)
+
+    def is_full(self, step: int) -> bool:
+        if not 0 <= step < self.num_steps:
+            raise ValueError(f"step {step} lies outside 0 ... {self.num_steps - 1}")
+        return step in self.full_steps
+
+    def __str__(self) -> str:
+        """One mark a step, ``#`` full and ``.`` predicted."""
+        return "".join("#" if self.is_full(step) else "." for step in range(self.num_steps))

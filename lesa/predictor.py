@@ -1,0 +1,233 @@
+"""LESA: a stage-aware learned predictor with KAN gates.
+
+Source: Cai et al., "LESA: Learnable Stage-Aware Predictors for Diffusion Model Acceleration",
+https://arxiv.org/abs/2602.20497. At a predicted step of time t, in stage e with window h (oldest first):
+
+    z      = sum_k w_e[k] h[k] + b_e
+    alpha  = KAN_e(t - t_0, ..., t - t_S)
+    h_hat  = h[last] + alpha z
+"""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lesa.plan import StepPlan
+from lesa.schedule import as_times, same_times
+from lesa.table import CoefficientTable, unroll
+from lesa_kernels import KAN, combine
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class LesaConfig:
+    """The shape of a :class:`LesaPredictor`.
+
+    Args:
+        num_steps: steps of the schedule; the gates see one offset for each, and one for the final time.
+        hidden_dim: width of the two hidden layers of a gate.
+        history: features that the stages after the first look back on.
+        boundaries: times that separate the stages, falling; a step at time t is in the first stage with t above it.
+            The paper has (0.9, 0.5) for FLUX and (0.9, 0.4) for Qwen-Image.
+        first_history: features that the first stage looks back on; None: half of ``history``, as in the paper.
+        grid_size, spline_order, grid_range: the splines of the gates.
+
+    Raises:
+        ValueError: for sizes below one or boundaries that do not fall within (0, 1).
+    """
+
+    num_steps: int
+    hidden_dim: int = 256
+    history: int = 8
+    boundaries: tuple[float, ...] = (0.9, 0.5)
+    first_history: int | None = None
+    grid_size: int = 5
+    spline_order: int = 3
+    grid_range: tuple[float, float] = (-3.0, 3.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boundaries", tuple(float(b) for b in self.boundaries))
+        object.__setattr__(self, "grid_range", tuple(float(b) for b in self.grid_range))
+        for name in ("num_steps", "hidden_dim", "history"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.first_history is not None and self.first_history < 1:
+            raise ValueError(f"first_history must be at least 1, not {self.first_history}")
+        falling = all(a > b for a, b in zip((1.0, *self.boundaries), (*self.boundaries, 0.0), strict=True))
+        if not falling:
+            raise ValueError(f"boundaries must fall within (0, 1), not {self.boundaries}")
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The window length of each stage."""
+        first = max(1, self.history // 2) if self.first_history is None else self.first_history
+        return (first, *(self.history for _ in self.boundaries))
+
+    def stage(self, time: float) -> int:
+        """The stage of a step at ``time``."""
+        return sum(time <= boundary for boundary in self.boundaries)
+
+
+class LesaPredictor(nn.Module):
+    """One window weight, bias and KAN gate for each stage; one predictor for each branch of guidance.
+
+    The keys of ``state_dict`` are the released ones: ``latent.{e}.weight``, ``latent.{e}.bias``,
+    ``timestep.{e}.layers.{l}.base_weight`` and so on.
+
+    Attributes:
+        config: its :class:`LesaConfig`.
+        schedule: the times [steps + 1] it was fitted on, or None. The gates are learned functions of these times, so
+            a table for others is refused; set it to None to try all the same.
+        losses: the loss curve of :func:`lesa.fit`, one list of numbers for each stage of training.
+    """
+
+    def __init__(self, config: LesaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.schedule: Tensor | None = None
+        self.losses: dict[str, list[float]] = {}
+        self.latent = nn.ModuleList(nn.Linear(window, 1) for window in config.windows)
+        widths = [config.num_steps + 1, config.hidden_dim, config.hidden_dim, 1]
+        self.timestep = nn.ModuleList(
+            KAN(widths, grid_size=config.grid_size, spline_order=config.spline_order, grid_range=config.grid_range)
+            for _ in config.windows
+        )
+
+    def _layer(self, stage: int) -> nn.Linear:
+        layer = self.latent[stage]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def gates(self, times: Tensor | Sequence[float]) -> Tensor:
+        """alpha [steps]: the gate of every step of a schedule, in one batch a stage.
+
+        Raises:
+            ValueError: for another number of times than the predictor was made for.
+        """
+        known = as_times(times, self.config.num_steps)
+        parameter = self._layer(0).weight
+        offsets = (known[:-1, None] - known).to(parameter.device, parameter.dtype)  # [steps, steps + 1]
+        stages = torch.tensor([self.config.stage(t) for t in known[:-1].tolist()], device=parameter.device)
+        result = parameter.new_zeros(self.config.num_steps)
+        for stage, gate in enumerate(self.timestep):
+            (members,) = torch.nonzero(stages == stage, as_tuple=True)
+            result = result.index_put((members,), gate(offsets[members]).squeeze(-1))
+        return result
+
+    def forward(self, history: Tensor | Sequence[Tensor], times: Tensor | Sequence[float], t: float | Tensor) -> Tensor:
+        """One closed-loop step of the paper, differentiable.
+
+        Args:
+            history: the latest features, full or predicted, oldest first: [k, *feature] or k tensors. More than the
+                stage's window: the latest are used. Fewer: the window's latest weights are.
+            times: the schedule.
+            t: the time of the predicted step.
+
+        Returns:
+            [*feature], in the dtype of the features.
+        """
+        t = float(t)
+        stage = self.config.stage(t)
+        parameter = self._layer(stage).weight
+        offsets = (t - as_times(times, self.config.num_steps)).to(parameter.device, parameter.dtype)
+        return self.advance(history, stage, self.timestep[stage](offsets))
+
+    def advance(self, history: Tensor | Sequence[Tensor], stage: int, alpha: Tensor) -> Tensor:
+        """``h[last] + alpha (sum_k w[k] h[k] + b)`` over the stage's window of ``history``."""
+        layer = self._layer(stage)
+        window = list(history[-layer.in_features :])
+        if not window:
+            raise ValueError("nothing can be predicted from an empty history; the first step must be full")
+        weight = layer.weight[0, -len(window) :]
+        # h[last] + alpha w.h is one sum with alpha added to the last weight, so the features are read once
+        coefficients = alpha.reshape(1, 1) * weight + torch.eye(len(window), device=weight.device)[-1]
+        bias = (alpha * layer.bias).reshape(1)
+        features = torch.stack(window)
+        wide = torch.promote_types(features.dtype, torch.float32)
+        return combine(features, coefficients.to(wide), bias.to(wide))[0]
+
+    def table(self, plan: StepPlan, times: Tensor | Sequence[float]) -> CoefficientTable:
+        """The whole closed loop of a generation as one table over its full features, in float64.
+
+        Raises:
+            ValueError: if the plan has another number of steps, or the schedule is not the one it was fitted on.
+        """
+        steps = self.config.num_steps
+        if plan.num_steps != steps:
+            raise ValueError(
+                f"this predictor was made for {steps} steps, the plan has {plan.num_steps}; fit another one"
+            )
+        known = as_times(times, steps)
+        if self.schedule is not None and not same_times(known, self.schedule):
+            raise ValueError(
+                f"this predictor was fitted on another schedule of {steps} steps (another time shift, resolution or "
+                "solver), where its gates mean nothing; fit one on this schedule, or set predictor.schedule = None"
+            )
+        exact = copy.deepcopy(self).to("cpu", torch.float64)
+        with torch.no_grad():
+            alphas = exact.gates(known)
+
+        def rule(step: int, rows: list[Tensor]) -> Tensor:
+            stage = self.config.stage(float(known[step]))
+            layer = exact._layer(stage)
+            window = torch.stack(rows[-layer.in_features :])
+            z = layer.weight[0, -len(window) :] @ window
+            z[-1] += layer.bias[0]  # the last entry of a row counts the constant 1
+            return rows[-1] + alphas[step] * z
+
+        with torch.no_grad():
+            return unroll(plan, known, rule)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        description = {
+            "library": "lesa",
+            "config": dataclasses.asdict(self.config),
+            "schedule": None if self.schedule is None else self.schedule.tolist(),
+            "losses": self.losses,
+        }
+        (directory / CONFIG_FILE).write_text(json.dumps(description, indent=1) + "\n")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, str(directory / WEIGHTS_FILE))
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "LesaPredictor":
+        """Read what :meth:`save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: if the folder holds no predictor.
+            ValueError: if the file is damaged or the weights belong to another configuration.
+        """
+        directory = Path(directory)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (directory / name).is_file():
+                raise FileNotFoundError(f"{directory} holds no LESA predictor: {name} is missing")
+        try:
+            description: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text())
+            predictor = cls(LesaConfig(**description["config"]))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{directory / CONFIG_FILE} does not describe a LESA predictor: {error}") from error
+        try:
+            weights = load_file(directory / WEIGHTS_FILE)
+        except SafetensorError as error:
+            raise ValueError(f"{directory / WEIGHTS_FILE} is damaged: {error}") from error
+        try:
+            predictor.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {directory} belong to another configuration: {error}") from error
+        if description.get("schedule") is not None:
+            predictor.schedule = as_times(description["schedule"], predictor.config.num_steps)
+        predictor.losses = description.get("losses", {})
+        return predictor.to(next(iter(weights.values())).dtype)

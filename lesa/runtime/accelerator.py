@@ -1,0 +1,103 @@
+"""The driver that predicts: a plan and forecasters, turned into a table for each generation."""
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lesa.forecasters import Forecaster
+from lesa.plan import StepPlan
+from lesa.runtime.driver import Call
+from lesa.runtime.generation import Generation, LesaWarning, Record
+from lesa.table import CoefficientTable
+
+Stream = tuple[str, str]  # (component, branch)
+Forecasters = Forecaster | Mapping[Stream, Forecaster]
+Plan = StepPlan | Callable[[Tensor], StepPlan]
+
+
+class Accelerator:
+    """Runs the full steps of a plan and predicts the others, for every stream of a pipeline.
+
+    Args:
+        forecasters: one for all streams, or one for each (component, branch).
+        plan: fixed, or a function of a generation's times [steps + 1] that returns one.
+    """
+
+    def __init__(self, forecasters: Forecasters, plan: Plan) -> None:
+        self.forecasters = forecasters
+        self.plan = plan
+        self.records: list[Record] = []  # of the latest generation
+        self._generations: dict[Stream, Generation] = {}
+        self._current: Generation | None = None
+
+    def begin(self, call: Call) -> bool:
+        stream = (call.component, call.branch)
+        generation = self._generations.get(stream)
+        if generation is None or not generation.continues_with(call):
+            if generation is not None:
+                generation.close()
+            if not any(g.identity is call.generation for g in self._generations.values()):
+                self.records = []
+            generation = self._generations[stream] = Generation(call, self._table(call))
+            self.records.append(generation.record)
+        self._current = generation
+        return generation.begin(call)
+
+    def keep(self, head: str, feature: Tensor) -> None:
+        if self._current is not None:
+            self._current.keep(head, feature)
+
+    def predict(self, head: str) -> Tensor:
+        assert self._current is not None, "begin comes first"
+        return self._current.predict(head)
+
+    def end(self, *, failed: bool) -> None:
+        if self._current is not None and (failed or self._current.is_over):
+            self._current.close()
+        self._current = None
+
+    def reset(self) -> None:
+        for generation in self._generations.values():
+            generation.close()
+        self._generations.clear()
+        self._current = None
+
+    def _table(self, call: Call) -> CoefficientTable | None:
+        """The table of the generation that begins with ``call``; None: it has to run in full."""
+        plan, times, forecaster = self._plan(call), call.times, self._forecaster(call)
+        if call.step > 0:
+            warnings.warn(
+                f"{call.component} ({call.branch}) starts at step {call.step} of {plan.num_steps}, where this plan "
+                "knows no earlier features; this generation runs in full",
+                LesaWarning,
+                stacklevel=2,
+            )
+            return None
+        if times is None:
+            if getattr(forecaster, "needs_times", True):
+                raise ValueError(f"{forecaster!r} needs the times of the steps: enable(..., times=scheduler.sigmas)")
+            times = torch.linspace(1, 0, plan.num_steps + 1, dtype=torch.float64)  # any times serve who counts steps
+        return forecaster.table(plan, times)
+
+    def _plan(self, call: Call) -> StepPlan:
+        if not isinstance(self.plan, StepPlan):
+            if call.times is None:
+                raise ValueError("a plan that depends on the times needs them: enable(..., times=...)")
+            return self.plan(call.times)
+        steps = self.plan.num_steps if call.times is None else len(call.times) - 1
+        if steps != self.plan.num_steps:
+            raise ValueError(
+                f"the plan is for {self.plan.num_steps} steps, this generation has {steps}; give a plan for {steps} "
+                "steps, or a function of the times: plan=lambda times: StepPlan.paper(len(times) - 1, interval=7)"
+            )
+        return self.plan
+
+    def _forecaster(self, call: Call) -> Forecaster:
+        if isinstance(self.forecasters, Mapping):
+            stream = (call.component, call.branch)
+            if stream not in self.forecasters:
+                raise ValueError(f"no forecaster for {stream}; there are forecasters for {sorted(self.forecasters)}")
+            return self.forecasters[stream]
+        return self.forecasters

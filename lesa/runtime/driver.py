@@ -1,0 +1,51 @@
+"""The contract between an adapter, which is inside somebody's transformer, and whoever decides what it does."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """One evaluation of a transformer for one branch.
+
+    Attributes:
+        component: the transformer's name in its pipeline.
+        branch: the branch of guidance, such as ``"cond"``.
+        step: its index in the schedule.
+        times: noise levels [steps + 1] float64 of the generation, or None where nobody knows them.
+        generation: an object that lasts as long as the generation does.
+        signature: shapes and dtypes of the inputs; features of another signature do not mix.
+    """
+
+    component: str
+    branch: str
+    step: int
+    times: Tensor | None
+    generation: object
+    signature: tuple[Any, ...]
+
+
+class Driver(Protocol):
+    """Decides for each call whether the blocks run, and takes or gives the feature that enters each head."""
+
+    def begin(self, call: Call) -> bool:
+        """A call starts; True: its blocks are skipped and :meth:`predict` will be asked."""
+        ...
+
+    def keep(self, head: str, feature: Tensor) -> None:
+        """The true feature of the current call, which the driver may read but must copy to keep."""
+        ...
+
+    def predict(self, head: str) -> Tensor:
+        """The predicted feature of the current call."""
+        ...
+
+    def end(self, *, failed: bool) -> None:
+        """The call is over; ``failed``: by an exception."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything: the pipeline is done, or the user says so."""
+        ...

@@ -1,0 +1,82 @@
+"""The kept features of one generation: one preallocated buffer, as many rows as are ever needed at once."""
+
+import torch
+from torch import Tensor
+
+from lesa.table import CoefficientTable
+from lesa_kernels import combine
+
+
+class FeatureHistory:
+    """Keeps full features as long as a table still needs them, and combines them.
+
+    A feature takes a free row of the buffer and gives it back after its last use, so reuse keeps one feature,
+    Taylor of order 2 three, and a folded LESA table all of them. The coefficients are laid out by row beforehand;
+    nothing is decided or moved between host and device at a predicted step.
+
+    Args:
+        table: its non-zero coefficients say which features are needed when.
+    """
+
+    def __init__(self, table: CoefficientTable) -> None:
+        self._table = table
+        self._used = table.coefficients != 0
+        self._row_of, self.num_rows = self._assign_rows()
+        by_row = torch.zeros(len(self._used), self.num_rows, dtype=torch.float64)
+        for slot, row in self._row_of.items():
+            by_row[:, row] += torch.where(self._used[:, slot], table.coefficients[:, slot], 0)
+        self._coefficients, self._bias = by_row, table.bias
+        self._buffer: Tensor | None = None
+        self._kept: set[int] = set()
+
+    def _assign_rows(self) -> tuple[dict[int, int], int]:
+        """A row for each full step that some predicted step uses, and how many rows that takes."""
+        plan = self._table.plan
+        predicted = torch.tensor(plan.predicted_steps)
+        occupied: list[int] = []  # the last use of what each row holds
+        row_of = {}
+        for slot, step in enumerate(plan.full_steps):
+            uses = predicted[self._used[:, slot]]
+            if len(uses) == 0:
+                continue
+            free = [row for row, last in enumerate(occupied) if last < step]
+            row = free[0] if free else len(occupied)
+            occupied[row : row + 1] = [int(uses.max())]
+            row_of[slot] = row
+        return row_of, len(occupied)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffer; 0 before the first feature."""
+        return 0 if self._buffer is None else self._buffer.nbytes
+
+    def keep(self, step: int, feature: Tensor) -> None:
+        """Copy the feature of a full step of the plan, if anything will need it."""
+        slot = self._table.plan.full_steps.index(step)
+        if slot not in self._row_of:
+            return
+        if self._buffer is None:
+            self._buffer = feature.new_zeros(self.num_rows, *feature.shape)
+            exact = torch.promote_types(feature.dtype, torch.float32)
+            self._coefficients = self._coefficients.to(feature.device, exact)
+            self._bias = self._bias.to(feature.device, exact)
+        self._buffer[self._row_of[slot]].copy_(feature)
+        self._kept.add(slot)
+
+    def can_predict(self, step: int) -> bool:
+        """Whether every feature that the prediction of ``step`` uses has been kept."""
+        if step not in self._table.plan.predicted_steps or self._buffer is None:
+            return False
+        needed = self._used[self._table.plan.predicted_steps.index(step)].nonzero().flatten().tolist()
+        return self._kept.issuperset(needed)
+
+    def predict(self, step: int) -> Tensor:
+        """The prediction of ``step``, [*feature], in one pass over the kept features."""
+        assert self._buffer is not None, "can_predict comes first"
+        row = self._table.plan.predicted_steps.index(step)
+        return combine(self._buffer, self._coefficients[row : row + 1], self._bias[row : row + 1])[0]
+
+    def clear(self) -> None:
+        """Forget the features and free their memory."""
+        self._buffer = None
+        self._kept.clear()

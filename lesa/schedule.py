@@ -1,0 +1,34 @@
+"""The times of a generation: one noise level a step, 1 pure noise, 0 the image, and the level it ends on."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-4  # float32 schedulers differ by 1e-7, bf16 ones by 4e-3; another time shift by more than 1e-2
+
+
+def as_times(times: Tensor | Sequence[float], num_steps: int) -> Tensor:
+    """Times as float64 [num_steps + 1] on the host; a missing last one is 0, the image.
+
+    Args:
+        times: one noise level for each step, optionally followed by the level after the last step.
+
+    Raises:
+        ValueError: for another number of times, or times that are not finite or rise.
+    """
+    given = torch.as_tensor(times).detach().to("cpu", torch.float64)
+    if given.ndim != 1 or len(given) not in (num_steps, num_steps + 1):
+        raise ValueError(
+            f"{num_steps} steps need {num_steps} times, or {num_steps + 1} with the final one, not {list(given.shape)}"
+        )
+    if len(given) == num_steps:
+        given = torch.cat([given, given.new_zeros(1)])
+    if not bool(given.isfinite().all()) or bool((given.diff() > 0).any()):
+        raise ValueError(f"times must be finite and fall from noise (1) to image (0), not {given.tolist()}")
+    return given
+
+
+def same_times(a: Tensor, b: Tensor) -> bool:
+    """Whether two schedules agree to within what float32 schedulers differ by."""
+    return a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE)

@@ -1,0 +1,99 @@
+"""What each predicted step is made of: numbers, computed once for a plan and a schedule."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lesa.plan import StepPlan
+from lesa.schedule import as_times, same_times
+
+
+@dataclass(frozen=True, eq=False)
+class CoefficientTable:
+    """``feature[s] = sum_j coefficients[s, j] * full_feature[j] + bias[s]`` for every predicted step s.
+
+    Args:
+        plan: its predicted steps are the rows, its full steps the columns.
+        times: the schedule that the numbers were made for, [steps] or [steps + 1].
+        coefficients: [predicted, full]; kept in float64, since a folded table has entries up to +-20 that cancel.
+        bias: [predicted]; None: zeros.
+
+    Raises:
+        ValueError: for shapes that are not the plan's, numbers that are not finite, or a row that uses a full step
+            which has not run yet.
+    """
+
+    plan: StepPlan
+    times: Tensor
+    coefficients: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, plan: StepPlan, times: Tensor | Sequence[float], coefficients: Tensor, bias: Tensor | None = None
+    ) -> None:
+        predicted, full = plan.predicted_steps, plan.full_steps
+        coefficients = torch.as_tensor(coefficients).detach().to("cpu", torch.float64)
+        bias = torch.zeros(len(predicted)) if bias is None else torch.as_tensor(bias)
+        bias = bias.detach().to("cpu", torch.float64)
+        if coefficients.shape != (len(predicted), len(full)) or bias.shape != (len(predicted),):
+            raise ValueError(
+                f"coefficients {list(coefficients.shape)} and bias {list(bias.shape)} do not belong to a plan with "
+                f"{len(predicted)} predicted and {len(full)} full steps"
+            )
+        if not (coefficients.isfinite().all() and bias.isfinite().all()):
+            raise ValueError("a table must not hold NaN or infinite coefficients")
+        too_early = torch.tensor(predicted).unsqueeze(1) < torch.tensor(full)
+        if bool((coefficients[too_early] != 0).any()):
+            raise ValueError("a predicted step can only use full steps that run before it")
+        object.__setattr__(self, "plan", plan)
+        object.__setattr__(self, "times", as_times(times, plan.num_steps))
+        object.__setattr__(self, "coefficients", coefficients)
+        object.__setattr__(self, "bias", bias)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the plan and the schedule: equal for equal steps and times (to six digits)."""
+        text = repr((self.plan.num_steps, self.plan.full_steps, [f"{t:.6f}" for t in self.times.tolist()]))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def table(self, plan: StepPlan, times: Tensor | Sequence[float]) -> "CoefficientTable":
+        """This table, which is its own forecaster.
+
+        Raises:
+            ValueError: for another plan or schedule than its own.
+        """
+        if plan != self.plan:
+            raise ValueError(
+                f"this table was made for the plan {self.plan}, not for {plan}; make one from its forecaster"
+            )
+        if not same_times(as_times(times, plan.num_steps), self.times):
+            raise ValueError(
+                f"this table ({self.fingerprint}) was made for another schedule of {plan.num_steps} steps (another "
+                "time shift, resolution or solver); make one for these times from its forecaster"
+            )
+        return self
+
+
+# A rule gives the row of a predicted step from the rows of all steps before it.
+Rule = Callable[[int, list[Tensor]], Tensor]
+
+
+def unroll(plan: StepPlan, times: Tensor | Sequence[float], rule: Rule) -> CoefficientTable:
+    """Turn a recursion into a table by running it on unit vectors.
+
+    A rule that is linear in earlier features may be run on anything that adds and scales. Here full feature j is the
+    unit vector e_j of length full + 1, whose last entry stands for the constant 1; what the rule makes of them are the
+    rows of the table, with predictions inside the window already expressed by full features.
+    """
+    units = torch.eye(len(plan.full_steps) + 1, dtype=torch.float64)
+    rows: list[Tensor] = []
+    slots = iter(units)
+    for step in range(plan.num_steps):
+        rows.append(next(slots) if plan.is_full(step) else rule(step, rows))
+    if not plan.predicted_steps:
+        return CoefficientTable(plan, times, torch.zeros(0, len(plan.full_steps)))
+    table = torch.stack([rows[step] for step in plan.predicted_steps])
+    return CoefficientTable(plan, times, table[:, :-1], table[:, -1])

@@ -1,0 +1,1 @@
+"""Predictions as linear combinations of kept features."""

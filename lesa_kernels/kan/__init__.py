@@ -1,0 +1,1 @@
+"""The KAN layer: B-spline bases and the matrix product with them."""

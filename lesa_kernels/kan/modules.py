@@ -1,0 +1,226 @@
+"""``KANLinear`` and ``KAN`` as modules. Constructors and state_dicts are those of efficient-kan.
+
+(https://github.com/Blealtan/efficient-kan.) Its checkpoints load unchanged; what differs is ``update_grid``, which
+here leaves the function as it was.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .ops import check_grid, kan_linear
+from .reference import cox_de_boor, uniform_knots
+
+
+class KANLinear(nn.Module):
+    """A linear layer whose every edge is a learned function: a SiLU and a B-spline.
+
+    Outside the grid the bases fade over ``spline_order`` intervals on each side; beyond that the spline part is
+    exactly zero and only the SiLU part remains. Inputs are not clamped. ``update_grid`` moves the grid to the data.
+
+    Args:
+        in_features, out_features: sizes of the last dimension.
+        grid_size: intervals of the grid.
+        spline_order: degree of the splines.
+        scale_noise: size of the random function that the splines start from.
+        scale_base, scale_spline: gains of the two initialisations.
+        enable_standalone_scale_spline: a learned factor for every edge, as in efficient-kan.
+        base_activation: SiLU; another one is evaluated in plain PyTorch.
+        grid_eps: 0 makes an updated grid follow the data's quantiles, 1 keeps it uniform.
+        grid_range: the grid before any update.
+
+    Shapes: [..., in_features] -> [..., out_features], in the dtype of the parameters.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        grid_size: int = 5,
+        spline_order: int = 3,
+        scale_noise: float = 0.1,
+        scale_base: float = 1.0,
+        scale_spline: float = 1.0,
+        enable_standalone_scale_spline: bool = True,
+        base_activation: type[nn.Module] = nn.SiLU,
+        grid_eps: float = 0.02,
+        grid_range: Sequence[float] = (-1, 1),
+    ) -> None:
+        super().__init__()
+        low, high = grid_range
+        check_grid(grid_size, spline_order, (low, high))
+        self.in_features = in_features
+        self.out_features = out_features
+        self.grid_size = grid_size
+        self.spline_order = spline_order
+        self.scale_noise = scale_noise
+        self.scale_base = scale_base
+        self.scale_spline = scale_spline
+        self.enable_standalone_scale_spline = enable_standalone_scale_spline
+        self.base_activation = base_activation()
+        self.grid_eps = grid_eps
+        self.grid_range = (float(low), float(high))
+
+        self.grid: Tensor
+        self.register_buffer("grid", self._uniform_grid().to(torch.get_default_dtype()))
+        self.has_uniform_grid = True
+        self.base_weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.spline_weight = nn.Parameter(torch.empty(out_features, in_features, grid_size + spline_order))
+        if enable_standalone_scale_spline:
+            self.spline_scaler = nn.Parameter(torch.empty(out_features, in_features))
+        self.register_load_state_dict_post_hook(_look_at_grid)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Kaiming-uniform base weights and splines fitted to a little noise."""
+        nn.init.kaiming_uniform_(self.base_weight, a=math.sqrt(5) * self.scale_base)
+        with torch.no_grad():
+            inside = self.grid.T[self.spline_order : -self.spline_order or None]  # [grid_size + 1, in]
+            noise = torch.rand(self.grid_size + 1, self.in_features, self.out_features, device=self.grid.device) - 0.5
+            noise *= self.scale_noise / self.grid_size
+            gain = 1.0 if self.enable_standalone_scale_spline else self.scale_spline
+            self.spline_weight.copy_(gain * self.curve2coeff(inside, noise))
+            if self.enable_standalone_scale_spline:
+                nn.init.kaiming_uniform_(self.spline_scaler, a=math.sqrt(5) * self.scale_spline)
+
+    @property
+    def scaled_spline_weight(self) -> Tensor:
+        """[out, in, grid_size + spline_order], the edge's own factor multiplied in."""
+        if self.enable_standalone_scale_spline:
+            return self.spline_weight * self.spline_scaler.unsqueeze(-1)
+        return self.spline_weight
+
+    def b_splines(self, x: Tensor) -> Tensor:
+        """Bases at x [batch, in] -> [batch, in, grid_size + spline_order]."""
+        return cox_de_boor(x, self.grid.to(x.dtype), self.spline_order)
+
+    def curve2coeff(self, x: Tensor, y: Tensor) -> Tensor:
+        """Least-squares coefficients [out, in, C] of the curves through x [batch, in], y [batch, in, out].
+
+        Solved in float64 by the pseudo-inverse: exact where the data determine a coefficient, zero where no point
+        touches its basis.
+        """
+        bases = cox_de_boor(x.double(), self.grid.double(), self.spline_order).transpose(0, 1)  # [in, batch, C]
+        solution = torch.linalg.pinv(bases) @ y.double().transpose(0, 1)  # [in, C, out]
+        return solution.permute(2, 0, 1).to(self.spline_weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        explicit = None if self.has_uniform_grid else self.grid.to(x.dtype)
+        if isinstance(self.base_activation, nn.SiLU):
+            return kan_linear(
+                x,
+                self.base_weight,
+                self.scaled_spline_weight,
+                order=self.spline_order,
+                grid_range=self.grid_range,
+                grid=explicit,
+            )
+        bases = cox_de_boor(x, self.grid.to(x.dtype), self.spline_order)
+        return F.linear(self.base_activation(x), self.base_weight) + F.linear(
+            bases.flatten(-2), self.scaled_spline_weight.flatten(1)
+        )
+
+    @torch.no_grad()
+    def update_grid(self, x: Tensor, margin: float = 0.01) -> None:
+        """Move the knots to where the inputs x [batch, in] are, and refit the splines to the function they had.
+
+        On the range of x (plus ``margin``) the function changes by no more than the error of that fit.
+        """
+        x = x.reshape(-1, self.in_features).double()
+        # The factor of an edge multiplies its whole curve, so the unscaled curve is refitted and the factor stays.
+        bases = cox_de_boor(x, self.grid.double(), self.spline_order)
+        curves = torch.einsum("big,oig->bio", bases, self.spline_weight.double())
+
+        ordered = x.sort(dim=0).values
+        quantiles = torch.linspace(0, len(x) - 1, self.grid_size + 1, device=x.device).round().long()
+        adaptive = ordered[quantiles]  # [grid_size + 1, in]
+        low, high = ordered[0] - margin, ordered[-1] + margin
+        fraction = torch.linspace(0, 1, self.grid_size + 1, dtype=x.dtype, device=x.device).unsqueeze(1)
+        inside = torch.lerp(adaptive, low + fraction * (high - low), self.grid_eps)
+        inside[0], inside[-1] = low, high
+        step = (high - low) / self.grid_size
+        beyond = torch.arange(1, self.spline_order + 1, dtype=x.dtype, device=x.device).unsqueeze(1) * step
+        knots = torch.cat([low - beyond.flip(0), inside, high + beyond])
+
+        self.grid.copy_(knots.T)
+        self.has_uniform_grid = False
+        self.spline_weight.copy_(self.curve2coeff(x, curves))
+
+    def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
+        """efficient-kan's stand-in for the paper's L1 penalty: mean absolute coefficients and their entropy."""
+        size = self.spline_weight.abs().mean(-1)
+        total = size.sum()
+        share = size / total
+        return regularize_activation * total - regularize_entropy * (share * share.log()).sum()
+
+    def extra_repr(self) -> str:
+        grid = f"{self.grid_range}" if self.has_uniform_grid else "explicit"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, grid_size={self.grid_size}, "
+            f"spline_order={self.spline_order}, grid={grid}"
+        )
+
+    def _uniform_grid(self) -> Tensor:
+        return uniform_knots(self.grid_size, self.spline_order, self.grid_range).repeat(self.in_features, 1)
+
+
+def _look_at_grid(layer: KANLinear, _: Any) -> None:
+    """After loading: knots that are not the constructor's own to within float32 rounding are used as they stand."""
+    uniform = layer._uniform_grid().to(layer.grid.device)
+    tolerance = 1e-6 * max(map(abs, layer.grid_range))
+    layer.has_uniform_grid = torch.allclose(layer.grid.double(), uniform, rtol=1e-6, atol=tolerance)
+
+
+class KAN(nn.Module):
+    """A stack of :class:`KANLinear`: ``KAN([51, 256, 256, 1])`` maps [..., 51] to [..., 1].
+
+    Args are those of :class:`KANLinear`; ``layers_hidden`` gives the width before, between and after the layers.
+    """
+
+    def __init__(
+        self,
+        layers_hidden: Sequence[int],
+        grid_size: int = 5,
+        spline_order: int = 3,
+        scale_noise: float = 0.1,
+        scale_base: float = 1.0,
+        scale_spline: float = 1.0,
+        base_activation: type[nn.Module] = nn.SiLU,
+        grid_eps: float = 0.02,
+        grid_range: Sequence[float] = (-1, 1),
+    ) -> None:
+        super().__init__()
+        self.grid_size = grid_size
+        self.spline_order = spline_order
+        self.layers = nn.ModuleList(
+            KANLinear(
+                in_features,
+                out_features,
+                grid_size=grid_size,
+                spline_order=spline_order,
+                scale_noise=scale_noise,
+                scale_base=scale_base,
+                scale_spline=scale_spline,
+                base_activation=base_activation,
+                grid_eps=grid_eps,
+                grid_range=grid_range,
+            )
+            for in_features, out_features in itertools.pairwise(layers_hidden)
+        )
+
+    def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
+        for layer in self.layers:
+            if update_grid:
+                layer.update_grid(x)
+            x = layer(x)
+        return x
+
+    def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
+        """Sum over the layers."""
+        losses = [layer.regularization_loss(regularize_activation, regularize_entropy) for layer in self.layers]
+        return torch.stack(losses).sum()

@@ -1,0 +1,1 @@
+"""Predictions by a KAN on the features themselves."""

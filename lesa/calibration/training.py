@@ -38,7 +38,7 @@ def fit(
     stream: Stream | None = None,
     epochs: tuple[int, int] = (3, 3),
     batch: int = 4,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 1e-2,
     weight_decay: float = 0.0,
     seed: int = 0,
     checkpoint: str | Path | None = None,

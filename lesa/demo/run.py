@@ -35,7 +35,7 @@ def run_demo(out: Path, *, held_out: int = len(HELD_OUT_SEEDS), batch: int = 256
     start = time.monotonic()
     pipeline = load_pipeline()
     console.print(
-        f"A FLUX with {pipeline.transformer.num_parameters() / 1e6:.2f} M parameters draws digits in {NUM_STEPS} steps.\n"
+        f"A FLUX of {pipeline.transformer.num_parameters() / 1e6:.2f} M parameters draws digits in {NUM_STEPS} steps.\n"
         f"[bold]1.[/] It samples {len(CALIBRATION_SEEDS)} digits normally while its features are recorded."
     )
     trajectories = collect_digits(pipeline)

@@ -215,6 +215,7 @@ class KAN(nn.Module):
 
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
         for layer in self.layers:
+            assert isinstance(layer, KANLinear)
             if update_grid:
                 layer.update_grid(x)
             x = layer(x)
@@ -222,5 +223,6 @@ class KAN(nn.Module):
 
     def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
         """Sum over the layers."""
-        losses = [layer.regularization_loss(regularize_activation, regularize_entropy) for layer in self.layers]
+        layers = (layer for layer in self.layers if isinstance(layer, KANLinear))
+        losses = [layer.regularization_loss(regularize_activation, regularize_entropy) for layer in layers]
         return torch.stack(losses).sum()

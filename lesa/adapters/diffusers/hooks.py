@@ -115,7 +115,7 @@ class Block(ModelHook):
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self.control.skip and self._sources is not None:
-            inputs: dict[int | str | None, Any] = {None: None, **dict(enumerate(args)), **kwargs}
+            inputs: dict[int | str | None, Any] = dict(enumerate(args)) | kwargs | {None: None}
             outputs = tuple(inputs[source] for source in self._sources)
             return outputs if self._returns_tuple else outputs[0]
         outputs = self.fn_ref.original_forward(*args, **kwargs)

@@ -173,15 +173,15 @@ class _Run:
     def restore(self, path: Path, arguments: dict[str, Any]) -> None:
         try:
             with safe_open(str(path), "pt") as file:
-                metadata = file.metadata()
+                metadata = {key: json.loads(value) for key, value in file.metadata().items()}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
+        except (SafetensorError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not a complete training checkpoint ({error}); remove it to start anew"
             ) from error
-        if json.loads(metadata["arguments"]) != json.loads(json.dumps(arguments)):
+        if metadata["arguments"] != json.loads(json.dumps(arguments)):
             raise ValueError(f"{path} belongs to a training with other arguments; remove it or name another file")
-        self.losses, self.batches = json.loads(metadata["losses"]), int(metadata["batches"])
+        self.losses, self.batches = metadata["losses"], metadata["batches"]
         self.predictor.load_state_dict(
             {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
         )

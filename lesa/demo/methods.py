@@ -16,6 +16,8 @@ from lesa.predictor import LesaPredictor
 
 NUM_STEPS = 50
 INTERVALS = (5, 7, 10)
+TAYLORSEER_INTERVAL = 7
+TAYLORSEER_PLAN = f"TaylorSeer interval={TAYLORSEER_INTERVAL}"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Method:
 
 
 def all_methods(predictors: dict[int, LesaPredictor], gram: GramMatrix) -> list[Method]:
-    """The full sampler first, then every forecaster on the paper's plans, then diffusers' own TaylorSeer."""
+    """The full sampler, every forecaster on the paper's plans, then diffusers' own TaylorSeer and ours on its steps."""
     methods = [Method("full sampler", "every step", lambda _: nullcontext())]
     for interval in INTERVALS:
         forecasters: dict[str, Forecaster] = {
@@ -38,17 +40,25 @@ def all_methods(predictors: dict[int, LesaPredictor], gram: GramMatrix) -> list[
             "LESA": predictors[interval],
             "least squares": LeastSquares(gram),
         }
-        methods += [_ours(name, forecaster, interval) for name, forecaster in forecasters.items()]
-    # It counts its interval from another step: 7 with 3 steps before it also makes 10 full steps of 50.
-    return methods + [_taylorseer(order, interval=7) for order in (1, 2)]
+        plan = StepPlan.paper(NUM_STEPS, interval)
+        methods += [_ours(name, forecaster, plan, f"paper N={interval}") for name, forecaster in forecasters.items()]
+    # As many full steps, but others: the last is step 46 where the paper's is 44, which matters more than the method.
+    methods += [_taylorseer(order, TAYLORSEER_INTERVAL) for order in (1, 2)]
+    theirs = StepPlan(NUM_STEPS, [0, 1, 2, *range(4, NUM_STEPS, TAYLORSEER_INTERVAL)])
+    methods += [
+        _ours("Taylor 2", Taylor(2), theirs, TAYLORSEER_PLAN),
+        _ours("LESA", predictors[TAYLORSEER_INTERVAL], theirs, TAYLORSEER_PLAN),
+        _ours("least squares", LeastSquares(gram), theirs, TAYLORSEER_PLAN),
+    ]
+    return methods
 
 
-def _ours(name: str, forecaster: Forecaster, interval: int) -> Method:
-    plan = StepPlan.paper(NUM_STEPS, interval)
-    return Method(name, f"paper N={interval}", lambda pipeline: enable(pipeline, forecaster, plan))
+def _ours(name: str, forecaster: Forecaster, plan: StepPlan, called: str) -> Method:
+    return Method(name, called, lambda pipeline: enable(pipeline, forecaster, plan))
 
 
 def _taylorseer(order: int, interval: int) -> Method:
+    """diffusers' own hook in its lite mode, which skips the blocks and extrapolates the output."""
     config = TaylorSeerCacheConfig(
         cache_interval=interval,
         disable_cache_before_step=3,
@@ -65,4 +75,4 @@ def _taylorseer(order: int, interval: int) -> Method:
         finally:
             pipeline.transformer.disable_cache()
 
-    return Method(f"diffusers TaylorSeer {order}", f"its own, interval {interval}", enabled)
+    return Method(f"diffusers TaylorSeer {order}", TAYLORSEER_PLAN, enabled)

@@ -1,7 +1,7 @@
 """The driver that predicts: a plan and forecasters, turned into a table for each generation."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,9 +16,13 @@ Stream = tuple[str, str]  # (component, branch)
 Forecasters = Forecaster | Mapping[Stream, Forecaster]
 Plan = StepPlan | Callable[[Tensor], StepPlan]
 
+MAX_TABLES = 16  # a server meets few schedules at a time; folding a LESA predictor takes milliseconds
+
 
 class Accelerator:
     """Runs the full steps of a plan and predicts the others, for every stream of a pipeline.
+
+    A forecaster is asked for a table once for each schedule, not for each generation.
 
     Args:
         forecasters: one for all streams, or one for each (component, branch).
@@ -31,6 +35,7 @@ class Accelerator:
         self.records: list[Record] = []  # of the latest generation
         self._generations: dict[Stream, Generation] = {}
         self._current: Generation | None = None
+        self._tables: dict[Hashable, CoefficientTable] = {}
 
     def begin(self, call: Call) -> bool:
         stream = (call.component, call.branch)
@@ -79,7 +84,12 @@ class Accelerator:
             if getattr(forecaster, "needs_times", True):
                 raise ValueError(f"{forecaster!r} needs the times of the steps: enable(..., times=scheduler.sigmas)")
             times = torch.linspace(1, 0, plan.num_steps + 1, dtype=torch.float64)  # any times serve who counts steps
-        return forecaster.table(plan, times)
+        key = (call.component, call.branch, plan, tuple(times.tolist()))
+        if key not in self._tables:
+            while len(self._tables) >= MAX_TABLES:
+                del self._tables[next(iter(self._tables))]
+            self._tables[key] = forecaster.table(plan, times)
+        return self._tables[key]
 
     def _plan(self, call: Call) -> StepPlan:
         if not isinstance(self.plan, StepPlan):

@@ -1,10 +1,9 @@
 """Which step a call belongs to, on which schedule, in which generation."""
 
-import inspect
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lesa.adapters.diffusers.discovery import TIMES
 from lesa.schedule import as_times
@@ -21,8 +20,8 @@ class Moment(NamedTuple):
 class Clock(Protocol):
     """Tells the moment of each call of a transformer."""
 
-    def read(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
-        """The moment of a call with these arguments."""
+    def read(self, arguments: dict[str, Any]) -> Moment:
+        """The moment of a call with these arguments of forward, by name."""
         ...
 
 
@@ -48,7 +47,7 @@ class SchedulerClock:
         self._timesteps: Tensor | None = None
         self._times: Tensor | None = None
 
-    def read(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
+    def read(self, arguments: dict[str, Any]) -> Moment:
         scheduler = self._pipeline.scheduler
         if scheduler.timesteps is not self._timesteps:
             self._timesteps = scheduler.timesteps
@@ -85,8 +84,8 @@ class TimestepClock:
         self._generation = object()
         self._last: tuple[int, float] | None = None
 
-    def read(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Moment:
-        time = _time_argument(transformer, args, kwargs)
+    def read(self, arguments: dict[str, Any]) -> Moment:
+        time = _time_argument(arguments)
         step = self._step(time)
         if self._last is not None and (step < self._last[0] or time > self._last[1]):
             self._generation = object()  # time ran backwards: a new generation
@@ -105,12 +104,11 @@ class TimestepClock:
         return self._last[0] + (time < self._last[1])
 
 
-def _time_argument(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+def _time_argument(arguments: dict[str, Any]) -> float:
     """The time of a call in [0, 1]; models are called with it or with a thousand times it."""
-    arguments = inspect.signature(type(transformer).forward).bind_partial(transformer, *args, **kwargs).arguments
     for name in TIMES:
         if name in arguments:
             # per-token times (image to video) are 0 at given tokens
             time = float(torch.as_tensor(arguments[name]).max())
             return time / 1000 if time > 1 else time
-    raise ValueError(f"{type(transformer).__name__} was called without a time ({', '.join(TIMES)})")
+    raise ValueError(f"the transformer was called without a time ({', '.join(TIMES)})")

@@ -1,0 +1,46 @@
+"""Without a GPU Triton kernels run in Triton's interpreter, which has to be chosen before Triton is first imported."""
+
+import os
+import sys
+
+import pytest
+import torch
+from hypothesis import settings
+
+# the same examples in every run, and no clock: machines are shared and slow ones are not wrong
+settings.register_profile("lesa", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("lesa")
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    assert "triton" not in sys.modules, "triton was imported before its interpreter could be chosen"
+    os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "gpu" in item.keywords and not HAS_GPU:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh tensors are full of NaN, so that an element which no kernel writes is seen."""
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+
+
+def _poisoned(make):
+    def poisoned(*args, **kwargs):
+        tensor = make(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    return poisoned

@@ -1,0 +1,97 @@
+import json
+
+import pytest
+import torch
+from matplotlib import image as mpimg
+
+from lesa.demo.digits import NUM_CLASSES, agreement, load_digits
+from lesa.demo.measure import IMAGE_RANGE, scores, speedup
+from lesa.demo.model import embed, load_pipeline, pack, sample, unpack
+from lesa.demo.run import run_demo
+from lesa.demo.train import flow_matching_loss
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load_pipeline()
+
+
+def test_digits_are_real_and_the_classifier_knows_them():
+    images, labels = load_digits()
+    assert images.shape == (1797, 1, 8, 8)
+    assert images.min() == -1
+    assert images.max() == 1
+    assert labels.bincount().min() > 170
+    assert agreement(images, labels) > 0.99
+    assert agreement(images, (labels + 1) % NUM_CLASSES) < 0.01
+
+
+def test_the_shipped_model_draws_the_digits_it_is_asked_for(pipeline):
+    labels = torch.arange(100) % NUM_CLASSES
+    assert agreement(sample(pipeline, labels.tolist(), range(100), num_steps=20), labels) >= 0.9
+
+
+def test_guidance_has_a_null_class(pipeline):
+    labels = torch.arange(20) % NUM_CLASSES
+    guided = sample(pipeline, labels.tolist(), range(20), num_steps=10, guidance=2.0)
+    assert agreement(guided, labels) >= 0.9
+    assert embed(torch.tensor([-1, 3])).tolist() == [[0.0] * 16, [0.0, 0, 0, 1] + [0.0] * 12]
+
+
+def test_a_seed_gives_the_same_digit_in_any_batch(pipeline):
+    together = sample(pipeline, [1, 2, 3], [5, 6, 7], num_steps=5)
+    torch.testing.assert_close(sample(pipeline, [2], [6], num_steps=5), together[1:2])
+
+
+def test_sampling_follows_the_time_shift_of_flux(pipeline):
+    sample(pipeline, [0], [0], num_steps=10)
+    factor = torch.tensor(1.15).exp()
+    t = torch.linspace(1, 0.1, 10)
+    torch.testing.assert_close(pipeline.scheduler.sigmas[:-1], factor * t / (1 + (factor - 1) * t))
+
+
+def test_packing_is_undone_by_unpacking():
+    images = torch.randn(3, 1, 8, 8)
+    assert pack(images).shape == (3, 16, 4)
+    assert torch.equal(unpack(pack(images)), images)
+
+
+def test_the_training_loss_of_the_shipped_model_is_that_of_a_trained_one(pipeline):
+    images, labels = load_digits()
+    with torch.no_grad():
+        assert flow_matching_loss(pipeline.transformer, images[:256], labels[:256]) < 0.4
+
+
+def test_scores_are_means_of_per_image_values():
+    reference = torch.zeros(2, 1, 8, 8)
+    images = reference + torch.tensor([0.1, 0.001]).reshape(2, 1, 1, 1)
+    psnr = [20 * torch.log10(torch.tensor(IMAGE_RANGE / e)) for e in (0.1, 0.001)]
+    made = scores(images, reference, torch.zeros(2, dtype=torch.long))
+    assert made["psnr"] == pytest.approx(float(sum(psnr)) / 2, abs=1e-3)
+    assert scores(reference, reference, torch.zeros(2, dtype=torch.long))["psnr"] is None
+    assert speedup([1.0, 2.0, 30.0], [0.5, 1.0, 1.0]) == 2.0
+
+
+def test_the_demo_writes_its_report_and_pictures(tmp_path, capsys):
+    run_demo(tmp_path, held_out=40, batch=40, timing_rounds=1)
+    rows = json.loads((tmp_path / "report.json").read_text())
+    by_name = {(row["plan"], row["method"]): row for row in rows}
+    for interval, full in ((5, 13), (7, 10), (10, 8)):
+        group = {name: row for (plan, name), row in by_name.items() if plan == f"paper N={interval}"}
+        assert set(group) == {"reuse", "Taylor 1", "Taylor 2", "LESA", "least squares"}
+        assert all(row["full_steps"] == full for row in group.values())
+        assert group["LESA"]["psnr"] > group["reuse"]["psnr"] + 2
+    assert rows[0]["full_steps"] == 50
+    assert rows[0]["speedup_wall"] == 1.0
+    theirs = next(row for row in rows if row["method"].startswith("diffusers TaylorSeer"))
+    assert theirs["full_steps"] == 10
+    lesa = by_name["paper N=7", "LESA"]
+    # the training works: as good as least squares on the same features allows, and better than what needs none
+    assert lesa["psnr"] > by_name["paper N=7", "reuse"]["psnr"] + 3
+    assert lesa["psnr"] > by_name["paper N=7", "least squares"]["psnr"] - 1
+    assert lesa["psnr"] > max(by_name["paper N=7", f"Taylor {order}"]["psnr"] for order in (1, 2)) - 0.5
+    assert all(row["classifier_agreement"] > 0.9 for row in rows)
+    assert all(row["environment"]["versions"]["torch"] for row in rows)
+    for picture in ("comparison.png", "plan.png"):
+        assert mpimg.imread(tmp_path / picture).std() > 0.05
+    assert "40 held-out digits" in " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,20 @@
+"""Plans and schedules for property-based tests."""
+
+import torch
+from hypothesis import strategies as st
+
+from lesa import StepPlan
+
+
+@st.composite
+def plans(draw: st.DrawFn, max_steps: int = 30) -> StepPlan:
+    num_steps = draw(st.integers(1, max_steps))
+    full = draw(st.sets(st.integers(0, num_steps - 1)))
+    return StepPlan(num_steps, full | {0})
+
+
+def schedule(num_steps: int, shift: float = 1.15) -> torch.Tensor:
+    """FLUX's times [steps + 1]: evenly spaced, shifted towards noise, ending at 0."""
+    t = torch.linspace(1, 1 / num_steps, num_steps, dtype=torch.float64)
+    factor = torch.tensor(shift, dtype=torch.float64).exp()
+    return torch.cat([factor * t / (1 + (factor - 1) * t), torch.zeros(1, dtype=torch.float64)])

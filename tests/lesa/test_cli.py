@@ -1,0 +1,75 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lesa
+from lesa.cli import main
+from tests.lesa.adapters import tiny
+
+
+def test_info_describes_a_predictor(tmp_path, capsys):
+    predictor = lesa.LesaPredictor(lesa.LesaConfig(10, hidden_dim=8))
+    predictor.schedule, predictor.losses = torch.linspace(1, 0, 11), {"guided": [0.5, 0.25], "closed loop": []}
+    predictor.save_pretrained(tmp_path)
+    main(["info", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "for 10 steps" in out
+    assert "KAN [11, 8, 8, 1]" in out
+    assert "guided: mean absolute error 0.5000 -> 0.2500 in 2 batches" in out
+
+
+def test_mistakes_end_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"lesa info: .* holds no LESA predictor"):
+        main(["info", str(tmp_path)])
+    with pytest.raises(SystemExit, match="--prompts"):
+        main(["fit", "some/model", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as usage:
+        main(["fly"])
+    assert usage.value.code == 2
+
+
+def test_fit_trains_a_predictor_for_a_saved_pipeline(tmp_path, monkeypatch, capsys):
+    pipeline = tiny.pipeline()
+    monkeypatch.setattr("lesa.cli._load_pipeline", lambda model: pipeline)
+    # this pipeline has no text encoder: the two prompts stand for two embeddings
+    embeddings = {text: tiny.arguments(seed=i) for i, text in enumerate(("a cat", "a dog"))}
+    call = type(pipeline).__call__
+
+    def with_prompt(self, prompt=None, num_inference_steps=None, generator=None):
+        made = embeddings[prompt] | {"num_inference_steps": num_inference_steps, "generator": generator}
+        return call(self, **made)
+
+    monkeypatch.setattr(type(pipeline), "__call__", with_prompt)
+    (tmp_path / "prompts.txt").write_text("a cat\n\na dog\n")
+    options = ["--prompts", str(tmp_path / "prompts.txt"), "--steps", "10", "--interval", "4", "--hidden-dim", "4"]
+    main(["fit", "tiny", *options, "--out", str(tmp_path / "made"), "--features", str(tmp_path / "features")])
+    assert "transformer cond" in capsys.readouterr().out
+    predictor = lesa.LesaPredictor.from_pretrained(tmp_path / "made")
+    assert predictor.config.num_steps == 10
+    assert len(list((tmp_path / "features").iterdir())) == 2
+
+
+def test_the_module_is_a_program():
+    run = subprocess.run([sys.executable, "-m", "lesa", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == f"lesa {lesa.__version__}"
+
+
+def test_import_needs_neither_triton_nor_diffusers_nor_plotting():
+    absent = ["triton", "diffusers", "transformers", "matplotlib", "sklearn", "torchmetrics", "rich"]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({absent!r}))
+import lesa, lesa_kernels, torch
+table = lesa.Taylor(1).table(lesa.StepPlan(4, [0, 1]), [1.0, 0.7, 0.4, 0.2])
+print(lesa_kernels.combine(torch.ones(2, 3), table.coefficients.float()).tolist())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]"
+
+
+def test_the_kernel_package_never_imports_the_other():
+    code = "import sys, lesa_kernels; print([m for m in sys.modules if m == 'lesa' or m.startswith('lesa.')])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

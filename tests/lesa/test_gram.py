@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from lesa import GramMatrix, LeastSquares, StepPlan
+from tests.lesa.strategies import schedule
+
+
+def filled(features):
+    gram = GramMatrix(features.shape[1])
+    for step in range(features.shape[1]):
+        gram.update(step, features[:, step])
+    return gram
+
+
+def test_entries_are_inner_products_with_a_row_for_the_constant():
+    features = torch.randn(3, 4, 2, 5)
+    flat = features.transpose(0, 1).flatten(1).double()
+    flat = torch.cat([flat, torch.ones(1, flat.shape[1])])
+    torch.testing.assert_close(filled(features).matrix, flat @ flat.T)
+    assert filled(features).count == 30
+
+
+def test_batches_add_up_and_so_do_machines():
+    a, b = torch.randn(3, 4, 5), torch.randn(2, 4, 5)
+    together = filled(torch.cat([a, b]))
+    one_by_one, elsewhere = filled(a), filled(b)
+    one_by_one.merge(elsewhere)
+    torch.testing.assert_close(one_by_one.matrix, together.matrix)
+    with pytest.raises(ValueError, match="merge"):
+        together.merge(GramMatrix(5))
+
+
+def test_a_batch_that_is_broken_off_leaves_the_matrix_as_it_was():
+    gram = filled(torch.randn(3, 4, 5))
+    before = gram.matrix.clone()
+    gram.update(0, torch.randn(3, 5))
+    gram.update(1, torch.randn(3, 5))
+    assert torch.equal(gram.matrix, before)
+    for step in range(4):
+        gram.update(step, torch.randn(3, 5))
+    assert gram.count == 30
+
+
+def test_wrong_use_is_an_error_that_changes_nothing():
+    gram = GramMatrix(4)
+    gram.update(0, torch.randn(5))
+    with pytest.raises(ValueError, match="does not follow"):
+        gram.update(2, torch.randn(5))
+    with pytest.raises(ValueError, match="elements"):
+        gram.update(1, torch.randn(6))
+    with pytest.raises(ValueError, match="NaN"):
+        gram.update(1, torch.tensor([1.0, float("nan"), 0, 0, 0]))
+    with pytest.raises(ValueError, match="empty"):
+        gram.solve([0], 1)
+    with pytest.raises(ValueError, match="5 steps"):
+        gram.error(StepPlan(5, [0]))
+    assert not gram.matrix.any()
+
+
+def test_error_is_the_mean_squared_error_of_least_squares():
+    features = torch.randn(50, 6, 4, dtype=torch.float64).cumsum(1)
+    gram, plan = filled(features), StepPlan(6, [0, 3])
+    table = LeastSquares(gram).table(plan, schedule(6))
+    full = features[:, list(plan.full_steps)]
+    error = gram.error(plan)
+    for row, bias, step in zip(table.coefficients, table.bias, plan.predicted_steps, strict=True):
+        made = torch.einsum("j,bjd->bd", row, full) + bias
+        torch.testing.assert_close(error[step], (made - features[:, step]).square().mean(), rtol=1e-4, atol=0)
+    assert error[0] == error[3] == 0
+
+
+def test_save_and_load(tmp_path):
+    gram = filled(torch.randn(3, 4, 5))
+    gram.save(tmp_path / "gram.safetensors")
+    assert torch.equal(GramMatrix.load(tmp_path / "gram.safetensors").matrix, gram.matrix)
+    whole = (tmp_path / "gram.safetensors").read_bytes()
+    (tmp_path / "gram.safetensors").write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match="not a complete Gram matrix"):
+        GramMatrix.load(tmp_path / "gram.safetensors")

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from hypothesis import given
+
+from lesa import CoefficientTable, Reuse, StepPlan, Taylor
+from lesa.schedule import as_times, same_times
+from tests.lesa.strategies import plans, schedule
+
+PLAN = StepPlan(5, [0, 2])  # predicts 1, 3 and 4
+
+
+def table(coefficients=((1.0, 0.0), (0.5, 0.5), (-1.0, 2.0)), bias=None, times=None):
+    return CoefficientTable(PLAN, schedule(5) if times is None else times, torch.tensor(coefficients), bias)
+
+
+def test_a_table_is_kept_in_float64():
+    assert table().coefficients.dtype == table().bias.dtype == torch.float64
+    assert table(bias=torch.ones(3)).bias.tolist() == [1, 1, 1]
+
+
+def test_a_row_must_not_use_a_later_full_step():
+    with pytest.raises(ValueError, match="before it"):
+        table(((1.0, 0.1), (0.5, 0.5), (-1.0, 2.0)))
+
+
+def test_shapes_that_are_not_the_plans_are_refused():
+    with pytest.raises(ValueError, match="3 predicted and 2 full"):
+        table(((1.0, 0.0),))
+    with pytest.raises(ValueError, match="3 predicted"):
+        table(bias=torch.zeros(2))
+
+
+def test_nan_is_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        table(((float("nan"), 0.0), (0.5, 0.5), (-1.0, 2.0)))
+
+
+def test_a_table_is_its_own_forecaster_on_its_own_schedule_only():
+    mine = table()
+    assert mine.table(PLAN, schedule(5).float()) is mine  # float32 schedulers differ in the last digit
+    with pytest.raises(ValueError, match="another schedule"):
+        mine.table(PLAN, schedule(5, shift=0.5))
+    with pytest.raises(ValueError, match="made for the plan"):
+        mine.table(StepPlan(5, [0, 3]), schedule(5))
+
+
+def test_fingerprints_tell_plans_and_schedules_apart():
+    same = table().fingerprint
+    assert same == table(times=schedule(5)[:-1]).fingerprint
+    assert same != table(times=schedule(5, shift=0.5)).fingerprint
+    assert same != Reuse().table(StepPlan(5, [0, 3]), schedule(5)).fingerprint
+
+
+@given(plans())
+def test_reuse_takes_the_last_full_feature(plan):
+    made = Reuse().table(plan, schedule(plan.num_steps))
+    for row, step in zip(made.coefficients, plan.predicted_steps, strict=True):
+        last = max(full for full in plan.full_steps if full < step)
+        assert row.tolist() == [float(full == last) for full in plan.full_steps]
+
+
+@given(plans())
+def test_taylor_of_order_0_is_reuse(plan):
+    times = schedule(plan.num_steps)
+    assert torch.equal(Taylor(0).table(plan, times).coefficients, Reuse().table(plan, times).coefficients)
+
+
+@pytest.mark.parametrize("times", [[1.0, 0.5, 0.7], [1.0, float("nan"), 0.0], [1.0, 0.5], [[1.0, 0.5, 0.2]]])
+def test_times_that_are_no_schedule_of_3_steps_are_refused(times):
+    with pytest.raises(ValueError, match="times"):
+        as_times(times, 3)
+
+
+def test_the_final_time_may_be_left_out():
+    assert as_times([1.0, 0.5], 2).tolist() == [1.0, 0.5, 0.0]
+    assert not same_times(as_times([1.0, 0.5], 2), as_times([1.0, 0.6], 2))

@@ -5,24 +5,38 @@ OUT ?= out
 READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test gate lint format readme clean
 
 help:
 	@echo "make demo    accelerate a small FLUX on handwritten digits; writes $(OUT)/"
 	@echo "make test    run the tests"
 	@echo "make lint    formatting, lint and types"
+	@echo "make gate    compile the kernels for sm_80, sm_90 and sm_100 and look at the machine code"
+	@echo "make readme  write the measured parts of README.md from benchmarks/results/"
 	@echo "make format  let ruff format and fix what it can"
 	@echo "make clean   remove .venv and $(OUT)/"
 
 setup: $(READY)
 
+# The tested versions, but torch and triton as they are installed.
+define PINS
+import sys
+from importlib.metadata import PackageNotFoundError, version
+for line in sys.stdin:
+    name = line.split("==")[0]
+    try:
+        print(f"{name}=={version(name).split('+')[0]}" if name in ("torch", "triton") else line.strip())
+    except PackageNotFoundError:
+        print(line.strip())
+endef
+export PINS
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lesa needs Python 3.11 or newer; set PYTHON=...")'
 	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" * bool(u.find_spec("torch")))') .venv
-	@# an installed torch stays what it is; otherwise the tested one, and first, so that nothing pulls in another
+	@# an installed torch stays what it is; otherwise the tested one comes first, so that nothing pulls in another
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/python -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' > .venv/constraints.txt
-	grep -v '^torch==' constraints.txt >> .venv/constraints.txt
+	$(BIN)/python -c "$$PINS" < constraints.txt > .venv/constraints.txt
 	$(BIN)/pip install -q -c .venv/constraints.txt -e '.[dev]'
 	touch $@
 
@@ -36,6 +50,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+gate: $(READY)
+	LESA_GATE=80,90,100 $(BIN)/python -m pytest tests/gate
+
+readme: $(READY)
+	$(BIN)/python -m benchmarks.readme
 
 format: $(READY)
 	$(BIN)/ruff format .

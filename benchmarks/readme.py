@@ -62,7 +62,8 @@ def demo_findings() -> str:
             f"{ours['psnr'] - taylor['psnr']:+.2f} dB to {taylor['method'].replace('Taylor', 'Taylor order')} and "
             f"{ours['psnr'] - best['psnr']:+.2f} dB to the least-squares combination of the same full features.",
             f"- The full steps matter more than the forecaster: {theirs['method']} with as many full steps, but "
-            f"other ones, reaches {theirs['psnr']:.2f} dB; the same LESA predictor on those steps {on_theirs['psnr']:.2f} dB.",
+            f"other ones, reaches {theirs['psnr']:.2f} dB; the same LESA predictor on those steps "
+            f"{on_theirs['psnr']:.2f} dB.",
             f"- {min(realised):.0%} to {max(realised):.0%} of the ideal speed-up arrives on the wall clock at batch "
             f"{ours['batch']}; a single image is bound by Python and reaches {ours['speedup_wall_batch_1']:.2f}x of "
             f"{ours['speedup_ideal']:.2f}x.",

@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--interval", type=int, default=7, help="of the paper's plan (%(default)s)")
     fit.add_argument("--hidden-dim", type=int, default=256, help="width of the gates (%(default)s)")
     fit.add_argument("--epochs", type=int, nargs=2, default=(3, 3), metavar=("GUIDED", "CLOSED"), help="(3 3)")
+    fit.add_argument(
+        "--latent", choices=("linear", "kan"), default="linear", help="kan: a spline on every feature, too"
+    )
     fit.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     fit.add_argument("--features", type=Path, help="folder that keeps the recorded features, to go on after a break")
     fit.set_defaults(run=_fit)
@@ -66,7 +69,7 @@ def _fit(options: argparse.Namespace) -> None:
         from lesa.demo.model import load_pipeline
         from lesa.demo.run import collect_digits, fit_digits
 
-        fit_digits(collect_digits(load_pipeline()), options.interval).save_pretrained(options.out)
+        fit_digits(collect_digits(load_pipeline()), options.interval, options.latent).save_pretrained(options.out)
         return
     if options.prompts is None:
         raise ValueError("say what to sample: --prompts FILE, one prompt a line")
@@ -79,7 +82,7 @@ def _fit(options: argparse.Namespace) -> None:
         num_inference_steps=options.steps,
     )
     plan = StepPlan.paper(options.steps, options.interval)
-    config = lesa.LesaConfig(options.steps, hidden_dim=options.hidden_dim)
+    config = lesa.LesaConfig(options.steps, hidden_dim=options.hidden_dim, latent=options.latent)
     for stream in trajectories.streams:
         out = options.out if len(trajectories.streams) == 1 else options.out / ".".join(stream)
         predictor = lesa.fit(

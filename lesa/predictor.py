@@ -6,6 +6,8 @@ https://arxiv.org/abs/2602.20497. At a predicted step of time t, in stage e with
     z      = sum_k w_e[k] h[k] + b_e
     alpha  = KAN_e(t - t_0, ..., t - t_S)
     h_hat  = h[last] + alpha z
+
+With ``latent="kan"`` z also has a KAN of the features themselves, which is beyond the paper.
 """
 
 import copy
@@ -14,7 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from lesa.plan import StepPlan
 from lesa.schedule import as_times, same_times
 from lesa.table import CoefficientTable, unroll
-from lesa_kernels import KAN, combine
+from lesa_kernels import KAN, combine, kan_predict
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -42,6 +44,8 @@ class LesaConfig:
             The paper has (0.9, 0.5) for FLUX and (0.9, 0.4) for Qwen-Image.
         first_history: features that the first stage looks back on; None: half of ``history``, as in the paper.
         grid_size, spline_order, grid_range: the splines of the gates.
+        latent: ``"linear"`` as in the paper, or ``"kan"``: window weights and a spline on every feature of the window.
+            Such a predictor is not a linear combination of full features, so it has no table.
 
     Raises:
         ValueError: for sizes below one or boundaries that do not fall within (0, 1).
@@ -55,10 +59,13 @@ class LesaConfig:
     grid_size: int = 5
     spline_order: int = 3
     grid_range: tuple[float, float] = (-3.0, 3.0)
+    latent: Literal["linear", "kan"] = "linear"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "boundaries", tuple(float(b) for b in self.boundaries))
-        object.__setattr__(self, "grid_range", tuple(float(b) for b in self.grid_range))
+        object.__setattr__(self, "grid_range", (float(self.grid_range[0]), float(self.grid_range[1])))
+        if self.latent not in ("linear", "kan"):
+            raise ValueError(f"latent must be 'linear' or 'kan', not {self.latent!r}")
         for name in ("num_steps", "hidden_dim", "history"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -79,6 +86,16 @@ class LesaConfig:
         return sum(time <= boundary for boundary in self.boundaries)
 
 
+class WindowKAN(nn.Linear):
+    """The window weights and bias of one stage, and weights [K] of SiLU and [K, C] of splines on the same window."""
+
+    def __init__(self, window: int, bases: int) -> None:
+        super().__init__(window, 1)
+        # from zero: training starts at the paper's predictor
+        self.base_weight = nn.Parameter(torch.zeros(window))
+        self.spline_weight = nn.Parameter(torch.zeros(window, bases))
+
+
 class LesaPredictor(nn.Module):
     """One window weight, bias and KAN gate for each stage; one predictor for each branch of guidance.
 
@@ -90,6 +107,7 @@ class LesaPredictor(nn.Module):
         schedule: the times [steps + 1] it was fitted on, or None. The gates are learned functions of these times, so
             a table for others is refused; set it to None to try all the same.
         losses: the loss curve of :func:`lesa.fit`, one list of numbers for each stage of training.
+        scale: [channels], brings features into the grid of a ``latent="kan"`` predictor; set by :func:`lesa.fit`.
     """
 
     def __init__(self, config: LesaConfig) -> None:
@@ -97,7 +115,11 @@ class LesaPredictor(nn.Module):
         self.config = config
         self.schedule: Tensor | None = None
         self.losses: dict[str, list[float]] = {}
-        self.latent = nn.ModuleList(nn.Linear(window, 1) for window in config.windows)
+        bases = config.grid_size + config.spline_order
+        kan = config.latent == "kan"
+        self.latent = nn.ModuleList(WindowKAN(w, bases) if kan else nn.Linear(w, 1) for w in config.windows)
+        self.scale: Tensor | None
+        self.register_buffer("scale", torch.ones(1) if kan else None)
         widths = [config.num_steps + 1, config.hidden_dim, config.hidden_dim, 1]
         self.timestep = nn.ModuleList(
             KAN(widths, grid_size=config.grid_size, spline_order=config.spline_order, grid_range=config.grid_range)
@@ -144,12 +166,24 @@ class LesaPredictor(nn.Module):
         return self.advance(history, stage, self.timestep[stage](offsets))
 
     def advance(self, history: Tensor | Sequence[Tensor], stage: int, alpha: Tensor) -> Tensor:
-        """``h[last] + alpha (sum_k w[k] h[k] + b)`` over the stage's window of ``history``."""
+        """``h[last] + alpha z`` over the latest features of ``history``, in the stage given."""
         layer = self._layer(stage)
         window = list(history[-layer.in_features :])
         if not window:
             raise ValueError("nothing can be predicted from an empty history; the first step must be full")
         weight = layer.weight[0, -len(window) :]
+        if isinstance(layer, WindowKAN):
+            return kan_predict(
+                torch.stack(window),
+                alpha.reshape(1, 1),
+                weight[None],
+                layer.base_weight[None, -len(window) :],
+                layer.spline_weight[None, -len(window) :],
+                layer.bias,
+                scale=None if self.scale is None else self.scale.expand(window[0].shape[-1]),
+                order=self.config.spline_order,
+                grid_range=self.config.grid_range,
+            )[0]
         # h[last] + alpha w.h is one sum with alpha added to the last weight, so the features are read once
         coefficients = alpha.reshape(1, 1) * weight + torch.eye(len(window), device=weight.device)[-1]
         bias = (alpha * layer.bias).reshape(1)
@@ -159,6 +193,32 @@ class LesaPredictor(nn.Module):
 
     def table(self, plan: StepPlan, times: Tensor | Sequence[float]) -> CoefficientTable:
         """The whole closed loop of a generation as one table over its full features, in float64.
+
+        Raises:
+            ValueError: if the plan has another number of steps, or the schedule is not the one it was fitted on.
+        """
+        if self.config.latent == "kan":
+            raise ValueError(
+                "a KAN on the features is not linear in them and has no table; sample with it by lesa.enable"
+            )
+        known = self.check_schedule(plan, times)
+        exact = copy.deepcopy(self).to("cpu", torch.float64)
+        with torch.no_grad():
+            alphas = exact.gates(known)
+
+        def rule(step: int, rows: list[Tensor]) -> Tensor:
+            stage = self.config.stage(float(known[step]))
+            layer = exact._layer(stage)
+            window = torch.stack(rows[-layer.in_features :])
+            z = layer.weight[0, -len(window) :] @ window
+            z[-1] += layer.bias[0]  # the last entry of a row counts the constant 1
+            return rows[-1] + alphas[step] * z
+
+        with torch.no_grad():
+            return unroll(plan, known, rule)
+
+    def check_schedule(self, plan: StepPlan, times: Tensor | Sequence[float]) -> Tensor:
+        """The times in float64 [steps + 1], if this predictor can serve them.
 
         Raises:
             ValueError: if the plan has another number of steps, or the schedule is not the one it was fitted on.
@@ -174,20 +234,7 @@ class LesaPredictor(nn.Module):
                 f"this predictor was fitted on another schedule of {steps} steps (another time shift, resolution or "
                 "solver), where its gates mean nothing; fit one on this schedule, or set predictor.schedule = None"
             )
-        exact = copy.deepcopy(self).to("cpu", torch.float64)
-        with torch.no_grad():
-            alphas = exact.gates(known)
-
-        def rule(step: int, rows: list[Tensor]) -> Tensor:
-            stage = self.config.stage(float(known[step]))
-            layer = exact._layer(stage)
-            window = torch.stack(rows[-layer.in_features :])
-            z = layer.weight[0, -len(window) :] @ window
-            z[-1] += layer.bias[0]  # the last entry of a row counts the constant 1
-            return rows[-1] + alphas[step] * z
-
-        with torch.no_grad():
-            return unroll(plan, known, rule)
+        return known
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""
@@ -223,6 +270,9 @@ class LesaPredictor(nn.Module):
             weights = load_file(directory / WEIGHTS_FILE)
         except SafetensorError as error:
             raise ValueError(f"{directory / WEIGHTS_FILE} is damaged: {error}") from error
+        if "scale" in weights:
+            predictor.scale = torch.empty_like(weights["scale"])  # one number a channel, which the config does not know
+        predictor.to(next(iter(weights.values())).dtype)  # before loading, which would round to what is there
         try:
             predictor.load_state_dict(weights)
         except RuntimeError as error:
@@ -230,4 +280,4 @@ class LesaPredictor(nn.Module):
         if description.get("schedule") is not None:
             predictor.schedule = as_times(description["schedule"], predictor.config.num_steps)
         predictor.losses = description.get("losses", {})
-        return predictor.to(next(iter(weights.values())).dtype)
+        return predictor

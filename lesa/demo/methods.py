@@ -16,6 +16,7 @@ from lesa.predictor import LesaPredictor
 
 NUM_STEPS = 50
 INTERVALS = (5, 7, 10)
+KAN_INTERVAL = 7  # of the predictor with latent="kan"
 TAYLORSEER_INTERVAL = 7
 TAYLORSEER_PLAN = f"TaylorSeer interval={TAYLORSEER_INTERVAL}"
 
@@ -29,7 +30,7 @@ class Method:
     enabled: Callable[[FluxPipeline], AbstractContextManager[Any]]
 
 
-def all_methods(predictors: dict[int, LesaPredictor], gram: GramMatrix) -> list[Method]:
+def all_methods(predictors: dict[int, LesaPredictor], gram: GramMatrix, kan: LesaPredictor) -> list[Method]:
     """The full sampler, every forecaster on the paper's plans, then diffusers' own TaylorSeer and ours on its steps."""
     methods = [Method("full sampler", "every step", lambda _: nullcontext())]
     for interval in INTERVALS:
@@ -38,6 +39,7 @@ def all_methods(predictors: dict[int, LesaPredictor], gram: GramMatrix) -> list[
             "Taylor 1": Taylor(1),
             "Taylor 2": Taylor(2),
             "LESA": predictors[interval],
+            **({"LESA, KAN on features": kan} if interval == KAN_INTERVAL else {}),
             "least squares": LeastSquares(gram),
         }
         plan = StepPlan.paper(NUM_STEPS, interval)

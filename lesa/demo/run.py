@@ -1,9 +1,10 @@
 """The guided run: calibrate, fit, compare, and write ``report.json``, ``comparison.png`` and ``plan.png``."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from diffusers import FluxPipeline
 from rich.console import Console
@@ -40,9 +41,9 @@ def run_demo(out: Path, *, held_out: int = len(HELD_OUT_SEEDS), batch: int = 256
     )
     trajectories = collect_digits(pipeline)
     console.print(f"[bold]2.[/] A LESA predictor for the paper's plan with interval {LIVE_INTERVAL} is fitted to them.")
-    predictors = {interval: load_predictor(interval) for interval in INTERVALS if interval != LIVE_INTERVAL}
+    predictors = {interval: load_predictor(f"lesa-n{interval}") for interval in INTERVALS if interval != LIVE_INTERVAL}
     predictors[LIVE_INTERVAL] = fit_digits(trajectories, LIVE_INTERVAL)
-    methods = all_methods(predictors, gram_of(trajectories))
+    methods = all_methods(predictors, gram_of(trajectories), load_predictor(f"lesa-kan-n{LIVE_INTERVAL}"))
     console.print(
         f"[bold]3.[/] {len(methods)} methods draw {held_out} digits from seeds that nobody has seen, taking turns."
     )
@@ -61,14 +62,14 @@ def collect_digits(pipeline: FluxPipeline) -> Trajectories:
     return collect(pipeline, [call])
 
 
-def fit_digits(trajectories: Trajectories, interval: int) -> LesaPredictor:
+def fit_digits(trajectories: Trajectories, interval: int, latent: Literal["linear", "kan"] = "linear") -> LesaPredictor:
     """The demo's predictor for the paper's plan with this interval."""
-    return fit(trajectories, StepPlan.paper(NUM_STEPS, interval), CONFIG)
+    return fit(trajectories, StepPlan.paper(NUM_STEPS, interval), dataclasses.replace(CONFIG, latent=latent))
 
 
-def load_predictor(interval: int) -> LesaPredictor:
-    """A predictor that ships with the package, made by ``lesa fit demo``."""
-    return LesaPredictor.from_pretrained(WEIGHTS / f"lesa-n{interval}")
+def load_predictor(name: str) -> LesaPredictor:
+    """A predictor that ships with the package, made by ``lesa fit demo --out lesa/demo/weights/NAME``."""
+    return LesaPredictor.from_pretrained(WEIGHTS / name)
 
 
 def gram_of(trajectories: Trajectories) -> GramMatrix:

@@ -1,5 +1,6 @@
 """The driver that predicts: a plan and forecasters, turned into a table for each generation."""
 
+import functools
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 
@@ -8,8 +9,11 @@ from torch import Tensor
 
 from lesa.forecasters import Forecaster
 from lesa.plan import StepPlan
+from lesa.predictor import LesaPredictor
 from lesa.runtime.driver import Call
 from lesa.runtime.generation import Generation, LesaWarning, Record
+from lesa.runtime.history import FeatureHistory
+from lesa.runtime.window import FeatureWindow
 from lesa.table import CoefficientTable
 
 Stream = tuple[str, str]  # (component, branch)
@@ -45,7 +49,7 @@ class Accelerator:
                 generation.close()
             if not any(g.identity is call.generation for g in self._generations.values()):
                 self.records = []
-            generation = self._generations[stream] = Generation(call, self._table(call))
+            generation = self._generations[stream] = self._start(call)
             self.records.append(generation.record)
         self._current = generation
         return generation.begin(call)
@@ -69,8 +73,8 @@ class Accelerator:
         self._generations.clear()
         self._current = None
 
-    def _table(self, call: Call) -> CoefficientTable | None:
-        """The table of the generation that begins with ``call``; None: it has to run in full."""
+    def _start(self, call: Call) -> Generation:
+        """The generation that begins with ``call``."""
         plan, times, forecaster = self._plan(call), call.times, self._forecaster(call)
         if call.step > 0:
             warnings.warn(
@@ -79,11 +83,16 @@ class Accelerator:
                 LesaWarning,
                 stacklevel=2,
             )
-            return None
+            return Generation(call, plan, None)
         if times is None:
             if getattr(forecaster, "needs_times", True):
                 raise ValueError(f"{forecaster!r} needs the times of the steps: enable(..., times=scheduler.sigmas)")
             times = torch.linspace(1, 0, plan.num_steps + 1, dtype=torch.float64)  # any times serve who counts steps
+        if isinstance(forecaster, LesaPredictor) and forecaster.config.latent == "kan":
+            return Generation(call, plan, functools.partial(FeatureWindow, forecaster, plan, times))
+        return Generation(call, plan, functools.partial(FeatureHistory, self._table(call, forecaster, plan, times)))
+
+    def _table(self, call: Call, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> CoefficientTable:
         key = (call.component, call.branch, plan, tuple(times.tolist()))
         if key not in self._tables:
             while len(self._tables) >= MAX_TABLES:

@@ -1,13 +1,14 @@
 """The state of one image or video in one branch of one transformer."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lesa.plan import StepPlan
 from lesa.runtime.driver import Call
-from lesa.runtime.history import FeatureHistory
-from lesa.table import CoefficientTable
+from lesa.runtime.history import Memory
 
 
 class LesaWarning(UserWarning):
@@ -30,14 +31,16 @@ class Generation:
 
     Args:
         call: the first call.
-        table: the coefficients of this plan on this schedule; None: every step runs in full.
+        plan: which of its steps are full.
+        make_memory: makes what remembers the features of one head; None: every step runs in full.
     """
 
-    def __init__(self, call: Call, table: CoefficientTable | None) -> None:
+    def __init__(self, call: Call, plan: StepPlan, make_memory: Callable[[], Memory] | None) -> None:
         self.identity = call.generation
         self.record = Record(call.component, call.branch)
-        self._table = table
-        self._histories: dict[str, FeatureHistory] = {}
+        self._plan = plan
+        self._make_memory = make_memory
+        self._memories: dict[str, Memory] = {}
         self._signature = call.signature
         self._last_step = -1
 
@@ -51,32 +54,32 @@ class Generation:
         if call.signature != self._signature:
             # A callback changed the batch or the resolution: what was kept no longer fits.
             self._signature = call.signature
-            self._histories.clear()
-        predicted = bool(self._histories) and all(h.can_predict(call.step) for h in self._histories.values())
+            self._memories.clear()
+        predicted = bool(self._memories) and all(m.can_predict(call.step) for m in self._memories.values())
         (self.record.predicted if predicted else self.record.full).append(call.step)
         return predicted
 
     def keep(self, head: str, feature: Tensor) -> None:
-        if self._table is None or not self._table.plan.is_full(self._last_step):
+        if self._make_memory is None or not self._plan.is_full(self._last_step):
             return
-        if head not in self._histories:
-            self._histories[head] = FeatureHistory(self._table)
-        self._histories[head].keep(self._last_step, feature.detach())
-        self.record.kept_bytes = sum(history.nbytes for history in self._histories.values())
+        if head not in self._memories:
+            self._memories[head] = self._make_memory()
+        self._memories[head].keep(self._last_step, feature.detach())
+        self.record.kept_bytes = sum(memory.nbytes for memory in self._memories.values())
 
     def predict(self, head: str) -> Tensor:
-        return self._histories[head].predict(self._last_step)
+        return self._memories[head].predict(self._last_step)
 
     @property
     def is_over(self) -> bool:
         """Whether the last step of the plan has been begun."""
-        return self._table is not None and self._last_step == self._table.plan.num_steps - 1
+        return self._last_step == self._plan.num_steps - 1
 
     def close(self) -> None:
         """Free the kept features; say so if a whole generation went by without a single prediction."""
-        self._histories.clear()
-        planned = 0 if self._table is None else len(self._table.plan.predicted_steps)
-        if self.is_over and planned and not self.record.predicted:
+        self._memories.clear()
+        planned = len(self._plan.predicted_steps)
+        if self._make_memory is not None and self.is_over and planned and not self.record.predicted:
             warnings.warn(
                 f"no step of {self.record.component} ({self.record.branch}) was predicted although the plan has "
                 f"{planned} predicted steps: the shapes of its inputs changed during the generation, or its blocks "

@@ -1,10 +1,37 @@
 """The kept features of one generation: one preallocated buffer, as many rows as are ever needed at once."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from lesa.table import CoefficientTable
 from lesa_kernels import combine
+
+
+class Memory(Protocol):
+    """What a generation remembers of its features, and what it makes of them."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held; 0 before the first feature."""
+        ...
+
+    def keep(self, step: int, feature: Tensor) -> None:
+        """Take the feature of a full step of the plan, by copy."""
+        ...
+
+    def can_predict(self, step: int) -> bool:
+        """Whether the prediction of ``step`` can be made from what has been kept."""
+        ...
+
+    def predict(self, step: int) -> Tensor:
+        """The prediction of ``step``, [*feature]."""
+        ...
+
+    def clear(self) -> None:
+        """Forget the features and free their memory."""
+        ...
 
 
 class FeatureHistory:

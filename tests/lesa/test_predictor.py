@@ -187,3 +187,33 @@ def test_broken_checkpoints_say_what_is_wrong(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="does not describe"):
         LesaPredictor.from_pretrained(tmp_path)
+
+
+def kan_predictor(steps=10, channels=6):
+    predictor = trained_size(LesaConfig(steps, hidden_dim=8, latent="kan"))
+    predictor.scale = torch.rand(channels, dtype=torch.float64) + 0.5
+    with torch.no_grad():
+        for layer in predictor.latent:
+            layer.base_weight.normal_(std=0.3)
+            layer.spline_weight.normal_(std=0.3)
+    return predictor
+
+
+def test_a_predictor_with_a_kan_on_the_features_starts_as_the_linear_one():
+    torch.manual_seed(0)
+    kan = LesaPredictor(LesaConfig(10, hidden_dim=8, latent="kan")).double()
+    linear = LesaPredictor(LesaConfig(10, hidden_dim=8)).double()
+    linear.load_state_dict({k: v for k, v in kan.state_dict().items() if k in linear.state_dict()})
+    history, times = torch.randn(9, 4, 6, dtype=torch.float64), schedule(10)
+    torch.testing.assert_close(kan(history, times, times[5]), linear(history, times, times[5]))
+
+
+def test_a_predictor_with_a_kan_on_the_features_has_no_table_but_can_be_saved(tmp_path):
+    predictor = kan_predictor()
+    with pytest.raises(ValueError, match="has no table"):
+        predictor.table(StepPlan(10, [0, 5]), schedule(10))
+    predictor.save_pretrained(tmp_path)
+    loaded = LesaPredictor.from_pretrained(tmp_path)
+    history, times = torch.randn(3, 2, 6, dtype=torch.float64), schedule(10)
+    for k in (1, 3):
+        assert torch.equal(loaded(history[:k], times, times[8]), predictor(history[:k], times, times[8]))

@@ -108,6 +108,22 @@ def test_a_pipeline_that_names_no_branches_gets_them_by_order(pipeline, monkeypa
     assert [(r.branch, r.full) for r in handle.records] == [(f"call{i}", list(PLAN.full_steps)) for i in (0, 1)]
 
 
+def test_a_predictor_with_a_kan_on_the_features_samples_its_closed_loop(pipeline, way):
+    predictor = LesaPredictor(LesaConfig(STEPS, hidden_dim=8, latent="kan"))
+    for layer in predictor.latent:
+        torch.nn.init.normal_(layer.spline_weight, std=0.1)
+    seen, norm = [], pipeline.transformer.norm_out
+    with lesa.enable(pipeline, predictor, PLAN) as handle, torch.no_grad():
+        norm.forward, forward = lambda x, *a: (seen.append(x.clone()), forward(x, *a))[1], norm.forward
+        generate(pipeline)
+        del norm.forward
+        assert handle.records[0].predicted == list(PLAN.predicted_steps)
+        for step in PLAN.predicted_steps:
+            times = pipeline.scheduler.sigmas
+            expected = predictor(torch.stack(seen[:step]), times, times[step])
+            torch.testing.assert_close(seen[step], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("forecaster", [Reuse(), Taylor(2), "lesa"])
 def test_predicted_features_are_those_of_the_table(pipeline, way, forecaster):
     if forecaster == "lesa":

@@ -1,0 +1,73 @@
+"""A rolling window of the latest features, full or predicted: the memory of a predictor that has no table."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from lesa.plan import StepPlan
+from lesa.predictor import LesaPredictor
+
+
+class FeatureWindow:
+    """The closed loop of the paper: every prediction is written back and is the next one's past.
+
+    The window slides through a buffer of twice its length and is moved to the front when it reaches the end, so that it
+    is always one piece of memory and a feature is moved once in its life.
+
+    Args:
+        predictor: with ``latent="kan"``.
+        plan: which steps are full.
+        times: the schedule, [steps + 1].
+    """
+
+    def __init__(self, predictor: LesaPredictor, plan: StepPlan, times: Tensor) -> None:
+        self._predictor = copy.deepcopy(predictor)  # moves to the features, and the caller's stays where it is
+        self._plan = plan
+        self._times = predictor.check_schedule(plan, times)
+        self._length = max(predictor.config.windows)
+        with torch.no_grad():
+            self._gates = predictor.gates(self._times)
+        self._buffer: Tensor | None = None
+        self._end = 0
+        self._latest = -1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffer; 0 before the first feature."""
+        return 0 if self._buffer is None else self._buffer.nbytes
+
+    def keep(self, step: int, feature: Tensor) -> None:
+        """Append the feature of a full step."""
+        if self._buffer is None:
+            self._buffer = feature.new_empty(2 * self._length, *feature.shape)
+            self._predictor = self._predictor.to(feature.device)
+            self._gates = self._gates.to(feature.device)
+        self._append(step, feature)
+
+    def can_predict(self, step: int) -> bool:
+        """Whether the step before is the latest in the window."""
+        return self._buffer is not None and not self._plan.is_full(step) and self._latest == step - 1
+
+    def predict(self, step: int) -> Tensor:
+        """The prediction of ``step``, [*feature]."""
+        assert self._buffer is not None, "can_predict comes first"
+        window = self._buffer[max(0, self._end - self._length) : self._end]
+        stage = self._predictor.config.stage(float(self._times[step]))
+        with torch.no_grad():
+            prediction = self._predictor.advance(window, stage, self._gates[step])
+        self._append(step, prediction)
+        return prediction
+
+    def clear(self) -> None:
+        """Forget the features and free their memory."""
+        self._buffer, self._end, self._latest = None, 0, -1
+
+    def _append(self, step: int, feature: Tensor) -> None:
+        assert self._buffer is not None
+        if self._end == len(self._buffer):
+            self._buffer[: self._length] = self._buffer[self._length :]
+            self._end = self._length
+        self._buffer[self._end].copy_(feature)
+        self._end += 1
+        self._latest = step

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lesa import Reuse, StepPlan, Taylor
+from lesa.runtime.history import FeatureHistory
+from lesa.runtime.window import FeatureWindow
+from lesa.table import CoefficientTable
+from tests.lesa.strategies import plans, schedule
+from tests.lesa.test_predictor import closed_loop, kan_predictor
+
+
+def run(memory, plan, features):
+    """The features [steps, ...] of a generation as the memory sees and makes them."""
+    made = []
+    for step in range(plan.num_steps):
+        if plan.is_full(step):
+            memory.keep(step, features[step])
+            made.append(features[step])
+        else:
+            assert memory.can_predict(step)
+            made.append(memory.predict(step).clone())
+    return torch.stack(made)
+
+
+@given(plans(max_steps=14), st.integers(0, 999))
+def test_a_history_predicts_what_its_table_says_from_as_few_rows_as_are_needed(plan, seed):
+    generator = torch.Generator().manual_seed(seed)
+    used = torch.rand(len(plan.predicted_steps), len(plan.full_steps), generator=generator) < 0.4
+    causal = torch.tensor(plan.predicted_steps).unsqueeze(1) > torch.tensor(plan.full_steps)
+    coefficients = torch.randn(used.shape, generator=generator, dtype=torch.float64) * used * causal
+    table = CoefficientTable(plan, schedule(plan.num_steps), coefficients, torch.randn(len(used), generator=generator))
+    features = torch.randn(plan.num_steps, 2, 3, dtype=torch.float64, generator=generator)
+    history = FeatureHistory(table)
+    if history.num_rows:
+        made = run(history, plan, features)
+        full = features[list(plan.full_steps)]
+        expected = torch.einsum("sj,j...->s...", table.coefficients, full) + table.bias[:, None, None]
+        torch.testing.assert_close(made[list(plan.predicted_steps)], expected)
+    alive = [
+        sum(
+            full <= step
+            and any(p >= step and row[j] != 0 for p, row in zip(plan.predicted_steps, coefficients, strict=True))
+            for j, full in enumerate(plan.full_steps)
+        )
+        for step in range(plan.num_steps)
+    ]
+    assert history.num_rows == max(alive)
+
+
+def test_a_prediction_whose_features_were_not_kept_cannot_be_made():
+    plan = StepPlan(6, [0, 2, 4])
+    history = FeatureHistory(Taylor(1).table(plan, schedule(6)))
+    history.keep(0, torch.randn(3))
+    assert history.can_predict(1)
+    assert not history.can_predict(3)  # needs step 2
+    assert not history.can_predict(2)  # is full
+    history.keep(2, torch.randn(3))
+    assert history.can_predict(3)
+    history.clear()
+    assert history.nbytes == 0
+    assert not history.can_predict(3)
+
+
+def test_a_history_holds_nothing_but_its_rows():
+    plan, feature = StepPlan(10, [0, 3, 6]), torch.randn(4, 5).bfloat16()
+    for forecaster, rows in ((Reuse(), 1), (Taylor(1), 2), (Taylor(5), 3)):
+        history = FeatureHistory(forecaster.table(plan, schedule(10)))
+        run(history, plan, feature.expand(10, 4, 5))
+        assert history.nbytes == rows * feature.nbytes
+
+
+@pytest.mark.parametrize("plan", [StepPlan.paper(10, 4), StepPlan(10, [0]), StepPlan(10, [0, 2, 4, 6, 8])])
+def test_a_window_is_the_closed_loop(plan):
+    predictor, features = kan_predictor(), torch.randn(10, 2, 3, 6, dtype=torch.float64)
+    with torch.no_grad():
+        expected = closed_loop(predictor, plan, schedule(10), features)
+    window = FeatureWindow(predictor, plan, schedule(10))
+    made = run(window, plan, features)[list(plan.predicted_steps)]
+    torch.testing.assert_close(made, expected)
+    assert window.nbytes == 16 * features[0].nbytes
+    window.clear()
+    assert window.nbytes == 0
+
+
+def test_a_window_longer_than_its_buffer_slides():
+    plan = StepPlan(40, [0, 1])
+    predictor, features = kan_predictor(40), torch.randn(40, 6, dtype=torch.float64) * 0.1
+    with torch.no_grad():
+        for layer in predictor.latent:
+            layer.weight.mul_(0.05)
+        expected = closed_loop(predictor, plan, schedule(40), features)
+    torch.testing.assert_close(run(FeatureWindow(predictor, plan, schedule(40)), plan, features)[2:], expected)

@@ -80,15 +80,14 @@ class FeatureHistory:
     def keep(self, step: int, feature: Tensor) -> None:
         """Copy the feature of a full step of the plan, if anything will need it."""
         slot = self._table.plan.full_steps.index(step)
-        if slot not in self._row_of:
-            return
         if self._buffer is None:
             self._buffer = feature.new_zeros(self.num_rows, *feature.shape)
             exact = torch.promote_types(feature.dtype, torch.float32)
             self._coefficients = self._coefficients.to(feature.device, exact)
             self._bias = self._bias.to(feature.device, exact)
-        self._buffer[self._row_of[slot]].copy_(feature)
-        self._kept.add(slot)
+        if slot in self._row_of:
+            self._buffer[self._row_of[slot]].copy_(feature)
+            self._kept.add(slot)
 
     def can_predict(self, step: int) -> bool:
         """Whether every feature that the prediction of ``step`` uses has been kept."""

@@ -34,7 +34,7 @@ def draw_comparison(path: Path, images: dict[str, Tensor], rows: list[dict[str, 
         axis.set_ylabel(f"{name}{quality}", rotation=0, ha="right", va="center", fontsize=8)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=160, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -59,5 +59,5 @@ def draw_plans(path: Path, plans: dict[str, StepPlan], errors: dict[str, list[fl
     curves.set_title(title, fontsize=9, loc="left")
     curves.spines[["top", "right"]].set_visible(False)
     curves.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=160, bbox_inches="tight")
     plt.close(figure)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lesa.forecasters import Forecaster
 from lesa.plan import StepPlan
 from lesa.predictor import LesaPredictor
-from lesa.runtime.driver import Call
+from lesa.runtime.driver import Call, Coming
 from lesa.runtime.generation import Generation, LesaWarning, Record
 from lesa.runtime.history import FeatureHistory
 from lesa.runtime.window import FeatureWindow
@@ -62,10 +62,15 @@ class Accelerator:
         assert self._current is not None, "begin comes first"
         return self._current.predict(head)
 
+    def coming(self, head: str) -> Coming | None:
+        assert self._current is not None, "begin comes first"
+        return self._current.coming(head)
+
     def end(self, *, failed: bool) -> None:
-        if self._current is not None and (failed or self._current.is_over):
-            self._current.close()
-        self._current = None
+        current, self._current = self._current, None
+        if current is not None and (failed or current.is_over):
+            current.close()
+            del self._generations[current.record.component, current.record.branch]
 
     def reset(self) -> None:
         for generation in self._generations.values():

@@ -17,6 +17,7 @@ class Call:
         times: noise levels [steps + 1] float64 of the generation, or None where nobody knows them.
         generation: an object that lasts as long as the generation does.
         signature: shapes and dtypes of the inputs; features of another signature do not mix.
+        must_run: what was predicted for this step is no longer true, so that it has to run in full.
     """
 
     component: str
@@ -25,6 +26,25 @@ class Call:
     times: Tensor | None
     generation: object
     signature: tuple[Any, ...]
+    must_run: bool = False
+
+
+@dataclass(frozen=True)
+class Coming:
+    """The features of the coming predicted steps, not yet combined.
+
+    Attributes:
+        steps: from the current step to the last before the next full one.
+        history: kept features [m, *feature].
+        coefficients: [steps, m] and bias: [steps] of each step, on the device of the features.
+        means: the mean of each token of each kept feature [m, *feature without channels], if they were kept.
+    """
+
+    steps: list[int]
+    history: Tensor
+    coefficients: Tensor
+    bias: Tensor | None
+    means: Tensor | None
 
 
 class Driver(Protocol):
@@ -40,6 +60,10 @@ class Driver(Protocol):
 
     def predict(self, head: str) -> Tensor:
         """The predicted feature of the current call."""
+        ...
+
+    def coming(self, head: str) -> Coming | None:
+        """The current and all following predicted steps at once, or None if they cannot be known yet."""
         ...
 
     def end(self, *, failed: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lesa.plan import StepPlan
-from lesa.runtime.driver import Call
+from lesa.runtime.driver import Call, Coming
 from lesa.runtime.history import Memory
 
 
@@ -51,8 +51,8 @@ class Generation:
     def begin(self, call: Call) -> bool:
         """Whether this step is predicted. A step whose prediction cannot be made runs in full."""
         self._last_step = call.step
-        if call.signature != self._signature:
-            # A callback changed the batch or the resolution: what was kept no longer fits.
+        if call.signature != self._signature or call.must_run:
+            # A callback changed the batch, the resolution or the prompt: what was kept no longer fits.
             self._signature = call.signature
             self._memories.clear()
         predicted = bool(self._memories) and all(m.can_predict(call.step) for m in self._memories.values())
@@ -69,6 +69,9 @@ class Generation:
 
     def predict(self, head: str) -> Tensor:
         return self._memories[head].predict(self._last_step)
+
+    def coming(self, head: str) -> Coming | None:
+        return self._memories[head].coming(self._last_step)
 
     @property
     def is_over(self) -> bool:

@@ -5,8 +5,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lesa.runtime.driver import Coming
 from lesa.table import CoefficientTable
-from lesa_kernels import combine
+from lesa_kernels import combine, token_means
 
 
 class Memory(Protocol):
@@ -27,6 +28,10 @@ class Memory(Protocol):
 
     def predict(self, step: int) -> Tensor:
         """The prediction of ``step``, [*feature]."""
+        ...
+
+    def coming(self, step: int) -> Coming | None:
+        """The predictions of ``step`` and all steps until the next full one, not yet combined; None: one at a time."""
         ...
 
     def clear(self) -> None:
@@ -52,8 +57,13 @@ class FeatureHistory:
         by_row = torch.zeros(len(self._used), self.num_rows, dtype=torch.float64)
         for slot, row in self._row_of.items():
             by_row[:, row] += torch.where(self._used[:, slot], table.coefficients[:, slot], 0)
+        used = (set(row.nonzero().flatten().tolist()) for row in self._used)
+        self._needed = dict(zip(table.plan.predicted_steps, used, strict=True))  # the full features, by predicted step
         self._coefficients, self._bias = by_row, table.bias
+        # how many rows from the top each prediction reads; a bias alone reads one, for its shape
+        self._extent = [max(used.nonzero().flatten().tolist(), default=0) + 1 for used in by_row != 0]
         self._buffer: Tensor | None = None
+        self._means: Tensor | None = None
         self._kept: set[int] = set()
 
     def _assign_rows(self) -> tuple[dict[int, int], int]:
@@ -85,24 +95,43 @@ class FeatureHistory:
             exact = torch.promote_types(feature.dtype, torch.float32)
             self._coefficients = self._coefficients.to(feature.device, exact)
             self._bias = self._bias.to(feature.device, exact)
+            if feature.is_cuda:
+                # the fused kernel normalises in one pass with them; on a CPU a second pass over a small chunk is free
+                self._means = self._buffer.new_zeros(self._buffer.shape[:-1], dtype=torch.float32)
         if slot in self._row_of:
             self._buffer[self._row_of[slot]].copy_(feature)
+            if self._means is not None:
+                self._means[self._row_of[slot]].copy_(token_means(feature))
             self._kept.add(slot)
 
     def can_predict(self, step: int) -> bool:
         """Whether every feature that the prediction of ``step`` uses has been kept."""
-        if step not in self._table.plan.predicted_steps or self._buffer is None:
-            return False
-        needed = self._used[self._table.plan.predicted_steps.index(step)].nonzero().flatten().tolist()
-        return self._kept.issuperset(needed)
+        needed = self._needed.get(step)
+        return needed is not None and self._buffer is not None and needed <= self._kept
 
     def predict(self, step: int) -> Tensor:
         """The prediction of ``step``, [*feature], in one pass over the kept features."""
+        coming = self._from(step, 1)
+        return combine(coming.history, coming.coefficients, coming.bias)[0]
+
+    def coming(self, step: int) -> Coming:
+        """The predictions of ``step`` and all predicted steps after it until the next full one, not yet combined."""
+        following = (full for full in self._table.plan.full_steps if full > step)
+        return self._from(step, next(following, self._table.plan.num_steps) - step)
+
+    def _from(self, step: int, count: int) -> Coming:
         assert self._buffer is not None, "can_predict comes first"
-        row = self._table.plan.predicted_steps.index(step)
-        return combine(self._buffer, self._coefficients[row : row + 1], self._bias[row : row + 1])[0]
+        first = self._table.plan.predicted_steps.index(step)
+        rows = max(self._extent[first : first + count])
+        return Coming(
+            list(range(step, step + count)),
+            self._buffer[:rows],
+            self._coefficients[first : first + count, :rows],
+            self._bias[first : first + count],
+            None if self._means is None else self._means[:rows],
+        )
 
     def clear(self) -> None:
         """Forget the features and free their memory."""
-        self._buffer = None
+        self._buffer = self._means = None
         self._kept.clear()

@@ -27,6 +27,9 @@ class Observer:
     def predict(self, head: str) -> Tensor:
         raise AssertionError("an observer never skips a step")
 
+    def coming(self, head: str) -> None:
+        return None
+
     def end(self, *, failed: bool) -> None:
         self._call = None
 

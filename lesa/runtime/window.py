@@ -59,6 +59,10 @@ class FeatureWindow:
         self._append(step, prediction)
         return prediction
 
+    def coming(self, step: int) -> None:
+        """Each prediction needs the one before it."""
+        return None
+
     def clear(self) -> None:
         """Forget the features and free their memory."""
         self._buffer, self._end, self._latest = None, 0, -1

@@ -1,9 +1,21 @@
-"""``combine`` as callers see it: arguments checked, implementation chosen."""
+"""``combine`` and ``gram_row`` as callers and PyTorch see them: arguments checked, implementation chosen, gradients.
 
+The registered operations serve what their kernels serve: a GPU (or Triton's interpreter) any coefficients that are
+shared, per channel or per sample, a CPU shared ones. Everything else is the reference, which autograd differentiates.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from ..backend import use_triton
-from . import reference
+from ..library import define
+from . import cpu, reference
+from .segments import MAX_FEATURES, segmentation
+
+STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernels
 
 
 def combine(
@@ -21,19 +33,230 @@ def combine(
         coefficients: [P, m, *c], float32 (float64 for a float64 history). ``c`` is empty, or broadcasts to a feature:
             [1, 1, D] gives every channel its own numbers, [B, 1, 1] every sample.
         bias: [P, *c], in the dtype of the coefficients.
-        out: [P, *feature] in the dtype of history, to be overwritten; not together with gradients.
+        out: [P, *feature] in the dtype of history, to be overwritten; not together with gradients, nor with memory of
+            history.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
     Returns:
-        [P, *feature] in the dtype of history. Sums are in float32 (float64) and rounded once.
+        [P, *feature] in the dtype of history. Sums are in float32 (float64) and rounded once; only on a CPU, in bf16, a
+        bias that is small beside the result is added after the rounding. Any implementation may turn an infinite
+        feature into NaN.
 
     Raises:
-        ValueError: if shapes or dtypes do not fit together.
+        ValueError: if shapes, dtypes or devices do not fit together, or gradients are asked of a call with ``out``.
     """
     _check(history, coefficients, bias, out)
-    use_triton(backend, history)
+    triton = use_triton(backend, history)
+    fast = backend != "torch" or not history.is_cuda
+    fast = fast and len(coefficients) > 0 and _served(history, coefficients.shape[2:], triton)
+    if _needs_gradient(history, coefficients, bias):
+        if out is not None:
+            raise ValueError("combine(..., out=) overwrites a tensor and has no gradients; leave out= away for them")
+        if fast:
+            return Combine.apply(history, coefficients, bias, triton)
+    elif fast:
+        if out is None:
+            return _combine(history, coefficients, bias, triton)
+        if out.is_contiguous():
+            _combine_out(out, history, coefficients, bias, triton)
+            return out
     result = reference.combine(history, coefficients, bias)
     return result if out is None else out.copy_(result)
+
+
+def gram_row(history: Tensor, feature: Tensor, *, backend: str = "auto") -> Tensor:
+    """Inner products of one feature with all kept ones, ``row[j] = <history[j], feature>``: a row of a Gram matrix.
+
+    Args:
+        history: [m, *feature], any float dtype.
+        feature: [*feature], in the dtype of history.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        float64 [m]. History and feature are read once. A GPU adds products in float32 within parts of the feature and
+        in float64 between them, a CPU in float64, both in a fixed order.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit together.
+    """
+    _check_feature(history, feature)
+    triton = use_triton(backend, history)
+    slow = _needs_gradient(history, feature) or (backend == "torch" and history.is_cuda)
+    if slow or not _served(history, (), triton):
+        return reference.gram_row(history, feature)
+    return _gram_row(history, feature, triton)
+
+
+def combine_with_gram_row(
+    history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """``combine(history, coefficients, bias)`` and ``gram_row(history, feature)``, from one pass over history on a GPU.
+
+    For a calibration that wants a step's prediction and its inner products at once. Arguments, results and errors are
+    those of the two functions.
+    """
+    _check(history, coefficients, bias, None)
+    _check_feature(history, feature)
+    triton = use_triton(backend, history)
+    plain = triton and not _needs_gradient(history, coefficients, bias, feature) and len(coefficients) > 0
+    if plain and _served(history, coefficients.shape[2:], triton):
+        return _combine_with_gram_row(history, coefficients, bias, feature, triton)
+    return combine(history, coefficients, bias, backend=backend), gram_row(history, feature, backend=backend)
+
+
+class Combine(torch.autograd.Function):
+    """Gradients of the registered operation; those of gradients come from the reference."""
+
+    @staticmethod
+    def forward(ctx: Any, history: Tensor, coefficients: Tensor, bias: Tensor | None, triton: bool) -> Tensor:
+        ctx.save_for_backward(history, coefficients)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.triton = triton
+        return _combine(history, coefficients, bias, triton)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (grad,) = grads
+        history, coefficients = ctx.saved_tensors
+        channels = coefficients.shape[2:]
+        twice = torch.is_grad_enabled() and _needs_gradient(grad, history, coefficients)
+        by_history = by_coefficients = by_bias = None
+        if ctx.needs_input_grad[0]:
+            transposed = coefficients.transpose(0, 1)
+            if not twice and _served(grad := grad.contiguous(), channels, ctx.triton):
+                by_history = _combine(grad, transposed.contiguous(), None, ctx.triton)
+            else:
+                by_history = reference.combine(grad, transposed, None)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            if twice:
+                by_coefficients, by_bias = reference.gradients(grad, history, tuple(channels))
+            else:
+                by_coefficients, by_bias = _combine_gradients(grad.contiguous(), history, channels, ctx.triton)
+            by_coefficients = by_coefficients.to(coefficients.dtype)
+            by_bias = None if ctx.bias_dtype is None else by_bias.to(ctx.bias_dtype)
+        return by_history, by_coefficients, by_bias, None
+
+
+def _run_combine(history: Tensor, coefficients: Tensor, bias: Tensor | None, triton: bool) -> Tensor:
+    if not triton:
+        return cpu.combine(history, coefficients, bias)
+    out = history.new_empty(len(coefficients), *history.shape[1:])
+    _run_combine_out(out, history, coefficients, bias, triton)
+    return out
+
+
+def _run_combine_out(out: Tensor, history: Tensor, coefficients: Tensor, bias: Tensor | None, triton: bool) -> None:
+    if triton:
+        from . import launch
+
+        launch.combine(out, history, *_float32(coefficients, bias))
+    else:
+        cpu.combine(history, coefficients, bias, out)
+
+
+def _run_combine_gradients(
+    grad: Tensor, history: Tensor, channels: Sequence[int], triton: bool
+) -> tuple[Tensor, Tensor]:
+    accumulate = torch.promote_types(history.dtype, torch.float32)
+    if triton:
+        from . import launch
+
+        by_coefficients, by_bias = launch.dots(grad, history, channels, sums=True)
+        assert by_bias is not None
+    else:
+        by_coefficients, by_bias = cpu.gradients(grad, history)
+    shapes = (len(grad), len(history), *channels), (len(grad), *channels)
+    return by_coefficients.to(accumulate).view(shapes[0]), by_bias.to(accumulate).view(shapes[1])
+
+
+def _run_gram_row(history: Tensor, feature: Tensor, triton: bool) -> Tensor:
+    if not triton:
+        return cpu.gram_row(history, feature)
+    from . import launch
+
+    return launch.dots(feature.contiguous().unsqueeze(0), history, (), sums=False)[0][0]
+
+
+def _run_combine_with_gram_row(
+    history: Tensor, coefficients: Tensor, bias: Tensor | None, feature: Tensor, triton: bool
+) -> tuple[Tensor, Tensor]:
+    assert triton, "elsewhere it is two operations"
+    from . import launch
+
+    out = history.new_empty(len(coefficients), *history.shape[1:])
+    row = launch.combine(out, history, *_float32(coefficients, bias), feature.contiguous())
+    assert row is not None
+    return out, row
+
+
+def _float32(coefficients: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """As the kernels read them; nothing is copied of what comes as it should."""
+    return coefficients.float().contiguous(), None if bias is None else bias.float().contiguous()
+
+
+def _fake_combine(history: Tensor, coefficients: Tensor, bias: Tensor | None, triton: bool) -> Tensor:
+    return history.new_empty(coefficients.shape[0], *history.shape[1:])
+
+
+def _fake_combine_gradients(
+    grad: Tensor, history: Tensor, channels: Sequence[int], triton: bool
+) -> tuple[Tensor, Tensor]:
+    accumulate = torch.promote_types(history.dtype, torch.float32)
+    count, m = grad.shape[0], history.shape[0]
+    return grad.new_empty(count, m, *channels, dtype=accumulate), grad.new_empty(count, *channels, dtype=accumulate)
+
+
+def _fake_gram_row(history: Tensor, feature: Tensor, triton: bool) -> Tensor:
+    return history.new_empty(history.shape[0], dtype=torch.float64)
+
+
+_combine = define(
+    "combine(Tensor history, Tensor coefficients, Tensor? bias, bool triton) -> Tensor", _run_combine, _fake_combine
+)
+_combine_out = define(
+    "combine_out(Tensor(a!) out, Tensor history, Tensor coefficients, Tensor? bias, bool triton) -> ()",
+    _run_combine_out,
+    lambda out, history, coefficients, bias, triton: None,
+)
+_combine_gradients = define(
+    "combine_gradients(Tensor grad, Tensor history, SymInt[] channels, bool triton) -> (Tensor, Tensor)",
+    _run_combine_gradients,
+    _fake_combine_gradients,
+)
+_gram_row = define("gram_row(Tensor history, Tensor feature, bool triton) -> Tensor", _run_gram_row, _fake_gram_row)
+_combine_with_gram_row = define(
+    "combine_with_gram_row(Tensor history, Tensor coefficients, Tensor? bias, Tensor feature, bool triton)"
+    " -> (Tensor, Tensor)",
+    _run_combine_with_gram_row,
+    lambda history, coefficients, bias, feature, triton: (
+        _fake_combine(history, coefficients, bias, triton),
+        _fake_gram_row(history, feature, triton),
+    ),
+)
+
+
+def _served(history: Tensor, channels: Sequence[int], triton: bool) -> bool:
+    """Whether the registered operations serve coefficients [P, m, *channels]."""
+    if not (history.is_contiguous() or _rows_contiguous(history)):
+        return False
+    if not triton:
+        return history.device.type == "cpu" and len(channels) == 0
+    if history.dtype not in STORAGE_DTYPES or len(history) > MAX_FEATURES or history.numel() == 0:
+        return False
+    return segmentation(history.shape[1:], channels) is not None
+
+
+def _rows_contiguous(history: Tensor) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(history.shape[1:]), reversed(history.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _check(history: Tensor, coefficients: Tensor, bias: Tensor | None, out: Tensor | None) -> None:
@@ -53,4 +276,15 @@ def _check(history: Tensor, coefficients: Tensor, bias: Tensor | None, out: Tens
     if out is not None and (out.shape != (len(coefficients), *feature) or out.dtype != history.dtype):
         raise ValueError(
             f"out is {out.dtype} {list(out.shape)}, the result is {history.dtype} {[len(coefficients), *feature]}"
+        )
+    for name, tensor in (("coefficients", coefficients), ("bias", bias), ("out", out)):
+        if tensor is not None and tensor.device != history.device:
+            raise ValueError(f"{name} is on {tensor.device}, history on {history.device}")
+
+
+def _check_feature(history: Tensor, feature: Tensor) -> None:
+    if feature.shape != history.shape[1:] or feature.dtype != history.dtype or feature.device != history.device:
+        raise ValueError(
+            f"feature is {feature.dtype} {list(feature.shape)} on {feature.device}, those in history are "
+            f"{history.dtype} {list(history.shape[1:])} on {history.device}"
         )

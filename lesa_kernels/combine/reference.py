@@ -1,8 +1,9 @@
-"""``combine`` in plain PyTorch: the specification.
+"""``combine`` and ``gram_row`` in plain PyTorch: the specification.
 
-    out[p] = sum_j coefficients[p, j] * history[j] + bias[p]
+    out[p] = sum_j coefficients[p, j] * history[j] + bias[p]          every linear forecaster is this sum
+    row[j] = <history[j], feature>                                    a row of the Gram matrix of the features
 
-Every linear forecaster is this sum with coefficients of its own. Terms are added in float32 at least, and rounded once.
+Terms are added in float32 at least (float64 for ``gram_row``), and rounded once.
 """
 
 import torch
@@ -23,3 +24,18 @@ def combine(history: Tensor, coefficients: Tensor, bias: Tensor | None) -> Tenso
     if bias is not None:
         total = total + bias.to(accumulate).reshape(*bias.shape, *(1,) * missing)
     return total.to(history.dtype)
+
+
+def gradients(grad: Tensor, history: Tensor, channels: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Of coefficients [P, m, *channels] and bias [P, *channels], from grad [P, *feature]; differentiable themselves."""
+    accumulate = torch.promote_types(history.dtype, torch.float32)
+    grad, count = grad.to(accumulate), len(grad)
+    broadcast = channels or (1,) * (grad.ndim - 1)
+    columns = [(grad * h.to(accumulate)).sum_to_size(count, *broadcast).reshape(count, *channels) for h in history]
+    return torch.stack(columns, 1), grad.sum_to_size(count, *broadcast).reshape(count, *channels)
+
+
+def gram_row(history: Tensor, feature: Tensor) -> Tensor:
+    """history [m, *feature], feature [*feature] -> float64 [m]."""
+    feature = feature.double()
+    return torch.stack([(h.double() * feature).sum() for h in history])

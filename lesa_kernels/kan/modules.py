@@ -6,8 +6,8 @@ here leaves the function as it was.
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class KANLinear(nn.Module):
 
     def b_splines(self, x: Tensor) -> Tensor:
         """Bases at x [batch, in] -> [batch, in, grid_size + spline_order]."""
-        return cox_de_boor(x, self.grid.to(x.dtype), self.spline_order)
+        return cox_de_boor(x, self.grid, self.spline_order)
 
     def curve2coeff(self, x: Tensor, y: Tensor) -> Tensor:
         """Least-squares coefficients [out, in, C] of the curves through x [batch, in], y [batch, in, out].
@@ -110,7 +110,6 @@ class KANLinear(nn.Module):
         return solution.permute(2, 0, 1).to(self.spline_weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        explicit = None if self.has_uniform_grid else self.grid.to(x.dtype)
         if isinstance(self.base_activation, nn.SiLU):
             return kan_linear(
                 x,
@@ -118,11 +117,10 @@ class KANLinear(nn.Module):
                 self.scaled_spline_weight,
                 order=self.spline_order,
                 grid_range=self.grid_range,
-                grid=explicit,
+                grid=None if self.has_uniform_grid else self.grid,
             )
-        bases = cox_de_boor(x, self.grid.to(x.dtype), self.spline_order)
         return F.linear(self.base_activation(x), self.base_weight) + F.linear(
-            bases.flatten(-2), self.scaled_spline_weight.flatten(1)
+            self.b_splines(x).flatten(-2), self.scaled_spline_weight.flatten(1)
         )
 
     @torch.no_grad()
@@ -164,6 +162,14 @@ class KANLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, grid_size={self.grid_size}, "
             f"spline_order={self.spline_order}, grid={grid}"
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Of ``.to(dtype)``: the knots keep float32. Rounded to bf16 they would be off by up to 1 % of an interval."""
+        grid = self.grid
+        super()._apply(fn, recurse)
+        if self.grid.dtype != grid.dtype and self.grid.itemsize < 4:
+            self.grid = grid.to(self.grid.device)
+        return self
 
     def _uniform_grid(self) -> Tensor:
         return uniform_knots(self.grid_size, self.spline_order, self.grid_range).repeat(self.in_features, 1)

@@ -1,9 +1,17 @@
 """The KAN functions as callers see them: arguments checked, implementation chosen."""
 
+import os
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from ..backend import use_triton
+from ..backend import HAS_TRITON, use_triton
+from ..library import define
 from . import reference
+
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KERNEL_ORDERS = (1, 2, 3)
 
 
 def bspline_basis(
@@ -45,37 +53,31 @@ def kan_linear(
         order: degree of the splines.
         grid_range: the uniform grid, the same for all inputs.
         grid: [in, knots], explicit knots that need not be uniform; overrides ``grid_range``.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``. Kernels exist for the uniform grid, orders 1 to 3 and float32,
+            float16 and bfloat16; everything else is plain PyTorch whatever the backend.
 
     Returns:
         [..., out]. Outside the extended grid the spline part is exactly zero and the SiLU part remains.
+
+    The kernels keep nothing but x and the weights for the backward pass, sum in float32 without TF32, and give the same
+    bits in every run. Under autocast the three tensors are cast together, as in F.linear. A derivative of a gradient
+    (``create_graph=True``) goes through plain PyTorch.
 
     Raises:
         ValueError: if shapes or dtypes do not fit together.
 
     Source: Liu et al., "KAN", https://arxiv.org/abs/2404.19756, in the parameterisation of efficient-kan.
     """
-    out_features, in_features = base_weight.shape
-    bases = spline_weight.shape[-1]
-    check_grid(bases - order, order, grid_range)
-    if spline_weight.shape[:2] != (out_features, in_features):
-        raise ValueError(
-            f"spline_weight {list(spline_weight.shape)} does not belong to base_weight {list(base_weight.shape)}: "
-            f"expected [{out_features}, {in_features}, grid_size + order]"
-        )
-    if x.shape[-1] != in_features:
-        raise ValueError(f"x has {x.shape[-1]} features in its last dimension, the weights take {in_features}")
-    if not x.dtype == base_weight.dtype == spline_weight.dtype:
-        raise ValueError(
-            f"x is {x.dtype}, base_weight {base_weight.dtype}, spline_weight {spline_weight.dtype}: use one dtype"
-        )
-    if grid is not None and grid.shape != (in_features, bases + order + 1):
-        raise ValueError(
-            f"grid {list(grid.shape)} does not carry {bases} bases of order {order} for {in_features} inputs: "
-            f"expected [{in_features}, {bases + order + 1}]"
-        )
-    use_triton(backend, x)
-    return reference.kan_linear(x, base_weight, spline_weight, order=order, grid_range=grid_range, grid=grid)
+    x, base_weight, spline_weight = _autocast(x, base_weight, spline_weight)
+    _check(x, base_weight, spline_weight, order, grid_range, grid)
+    kernel_exists = grid is None and order in KERNEL_ORDERS and x.dtype in KERNEL_DTYPES
+    if not (use_triton(backend, x) and kernel_exists):
+        return reference.kan_linear(x, base_weight, spline_weight, order=order, grid_range=grid_range, grid=grid)
+    low, high = map(float, grid_range)
+    tensors = (x, base_weight, spline_weight)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _KanLinear.apply(*tensors, order, low, high)
+    return _forward(*tensors, order, low, high)
 
 
 def check_grid(grid_size: int, order: int, grid_range: tuple[float, float]) -> None:
@@ -85,3 +87,143 @@ def check_grid(grid_size: int, order: int, grid_range: tuple[float, float]) -> N
     low, high = grid_range
     if not low < high:
         raise ValueError(f"grid_range must run from a lower to a higher number, not {grid_range}")
+
+
+def _check(
+    x: Tensor,
+    base_weight: Tensor,
+    spline_weight: Tensor,
+    order: int,
+    grid_range: tuple[float, float],
+    grid: Tensor | None,
+) -> None:
+    if base_weight.ndim != 2 or spline_weight.ndim != 3:
+        raise ValueError(
+            f"base_weight must be [out, in] and spline_weight [out, in, grid_size + order], "
+            f"not {list(base_weight.shape)} and {list(spline_weight.shape)}"
+        )
+    out_features, in_features = base_weight.shape
+    bases = spline_weight.shape[-1]
+    check_grid(bases - order, order, grid_range)
+    if spline_weight.shape[:2] != (out_features, in_features):
+        raise ValueError(
+            f"spline_weight {list(spline_weight.shape)} does not belong to base_weight {list(base_weight.shape)}: "
+            f"expected [{out_features}, {in_features}, grid_size + order]"
+        )
+    if x.ndim == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"x is {list(x.shape)}, the weights take {in_features} features in its last dimension")
+    if not x.is_floating_point():
+        raise ValueError(f"x must be a float tensor, not {x.dtype}")
+    if not x.dtype == base_weight.dtype == spline_weight.dtype:
+        raise ValueError(
+            f"x is {x.dtype}, base_weight {base_weight.dtype}, spline_weight {spline_weight.dtype}: use one dtype"
+        )
+    if grid is not None and grid.shape != (in_features, bases + order + 1):
+        raise ValueError(
+            f"grid {list(grid.shape)} does not carry {bases} bases of order {order} for {in_features} inputs: "
+            f"expected [{in_features}, {bases + order + 1}]"
+        )
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What autocast does to the arguments of F.linear: one dtype for all, float64 left alone."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+
+
+def _runs_kernels(tensor: Tensor) -> bool:
+    """Within an operation: whether this device has the kernels. On a CPU only Triton's interpreter has."""
+    return HAS_TRITON and (tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
+
+
+def _forward_op(x: Tensor, base_weight: Tensor, spline_weight: Tensor, order: int, low: float, high: float) -> Tensor:
+    if not _runs_kernels(x):
+        return reference.kan_linear(x, base_weight, spline_weight, order=order, grid_range=(low, high))
+    from . import launch
+
+    return launch.forward(x, base_weight, spline_weight, order, (low, high))
+
+
+def _input_gradient_op(
+    dy: Tensor, x: Tensor, base_weight: Tensor, spline_weight: Tensor, order: int, low: float, high: float
+) -> Tensor:
+    if not _runs_kernels(x):
+        return reference.input_gradient(dy, x, base_weight, spline_weight, order=order, grid_range=(low, high))
+    from . import launch
+
+    return launch.input_gradient(dy, x, base_weight, spline_weight, order, (low, high))
+
+
+def _weight_gradients_op(
+    dy: Tensor, x: Tensor, bases: int, order: int, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    if not _runs_kernels(x):
+        return reference.weight_gradients(dy, x, bases=bases, order=order, grid_range=(low, high))
+    from . import launch
+
+    return launch.weight_gradients(dy, x, bases, order, (low, high))
+
+
+def _fake_weight_gradients(
+    dy: Tensor, x: Tensor, bases: int, order: int, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    shape = dy.shape[-1], x.shape[-1]
+    return x.new_empty(shape), x.new_empty(*shape, bases)
+
+
+_forward = define(
+    "kan_linear(Tensor x, Tensor base_weight, Tensor spline_weight, int order, float low, float high) -> Tensor",
+    _forward_op,
+    lambda x, base_weight, *_: x.new_empty(*x.shape[:-1], base_weight.shape[0]),
+)
+_input_gradient = define(
+    "kan_linear_input_gradient(Tensor dy, Tensor x, Tensor base_weight, Tensor spline_weight, int order, float low, "
+    "float high) -> Tensor",
+    _input_gradient_op,
+    lambda dy, x, *_: x.new_empty(x.shape),
+)
+_weight_gradients = define(
+    "kan_linear_weight_gradients(Tensor dy, Tensor x, int bases, int order, float low, float high) -> (Tensor, Tensor)",
+    _weight_gradients_op,
+    _fake_weight_gradients,
+)
+
+
+class _KanLinear(torch.autograd.Function):
+    """The kernels with their gradients; x and the weights are all that is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, base_weight: Tensor, spline_weight: Tensor, order: int, low: float, high: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, base_weight, spline_weight)
+        ctx.grid = order, low, high
+        return _forward(x, base_weight, spline_weight, order, low, high)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, base_weight, spline_weight = ctx.saved_tensors
+        for_x, for_base, for_spline = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            return *_differentiable_gradients(dy, ctx.saved_tensors, ctx.needs_input_grad, *ctx.grid), None, None, None
+        dx = d_base = d_spline = None
+        if for_x:
+            dx = _input_gradient(dy, x, base_weight, spline_weight, *ctx.grid)
+        if for_base or for_spline:
+            d_base, d_spline = _weight_gradients(dy, x, spline_weight.shape[-1], *ctx.grid)
+        return dx, d_base if for_base else None, d_spline if for_spline else None, None, None, None
+
+
+def _differentiable_gradients(
+    dy: Tensor, tensors: tuple[Tensor, ...], needed: tuple[bool, ...], order: int, low: float, high: float
+) -> list[Tensor | None]:
+    """The gradients by way of the reference, for a caller who differentiates them again."""
+    # Views, since one argument may have been computed from another: their gradients have to stop here.
+    views = [t.view_as(t) for t in tensors]
+    y = reference.kan_linear(*views, order=order, grid_range=(low, high))
+    wanted = [t for t, need in zip(views, needed, strict=False) if need]
+    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return [next(gradients) if need else None for need in needed[:3]]

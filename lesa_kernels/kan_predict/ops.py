@@ -1,10 +1,18 @@
-"""``kan_predict`` as callers see it: arguments checked, implementation chosen."""
+"""``kan_predict`` as callers and PyTorch see it: arguments checked, implementation chosen, gradients."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from ..backend import use_triton
 from ..kan.ops import check_grid
-from . import reference
+from ..library import define
+from . import pieces, reference
+
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KERNEL_ORDERS = (1, 2, 3)
+OPEN_STEPS = 16  # sums that the kernel keeps, min(K, P) of them: 16 take all 255 registers, more would spill
 
 
 def kan_predict(
@@ -32,38 +40,120 @@ def kan_predict(
         scale: [D], multiplies the features into the grid; the KAN's answer is divided by it. None: ones.
         order: degree of the splines.
         grid_range: the uniform grid.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``. The kernel serves float32, float16 and bfloat16, orders 1 to 3
+            and min(K, P) <= 16; everything else is plain PyTorch whatever the backend.
 
     Returns:
-        [P, *feature] in the dtype of history; each prediction enters the window of the next. Sums are in float32
-        (float64 for a float64 history).
+        [P, *feature] in the dtype of history; each prediction enters the window of the next, unrounded. Sums are in
+        float32 (float64 for a float64 history), under autocast too, and rounded once. The weights may have any dtype.
+
+    Gradients of all tensors go through the reference, which the backward pass evaluates anew: nothing but the arguments
+    is kept for it. They can be differentiated again.
 
     Raises:
-        ValueError: if shapes do not fit together.
+        ValueError: if shapes, dtypes or devices do not fit together.
     """
-    window, experts = len(history), len(bias)
+    _check(history, gates, linear_weight, base_weight, spline_weight, bias, scale)
+    check_grid(spline_weight.shape[-1] - order, order, grid_range)
+    use_triton(backend, history)  # raises where it is asked for and missing, even in a traced call
+    tensors = (history, gates, linear_weight, base_weight, spline_weight, bias, scale)
+    low, high = map(float, grid_range)
+    if backend == "torch":
+        return reference.kan_predict(*tensors, order=order, grid_range=(low, high))
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _KanPredict.apply(*tensors, order, low, high, backend)
+    return _kan_predict(*tensors, order, low, high, backend)
+
+
+class _KanPredict(torch.autograd.Function):
+    """Gradients of the registered operation: those of the reference, which is evaluated again for them."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, ctx.order, ctx.low, ctx.high, _ = arguments
+        ctx.save_for_backward(*tensors)
+        return _kan_predict(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[:7]
+        with torch.autocast(grads[0].device.type, enabled=False):
+            gradients = pieces.gradients(grads[0], ctx.saved_tensors, wanted, ctx.order, (ctx.low, ctx.high))
+        return *gradients, None, None, None, None
+
+
+def _run(
+    history: Tensor,
+    gates: Tensor,
+    linear_weight: Tensor,
+    base_weight: Tensor,
+    spline_weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    order: int,
+    low: float,
+    high: float,
+    backend: str,
+) -> Tensor:
+    tensors = (history, gates, linear_weight, base_weight, spline_weight, bias, scale)
+    if not (use_triton(backend, history) and _kernel_serves(history, len(gates), order)):
+        return pieces.kan_predict(*tensors, order=order, grid_range=(low, high))
+    from . import launch
+
+    return launch.kan_predict(*tensors, order=order, grid_range=(low, high))
+
+
+_kan_predict = define(
+    "kan_predict(Tensor history, Tensor gates, Tensor linear_weight, Tensor base_weight, Tensor spline_weight,"
+    " Tensor bias, Tensor? scale, int order, float low, float high, str backend) -> Tensor",
+    _run,
+    lambda history, gates, *_: history.new_empty(gates.shape[0], *history.shape[1:]),
+)
+
+
+def _kernel_serves(history: Tensor, steps: int, order: int) -> bool:
+    return (
+        history.dtype in KERNEL_DTYPES
+        and order in KERNEL_ORDERS
+        and min(len(history), steps) <= OPEN_STEPS
+        and steps > 0
+        and history.numel() > 0
+    )
+
+
+def _check(
+    history: Tensor,
+    gates: Tensor,
+    linear_weight: Tensor,
+    base_weight: Tensor,
+    spline_weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+) -> None:
+    if history.ndim < 2 or len(history) == 0 or not history.is_floating_point():
+        raise ValueError(
+            f"history must be float [K, *feature] with K >= 1 and at least one dimension of channels, "
+            f"not {history.dtype} {list(history.shape)}"
+        )
+    window, experts, channels = history.shape[0], bias.numel(), history.shape[-1]
     expected = {
-        "gates": (gates, (gates.shape[0], experts)),
+        "gates": (gates, ("P", experts)),
         "linear_weight": (linear_weight, (experts, window)),
         "base_weight": (base_weight, (experts, window)),
-        "spline_weight": (spline_weight, (experts, window, spline_weight.shape[-1])),
-        "scale": (scale, history.shape[-1:]),
+        "spline_weight": (spline_weight, (experts, window, "grid_size + order")),
+        "bias": (bias, (experts,)),
+        "scale": (scale, (channels,)),
     }
     for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
+        if tensor is None:
+            continue
+        fits = tensor.ndim == len(shape) and all(
+            isinstance(size, str) or size == n for n, size in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits:
             raise ValueError(
-                f"{name} is {list(tensor.shape)}, expected {list(shape)} for {window} features and {experts} experts"
+                f"{name} is {list(tensor.shape)}, expected [{', '.join(map(str, shape))}] for {window} features of "
+                f"{channels} channels and {experts} experts"
             )
-    check_grid(spline_weight.shape[-1] - order, order, grid_range)
-    use_triton(backend, history)
-    return reference.kan_predict(
-        history,
-        gates,
-        linear_weight,
-        base_weight,
-        spline_weight,
-        bias,
-        scale=scale,
-        order=order,
-        grid_range=grid_range,
-    )
+        if tensor.device != history.device:
+            raise ValueError(f"{name} is on {tensor.device}, history on {history.device}")

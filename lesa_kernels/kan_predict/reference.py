@@ -25,25 +25,35 @@ def kan_predict(
     base_weight: Tensor,
     spline_weight: Tensor,
     bias: Tensor,
-    *,
     scale: Tensor | None,
+    *,
     order: int,
     grid_range: tuple[float, float],
 ) -> Tensor:
     """history [K, *feature, D], gates [P, E], weights [E, K] and [E, K, C], bias [E], scale [D] -> [P, *feature, D]."""
     accumulate = torch.promote_types(history.dtype, torch.float32)
-    s = torch.ones((), dtype=accumulate, device=history.device) if scale is None else scale.to(accumulate)
-    linear_weight, base_weight, spline_weight = (w.to(accumulate) for w in (linear_weight, base_weight, spline_weight))
-    window = list(history.to(accumulate))
-    predictions = []
-    for gate in gates.to(accumulate):
-        # the experts share their inputs, so weights are summed over the experts first and applied once
-        total = gate @ bias.to(accumulate)
-        linear, base, spline = gate @ linear_weight, gate @ base_weight, torch.einsum("e,ekg->kg", gate, spline_weight)
-        for k, h in enumerate(window):
+    with torch.autocast(history.device.type, enabled=False):  # it would round the weights
+        gates, linear_weight, base_weight, spline_weight, bias = (
+            t.to(accumulate) for t in (gates, linear_weight, base_weight, spline_weight, bias)
+        )
+        s = gates.new_ones(()) if scale is None else scale.to(accumulate)
+
+        def activations(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             x = h * s
-            bases = bspline_basis(x, grid_size=spline.shape[1] - order, order=order, grid_range=grid_range)
-            total = total + linear[k] * h + (base[k] * F.silu(x) + bases @ spline[k]) / s
-        window = [*window[1:], window[-1] + total]
-        predictions.append(window[-1])
-    return torch.stack(predictions).to(history.dtype)
+            bases = bspline_basis(x, grid_size=spline_weight.shape[-1] - order, order=order, grid_range=grid_range)
+            return h, F.silu(x), bases
+
+        # the experts share their inputs, so weights are summed over the experts first and applied once
+        shift, linear, base = gates @ bias, gates @ linear_weight, gates @ base_weight
+        spline = torch.einsum("pe,ekg->pkg", gates, spline_weight)
+        *older, latest = (h.to(accumulate) for h in history)
+        window = [activations(h) for h in older]
+        predictions = []
+        for p in range(len(gates)):
+            window.append(activations(latest))
+            linear_part = sum(w * h for w, (h, _, _) in zip(linear[p], window, strict=True))
+            kan = sum(b * silu + bases @ c for b, c, (_, silu, bases) in zip(base[p], spline[p], window, strict=True))
+            latest = latest + shift[p] + linear_part + kan / s
+            predictions.append(latest.to(history.dtype))
+            window = window[1:]
+    return torch.stack(predictions) if predictions else history.new_empty(0, *history.shape[1:])

@@ -10,11 +10,16 @@ from lesa.schedule import as_times
 
 
 class Moment(NamedTuple):
-    """Where a call stands: ``generation`` is one object for as long as the generation lasts."""
+    """Where a call stands.
+
+    ``generation`` is one object for as long as the generation lasts; ``timesteps`` [steps] are the scheduler's, on the
+    device, or None where nobody knows what comes.
+    """
 
     step: int
     times: Tensor | None
     generation: object
+    timesteps: Tensor | None = None
 
 
 class Clock(Protocol):
@@ -55,7 +60,7 @@ class SchedulerClock:
         step = scheduler.step_index
         if step is None:  # before the first step
             step = scheduler.begin_index or 0
-        return Moment(step, self._times, self._timesteps)
+        return Moment(step, self._times, self._timesteps, self._timesteps)
 
 
 def noise_levels(scheduler: Any) -> Tensor:

@@ -7,9 +7,9 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from lesa.adapters.diffusers.attachment import Attachment
 from lesa.adapters.diffusers.clock import Clock, SchedulerClock, TimestepClock
 from lesa.adapters.diffusers.compat import unwrap_module
-from lesa.adapters.diffusers.hooks import Attachment
 from lesa.plan import StepPlan
 from lesa.runtime.accelerator import Accelerator, Forecasters, Plan
 from lesa.runtime.driver import Driver

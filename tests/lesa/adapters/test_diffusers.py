@@ -10,7 +10,7 @@ from torch import nn
 import lesa
 from lesa import LesaConfig, LesaPredictor, LesaWarning, Reuse, StepPlan, Taylor
 from lesa.adapters.diffusers import observe
-from lesa.adapters.diffusers.finish import KNOWN
+from lesa.adapters.diffusers.endings import KNOWN
 from lesa.runtime.observer import Observer
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.tiny import STEPS, generate
@@ -30,6 +30,12 @@ def way(request, monkeypatch):
 @pytest.fixture
 def pipeline():
     return tiny.pipeline()
+
+
+@pytest.fixture
+def handed_through(monkeypatch):
+    """Predicted steps go through the forward, where the head's input can be seen."""
+    monkeypatch.delitem(KNOWN, "FluxTransformer2DModel")
 
 
 class BlockRuns:
@@ -63,6 +69,9 @@ class Oracle:
     def predict(self, head):
         return self.features[self.call.branch, self.call.step].clone()
 
+    def coming(self, head):
+        return None
+
     def end(self, *, failed):
         assert not failed
 
@@ -79,7 +88,7 @@ def record(pipeline, **options):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_with_true_features_the_result_is_bit_identical_and_no_block_runs(pipeline, way, guidance):
+def test_with_true_features_the_result_is_the_untouched_one_and_no_block_runs(pipeline, way, guidance):
     untouched = generate(pipeline, guidance=guidance)
     features, watched = record(pipeline, guidance=guidance)
     assert torch.equal(untouched, watched)
@@ -87,7 +96,11 @@ def test_with_true_features_the_result_is_bit_identical_and_no_block_runs(pipeli
     generate(pipeline, guidance=guidance)
     every_step, runs.count = runs.count, 0
     with observe(pipeline, Oracle(features, PLAN)):
-        assert torch.equal(generate(pipeline, guidance=guidance), untouched)
+        result = generate(pipeline, guidance=guidance)
+    if way == "blocks handed through":
+        assert torch.equal(result, untouched)
+    else:  # the fused end adds in another order
+        torch.testing.assert_close(result, untouched, rtol=1e-5, atol=1e-5)
     assert runs.count == every_step * len(PLAN.full_steps) / STEPS
 
 
@@ -108,7 +121,7 @@ def test_a_pipeline_that_names_no_branches_gets_them_by_order(pipeline, monkeypa
     assert [(r.branch, r.full) for r in handle.records] == [(f"call{i}", list(PLAN.full_steps)) for i in (0, 1)]
 
 
-def test_a_predictor_with_a_kan_on_the_features_samples_its_closed_loop(pipeline, way):
+def test_a_predictor_with_a_kan_on_the_features_samples_its_closed_loop(pipeline, handed_through):
     predictor = LesaPredictor(LesaConfig(STEPS, hidden_dim=8, latent="kan"))
     for layer in predictor.latent:
         torch.nn.init.normal_(layer.spline_weight, std=0.1)
@@ -125,7 +138,7 @@ def test_a_predictor_with_a_kan_on_the_features_samples_its_closed_loop(pipeline
 
 
 @pytest.mark.parametrize("forecaster", [Reuse(), Taylor(2), "lesa"])
-def test_predicted_features_are_those_of_the_table(pipeline, way, forecaster):
+def test_predicted_features_are_those_of_the_table(pipeline, handed_through, forecaster):
     if forecaster == "lesa":
         forecaster = LesaPredictor(LesaConfig(STEPS, hidden_dim=8))
     seen = []
@@ -208,7 +221,10 @@ def test_an_exception_half_way_leaves_nothing_behind(pipeline, way):
 def test_an_exception_inside_the_transformer_leaves_nothing_behind(pipeline, way):
     with lesa.enable(pipeline, Taylor(1), PLAN):
         expected = generate(pipeline)
-        with monkeypatched_failure(pipeline.transformer.norm_out, after=6), pytest.raises(RuntimeError, match="out of"):
+        with (
+            monkeypatched_failure(pipeline.transformer.time_text_embed.timestep_embedder, after=4),
+            pytest.raises(RuntimeError, match="out of"),
+        ):
             generate(pipeline, seed=9)
         assert torch.equal(generate(pipeline), expected)
 

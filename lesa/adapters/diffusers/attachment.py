@@ -1,0 +1,58 @@
+"""A driver's hooks on one transformer."""
+
+from torch import nn
+
+from lesa.adapters.diffusers.clock import Clock
+from lesa.adapters.diffusers.compat import HookRegistry, active_cache, refresh_hooks, unwrap_module
+from lesa.adapters.diffusers.discovery import find_blocks, find_heads
+from lesa.adapters.diffusers.hooks import Block, Control, Head, Receiver
+from lesa.adapters.diffusers.root import Root, intercept
+from lesa.runtime.driver import Driver
+
+RECEIVER, BLOCK = "lesa_receiver", "lesa_block"
+
+
+class Attachment:
+    """Puts them on; :meth:`remove` takes all of them off again.
+
+    Raises:
+        ValueError: if the transformer has another cache enabled, or no blocks or head can be found; nothing is
+            changed then.
+    """
+
+    def __init__(self, transformer: nn.Module, component: str, clock: Clock, driver: Driver) -> None:
+        inner = unwrap_module(transformer)
+        cache = active_cache(inner)
+        if cache is not None:
+            raise ValueError(
+                f"a cache of diffusers is enabled on this transformer ({type(cache).__name__}); two caches would undo "
+                "each other: call transformer.disable_cache() first"
+            )
+        heads, self._blocks = find_heads(inner), find_blocks(inner)
+        self._transformer = inner
+        control, receiver = Control(driver), Receiver(driver)
+        root = Root(control, inner, component, clock, receiver, next(iter(heads)))
+        HookRegistry.check_if_exists_or_initialize(inner).register_hook(receiver, RECEIVER)
+        for block in self._blocks:
+            HookRegistry.check_if_exists_or_initialize(block).register_hook(Block(control), BLOCK)
+        refresh_hooks(inner)
+        self._restore = intercept(transformer, root)
+        self._handles = [
+            module.register_forward_pre_hook(Head(control, name), with_kwargs=True) for name, module in heads.items()
+        ]
+        # Pipelines call this at their end if it exists; models with a cache of their own have it already.
+        self._adds_reset = not hasattr(inner, "_reset_stateful_cache")
+        if self._adds_reset:
+            inner._reset_stateful_cache = driver.reset
+
+    def remove(self) -> None:
+        """Restore the transformer exactly."""
+        self._restore()
+        for handle in self._handles:
+            handle.remove()
+        for block in self._blocks:
+            HookRegistry.check_if_exists_or_initialize(block).remove_hook(BLOCK, recurse=False)
+        HookRegistry.check_if_exists_or_initialize(self._transformer).remove_hook(RECEIVER, recurse=False)
+        refresh_hooks(self._transformer)
+        if self._adds_reset:
+            del self._transformer._reset_stateful_cache

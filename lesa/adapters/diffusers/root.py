@@ -1,0 +1,150 @@
+"""The root: takes every call of a transformer, before its forward and any hook of it."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+
+from lesa.adapters.diffusers.ahead import Ahead, make_outputs, one_step
+from lesa.adapters.diffusers.clock import Clock, Moment
+from lesa.adapters.diffusers.compat import context_name
+from lesa.adapters.diffusers.endings import Arguments, find_ending
+from lesa.adapters.diffusers.hooks import Control, Receiver
+from lesa.runtime.driver import Call
+
+
+class Root:
+    """Asks the driver at every call whether the blocks are skipped.
+
+    If so, and the end of the model is known, the output comes from the predictions at once, without the forward. Else
+    the forward runs, with the blocks handing their inputs through on a predicted step.
+
+    Args:
+        control: what the hooks inside the transformer look at.
+        transformer: the module itself, not a compiled wrapper.
+        component: its name in the pipeline.
+        clock: tells the moment of a call.
+        receiver: knows the cache context that the pipeline has set.
+        head: the name of the final norm.
+    """
+
+    def __init__(
+        self, control: Control, transformer: nn.Module, component: str, clock: Clock, receiver: Receiver, head: str
+    ) -> None:
+        self.control = control
+        self.transformer = transformer
+        self.component = component
+        self.clock = clock
+        self.receiver = receiver
+        self.head = head
+        self.names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._ahead: dict[str, Ahead] = {}  # by branch
+        self._place: tuple[object, int] | None = None
+        self._calls_here = 0
+
+    @torch.compiler.disable(recursive=False)
+    def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        arguments = dict(zip(self.names, args, strict=False)) | kwargs
+        if _needs_gradients(self.transformer, arguments):
+            return forward(*args, **kwargs)
+        control, failed = self.control, True
+        moment = self.clock.read(arguments)
+        call = self._identify(moment, arguments)
+        control.skip = control.driver.begin(call)
+        try:
+            output = self._predicted(call, moment, arguments) if control.skip else None
+            if output is None:
+                control.inside, control.dtype = True, _dtype(arguments)
+                output = forward(*args, **kwargs)
+            failed = False
+            return output
+        finally:
+            control.inside = control.skip = False
+            control.driver.end(failed=failed)
+
+    def _identify(self, moment: Moment, arguments: Arguments) -> Call:
+        call = Call(
+            component=self.component,
+            branch=self._branch(moment),
+            step=moment.step,
+            times=moment.times,
+            generation=moment.generation,
+            signature=tuple((k, tuple(t.shape), t.dtype) for k, t in arguments.items() if isinstance(t, Tensor)),
+        )
+        ahead = self._ahead.get(call.branch)
+        if ahead is not None and ahead.holds(call) and not ahead.is_true_for(call, arguments):
+            del self._ahead[call.branch]
+            return dataclasses.replace(call, must_run=True)
+        return call
+
+    def _predicted(self, call: Call, moment: Moment, arguments: Arguments) -> Any:
+        """The output of a predicted step, where the end of the model is known; else None."""
+        ahead = self._ahead.get(call.branch)
+        if ahead is None or not ahead.holds(call):
+            ending = find_ending(self.transformer)
+            if ending is None or not ending.fits(self.transformer, arguments):
+                return None
+            driver = self.control.driver
+            coming = driver.coming(self.head) if moment.timesteps is not None else None
+            coming = coming or one_step(driver.predict(self.head), call.step)
+            outputs = make_outputs(self.transformer, ending, arguments, moment, coming)
+            ahead = self._ahead[call.branch] = Ahead(call, arguments, outputs)
+        sample = ahead.take(call)
+        return Transformer2DModelOutput(sample=sample) if arguments.get("return_dict", True) else (sample,)
+
+    def _branch(self, moment: Moment) -> str:
+        """The name the pipeline gives, else ``call0``, ``call1``, ... in the order of calls within a step."""
+        name = context_name(self.receiver.manager)
+        if name is not None:
+            return name
+        same_place = self._place is not None and self._place[0] is moment.generation and self._place[1] == moment.step
+        self._calls_here = self._calls_here + 1 if same_place else 0
+        self._place = (moment.generation, moment.step)
+        return f"call{self._calls_here}"
+
+
+def intercept(module: nn.Module, call: Callable[..., Any]) -> Callable[[], None]:
+    """Let ``call(forward, args, kwargs)`` answer every call of one module; returns what undoes it.
+
+    The instance's class becomes a subclass of itself. A replaced ``forward`` would be lost when accelerate puts an
+    older one back, and a forward hook cannot keep the forward from running.
+    """
+    original = type(module)
+
+    def answer(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return call(functools.partial(original.__call__, self), args, kwargs)
+
+    def refuse(self: nn.Module, protocol: Any) -> Any:
+        raise TypeError(f"this {original.__name__} cannot be copied or pickled while lesa is enabled; disable it first")
+
+    names = {
+        "__call__": answer,
+        "__reduce_ex__": refuse,
+        "__module__": original.__module__,
+        "__doc__": original.__doc__,
+    }
+    taken = type(original.__name__, (original,), names)
+    module.__class__ = taken
+
+    def restore() -> None:
+        if type(module) is taken:
+            module.__class__ = original
+
+    return restore
+
+
+def _dtype(arguments: Arguments) -> torch.dtype | None:
+    latents = arguments.get("hidden_states")
+    return latents.dtype if isinstance(latents, Tensor) and latents.is_floating_point() else None
+
+
+def _needs_gradients(transformer: nn.Module, arguments: Arguments) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    inputs = (value for value in arguments.values() if isinstance(value, Tensor))
+    return any(t.requires_grad for t in inputs) or any(p.requires_grad for p in transformer.parameters())

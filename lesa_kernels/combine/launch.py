@@ -1,0 +1,128 @@
+"""Launches of the Triton kernels. Importing this module imports Triton; ``ops.py`` waits for the first launch."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+from torch import Tensor
+
+from . import kernels
+from .segments import (
+    PREDICTIONS,
+    PREDICTIONS_PER_CHANNEL,
+    THREADS,
+    block,
+    group,
+    most_predictions,
+    segmentation,
+)
+
+COMBINE_OPTIONS = {"num_warps": THREADS // 32}
+# Unless told otherwise ptxas keeps to 48 or 128 registers by spilling one or two, for the sake of more blocks at once.
+DOTS_OPTIONS = {"num_warps": THREADS // 32, "maxnreg": 255}
+
+
+def combine(
+    out: Tensor, history: Tensor, coefficients: Tensor, bias: Tensor | None, feature: Tensor | None = None
+) -> Tensor | None:
+    """Writes out [P, *feature]; with a ``feature``, returns its inner products with history, float64 [m].
+
+    history [m, *feature], m <= MAX_FEATURES, every feature contiguous; coefficients float32 [P, m, *c], bias [P, *c];
+    out and feature contiguous, in the dtype of history.
+    """
+    segments, length, per_channel = _segmentation(history.shape[1:], coefficients.shape[2:])
+    m, row_stride = len(history), history.stride(0)
+    vector = _vector(length, row_stride, history, out, feature)
+    size = block(m, history.element_size(), per_channel)
+    programs = segments * triton.cdiv(length, size)
+    dots = None if feature is None else history.new_empty(programs, m, dtype=torch.float32)
+    step = PREDICTIONS_PER_CHANNEL if per_channel else PREDICTIONS
+    with _device(history):
+        for first in range(0, len(coefficients), step):
+            part = slice(first, first + step)
+            kernels.combine_kernel[(programs,)](
+                history,
+                coefficients[part],
+                None if bias is None else bias[part],
+                out[part],
+                feature if first == 0 else None,
+                dots if first == 0 else None,
+                row_stride // vector,
+                length // vector,
+                segments,
+                P=min(step, len(coefficients) - first),
+                M=m,
+                PER_CHANNEL=per_channel,
+                VEC=vector,
+                BLOCK=size,
+                **COMBINE_OPTIONS,
+            )
+    return None if dots is None else dots.sum(0, dtype=torch.float64)
+
+
+def dots(left: Tensor, history: Tensor, channels: Sequence[int], sums: bool) -> tuple[Tensor, Tensor | None]:
+    """Inner products of left [P, *feature] with history [m, *feature], float64 [P, m, *channels].
+
+    With ``sums``, also the sums of left alone, [P, *channels]. left is contiguous, history as for ``combine``.
+    """
+    segments, length, per_channel = _segmentation(history.shape[1:], channels)
+    m, row_stride = len(history), history.stride(0)
+    vector = _vector(length, row_stride, history, left)
+    blocks = triton.cdiv(length, THREADS * vector)
+    if per_channel:
+        # at most 32 partial results: each is as large as the coefficients, and they go through memory
+        steps = min(segments, max(16, triton.cdiv(segments, 32)))
+        spans, programs, columns = triton.cdiv(segments, steps), blocks, length
+    else:
+        # 256 bytes to a thread pay for the reduction over the threads of a program at the end
+        steps = min(256 // (history.element_size() * vector), blocks)
+        spans, programs, columns = triton.cdiv(blocks, steps), segments, segments
+    most = most_predictions(per_channel)
+    results, totals = [], []
+    with _device(history):
+        for first in range(0, len(left), most):
+            rows = left[first : first + most]
+            together = group(m, len(rows), per_channel)
+            partial = history.new_empty(spans, len(rows), m, columns, dtype=torch.float32)
+            partial_sums = history.new_empty(spans, len(rows), columns, dtype=torch.float32) if sums else None
+            kernels.dots_kernel[(spans * programs, triton.cdiv(m, together))](
+                rows,
+                history,
+                partial,
+                partial_sums,
+                row_stride // vector,
+                length // vector,
+                segments,
+                steps,
+                P=len(rows),
+                M=m,
+                GROUP=together,
+                PER_CHANNEL=per_channel,
+                VEC=vector,
+                LANES=THREADS,
+                **DOTS_OPTIONS,
+            )
+            results.append(partial.sum(0, dtype=torch.float64))
+            if partial_sums is not None:
+                totals.append(partial_sums.sum(0, dtype=torch.float64))
+    result = torch.cat(results).view(len(left), m, *channels)
+    return result, torch.cat(totals).view(len(left), *channels) if sums else None
+
+
+def _segmentation(feature: Sequence[int], channels: Sequence[int]) -> tuple[int, int, bool]:
+    found = segmentation(feature, channels)
+    assert found is not None, "the caller asks segmentation first"
+    return found
+
+
+def _vector(length: int, row_stride: int, *tensors: Tensor | None) -> int:
+    """Elements of one access: those of 16 bytes if every segment of every row begins on such a boundary, else 1."""
+    itemsize = next(t.element_size() for t in tensors if t is not None)
+    vector = 16 // itemsize
+    aligned = all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
+    return vector if aligned and length % vector == 0 and row_stride % vector == 0 else 1
+
+
+def _device(tensor: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,0 +1,195 @@
+"""``head`` as callers and PyTorch see it: arguments checked, implementation chosen, gradients."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backend import use_triton
+from ..library import define
+from . import cpu, reference
+from .tiles import MAX_FEATURES, MAX_OUTPUTS
+
+STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernel
+
+
+def head(
+    history: Tensor,
+    coefficients: Tensor,
+    bias: Tensor | None,
+    multiplier: Tensor,
+    addend: Tensor,
+    weight: Tensor,
+    projection_bias: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    means: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The outputs of a transformer at several coming steps, from kept features in one pass.
+
+        x[p]   = sum_j coefficients[p, j] history[j] + bias[p]
+        n[p]   = (x[p] - mean_D x[p]) / sqrt(var_D x[p] + eps)
+        out[p] = (n[p] * multiplier[p] + addend[p]) @ weight.T + projection_bias
+
+    Tokens are independent of each other: the result for a part of the tokens is that part of the result.
+
+    Args:
+        history: [m, B, *tokens, D], m >= 1, any float dtype: features of B samples; a feature [T, D] counts as T
+            samples of one token.
+        coefficients: [P, m], float32 (float64 for a float64 history).
+        bias: [P], in the dtype of the coefficients. The norm takes it away again: it is here so that a table can be
+            passed as it is, and costs nothing.
+        multiplier, addend: [P, B, D], or [P, 1, D] for all samples: each step's ``1 + scale`` and ``shift``, with a
+            norm's own weight w and bias b folded in, ``w * (1 + scale)`` and ``b * (1 + scale) + shift``. float32
+            keeps digits that the history's dtype does not have; that dtype will do.
+        weight: [O, D] of the projection.
+        projection_bias: [O].
+        eps: of the norm.
+        means: [m, B, *tokens] float32, the :func:`token_means` of the features, if they were kept with them. They
+            save the Triton kernel a pass over the history; nothing else reads them.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        [P, B, *tokens, O] in the dtype of history. Everything is float32 (float64) and rounded once, except that the
+        Triton kernel rounds the operands of the projection to the dtype of history, as a model in that dtype does.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit together.
+    """
+    _check(history, coefficients, bias, multiplier, addend, weight, projection_bias, means)
+    triton = use_triton(backend, history)
+    arguments = (history, coefficients, multiplier, addend, weight, projection_bias)
+    if (backend == "torch" and history.is_cuda) or not _served(history, coefficients, weight, triton):
+        return reference.head(history, coefficients, bias, *arguments[2:], eps)
+    if _needs_gradient(bias, *arguments):
+        result: Tensor = Head.apply(bias, *arguments, means, eps, triton)
+        return result
+    return _head(*arguments, means, eps, triton)
+
+
+def token_means(feature: Tensor) -> Tensor:
+    """The mean of each token's channels, to be kept with a feature for :func:`head`: [*tokens, D] -> float32 [*tokens].
+
+    The mean of a combination of features is the combination of their means. So a single pass can subtract it before
+    it squares, and what tokens have in common does not cancel the digits of their variance.
+    """
+    return feature.mean(-1, dtype=torch.float32)
+
+
+class Head(torch.autograd.Function):
+    """The registered operation, with the gradients of the reference, which is evaluated again for them."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor | None, *arguments: Any) -> Tensor:
+        *tensors, means, eps, triton = arguments
+        ctx.save_for_backward(bias, *tensors)
+        ctx.eps = eps
+        return _head(*tensors, means, eps, triton)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, needed, eps = ctx.saved_tensors, ctx.needs_input_grad, ctx.eps
+        wanted = [i for i, tensor in enumerate(tensors) if tensor is not None and needed[i]]
+
+        def outputs(*changed: Tensor) -> Tensor:
+            bias, history, coefficients, *rest = (
+                changed[wanted.index(i)] if i in wanted else tensor for i, tensor in enumerate(tensors)
+            )
+            return reference.head(history, coefficients, bias, *rest, eps)
+
+        _, pull_back = torch.func.vjp(outputs, *(tensors[i] for i in wanted))
+        gradients = dict(zip(wanted, pull_back(grad), strict=True))
+        return *(gradients.get(i) for i in range(len(tensors))), None, None, None
+
+
+def _run_head(
+    history: Tensor,
+    coefficients: Tensor,
+    multiplier: Tensor,
+    addend: Tensor,
+    weight: Tensor,
+    projection_bias: Tensor | None,
+    means: Tensor | None,
+    eps: float,
+    triton: bool,
+) -> Tensor:
+    if not triton:
+        return cpu.head(history, coefficients, multiplier, addend, weight, projection_bias, eps)
+    from . import launch
+
+    return launch.head(history, coefficients, multiplier, addend, weight, projection_bias, means, eps)
+
+
+def _fake_head(
+    history: Tensor,
+    coefficients: Tensor,
+    multiplier: Tensor,
+    addend: Tensor,
+    weight: Tensor,
+    projection_bias: Tensor | None,
+    means: Tensor | None,
+    eps: float,
+    triton: bool,
+) -> Tensor:
+    return history.new_empty(coefficients.shape[0], *history.shape[1:-1], weight.shape[0])
+
+
+_head = define(
+    "head(Tensor history, Tensor coefficients, Tensor multiplier, Tensor addend, Tensor weight, "
+    "Tensor? projection_bias, Tensor? means, float eps, bool triton) -> Tensor",
+    _run_head,
+    _fake_head,
+)
+
+
+def _served(history: Tensor, coefficients: Tensor, weight: Tensor, triton: bool) -> bool:
+    """Whether the registered operation serves this; the reference serves everything."""
+    if history.numel() == 0 or len(coefficients) == 0 or len(weight) == 0:
+        return False
+    if not (history.is_contiguous() or history[0].is_contiguous()):
+        return False
+    if not triton:
+        return history.device.type == "cpu"
+    return history.dtype in STORAGE_DTYPES and len(history) <= MAX_FEATURES and len(weight) <= MAX_OUTPUTS
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _check(
+    history: Tensor,
+    coefficients: Tensor,
+    bias: Tensor | None,
+    multiplier: Tensor,
+    addend: Tensor,
+    weight: Tensor,
+    projection_bias: Tensor | None,
+    means: Tensor | None,
+) -> None:
+    if history.ndim < 3 or len(history) == 0 or not history.is_floating_point():
+        raise ValueError(f"history is {history.dtype} {list(history.shape)}, it must be float [m, B, ..., D], m >= 1")
+    (m, samples), channels = history.shape[:2], history.shape[-1]
+    if coefficients.ndim != 2 or coefficients.shape[1] != m:
+        raise ValueError(f"coefficients {list(coefficients.shape)} must be [P, {m}] for the {m} features in history")
+    count = len(coefficients)
+    if bias is not None and bias.shape != (count,):
+        raise ValueError(f"bias {list(bias.shape)} must be [{count}], one number for each prediction")
+    for name, tensor in (("multiplier", multiplier), ("addend", addend)):
+        if tensor.ndim != 3 or tensor.shape[::2] != (count, channels) or tensor.shape[1] not in (1, samples):
+            raise ValueError(
+                f"{name} {list(tensor.shape)} must be [{count}, {samples} or 1, {channels}]: one row of channels for "
+                f"each prediction and each of the {samples} samples in history {list(history.shape)}"
+            )
+    if weight.ndim != 2 or weight.shape[1] != channels:
+        raise ValueError(f"weight {list(weight.shape)} must be [O, {channels}], as history has {channels} channels")
+    if projection_bias is not None and projection_bias.shape != weight.shape[:1]:
+        raise ValueError(f"projection_bias {list(projection_bias.shape)} must be [{len(weight)}], as weight has rows")
+    if means is not None and means.shape != history.shape[:-1]:
+        raise ValueError(f"means {list(means.shape)} must be {list(history.shape[:-1])}, one for each token of history")
+    tensors = {"coefficients": coefficients, "bias": bias, "multiplier": multiplier, "addend": addend}
+    tensors |= {"weight": weight, "projection_bias": projection_bias, "means": means}
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != history.device:
+            raise ValueError(f"{name} is on {tensor.device}, history on {history.device}")

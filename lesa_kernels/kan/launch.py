@@ -1,0 +1,189 @@
+"""Tile sizes and grids of the KAN kernels. Imports Triton, so ``ops`` imports this only when a kernel runs.
+
+Sizes are fixed: nothing is tuned at run time, so a first call costs one compilation and results do not depend on the
+clock. They come from what the compiler reports (registers, shared memory) and from arithmetic; none of them has been
+timed on a GPU yet.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from . import kernels
+
+# For the tensor cores (2 bytes a number) and for the ordinary ones (4).
+# A program's time goes into its bases: about 10 instructions each on 128 lanes an SM, against 2 BN operations on tensor
+# cores that do some 4,000 a cycle. The two balance at BN = 160, so BN = 128 leaves the tensor cores little idle time.
+LARGE = {
+    2: {"BM": 128, "BN": 128, "BF": 64, "num_warps": 8, "num_stages": 3},
+    4: {"BM": 64, "BN": 64, "BF": 16, "num_warps": 4, "num_stages": 3},
+}
+# Where large tiles are fewer than the 132 SMs of an H100, a quarter of the size keeps four times as many busy.
+MEDIUM = {2: {"BM": 64, "BN": 64, "BF": 64, "num_warps": 4, "num_stages": 3}, 4: LARGE[4]}
+NUM_SMS = 132
+# Without 16-byte accesses every number has its own 64-bit address, and large tiles of addresses would spill.
+ODD = {
+    2: {"BM": 128, "BN": 64, "BF": 32, "num_warps": 8, "num_stages": 3},
+    4: {"BM": 64, "BN": 32, "BF": 16, "num_warps": 4, "num_stages": 3},
+}
+# One row: 128 programs for 256 outputs. More rows: every weight that is read serves four of them.
+ONE_ROW = {"BM": 1, "BN": 2, "BF": 1024, "num_warps": 4, "num_stages": 2}
+FEW_ROWS = {"BM": 4, "BN": 4, "BF": 512, "num_warps": 4, "num_stages": 2}
+# A basis of the small kernel serves 4 outputs, so a product costs it about 4 instructions; 132 SMs of 128 lanes at
+# 1.7 GHz do 7e12 products a second. A medium tile takes about 0.4 us for every 64 products along the contraction,
+# however few tiles there are. Both times are proportional to in * (C + 1), and are equal at rows * out = 45,000.
+SMALL_OUTPUTS = 2**16
+
+INPUT_GRADIENT = {
+    2: {"BM": 128, "BF": 128, "BK": 64, "num_warps": 8, "num_stages": 3},
+    4: {"BM": 64, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2},
+}
+ODD_INPUT_GRADIENT = {
+    2: {"BM": 64, "BF": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
+    4: INPUT_GRADIENT[4],
+}
+WEIGHT_GRADIENT = {
+    2: {"BN": 128, "BF": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
+    4: {"BN": 64, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2},
+}
+# Two programs an SM hide each other's loads. A split of fewer rows than this is mostly the writing of its result.
+WEIGHT_GRADIENT_PROGRAMS = 2 * NUM_SMS
+ROWS_PER_SPLIT = 512
+SUM_BLOCK = 1024
+
+BASES = 8  # bases expanded together
+
+
+def forward_config(rows: int, out_features: int, itemsize: int, wide: bool = True) -> tuple[bool, dict[str, int]]:
+    """Whether ``forward_small_kernel`` serves this shape, and the tile sizes; ``wide`` as by ``has_wide_rows``."""
+    if rows * out_features <= SMALL_OUTPUTS:
+        return True, ONE_ROW if rows == 1 else FEW_ROWS
+    if not wide:
+        return False, ODD[itemsize]
+    large = LARGE[itemsize]
+    tiles = triton.cdiv(rows, large["BM"]) * triton.cdiv(out_features, large["BN"])
+    return False, large if tiles >= NUM_SMS else MEDIUM[itemsize]
+
+
+def has_wide_rows(bases: int, *sizes: int) -> bool:
+    """Whether all accesses are of 16 bytes, as Triton sees it: it asks whether an integer is a multiple of 16."""
+    return bases % BASES == 0 and all(size % 16 == 0 for size in sizes)
+
+
+def forward(
+    x: Tensor, base_weight: Tensor, spline_weight: Tensor, order: int, grid_range: tuple[float, float]
+) -> Tensor:
+    """x [..., in], base_weight [out, in], spline_weight [out, in, C] -> [..., out]."""
+    out_features, in_features, bases = spline_weight.shape
+    y = x.new_empty(*x.shape[:-1], out_features)
+    x = _as_rows(x)
+    if y.numel() == 0:
+        return y
+    small, config = forward_config(len(x), out_features, x.itemsize, has_wide_rows(bases, in_features, x.stride(0)))
+    kernel = kernels.forward_small_kernel if small else kernels.forward_kernel
+    programs = triton.cdiv(len(x), config["BM"]) * triton.cdiv(out_features, config["BN"])
+    with torch.cuda.device_of(x):
+        kernel[(programs,)](
+            x,
+            base_weight.contiguous(),
+            spline_weight.contiguous(),
+            y,
+            len(x),
+            in_features,
+            out_features,
+            x.stride(0),
+            *_scale(bases, order, grid_range),
+            ORDER=order,
+            C=bases,
+            G=BASES,
+            **config,
+        )
+    return y
+
+
+def input_gradient(
+    dy: Tensor, x: Tensor, base_weight: Tensor, spline_weight: Tensor, order: int, grid_range: tuple[float, float]
+) -> Tensor:
+    """dy [..., out], x [..., in] -> dx [..., in]."""
+    out_features, in_features, bases = spline_weight.shape
+    dx = x.new_empty(x.shape)
+    dy, x = _as_rows(dy), _as_rows(x)
+    if dx.numel() == 0:
+        return dx
+    wide = has_wide_rows(bases, in_features, out_features, dy.stride(0))
+    config = (INPUT_GRADIENT if wide else ODD_INPUT_GRADIENT)[x.itemsize]
+    programs = triton.cdiv(len(x), config["BM"]) * triton.cdiv(in_features * BASES, config["BF"])
+    with torch.cuda.device_of(x):
+        kernels.input_gradient_kernel[(programs,)](
+            dy,
+            x,
+            base_weight.contiguous(),
+            spline_weight.contiguous(),
+            dx,
+            len(x),
+            in_features,
+            out_features,
+            dy.stride(0),
+            x.stride(0),
+            *_scale(bases, order, grid_range),
+            ORDER=order,
+            C=bases,
+            G=BASES,
+            **config,
+        )
+    return dx
+
+
+def weight_gradients(
+    dy: Tensor, x: Tensor, bases: int, order: int, grid_range: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """dy [..., out], x [..., in] -> gradients of the base weights [out, in] and the spline weights [out, in, bases]."""
+    dy, x = _as_rows(dy), _as_rows(x)
+    scale = _scale(bases, order, grid_range)
+    base = _weight_gradient(dy, x, scale, SPLINE=False, ORDER=0, C=1, G=1).squeeze(-1)
+    return base, _weight_gradient(dy, x, scale, SPLINE=True, ORDER=order, C=bases, G=BASES)
+
+
+def _weight_gradient(dy: Tensor, x: Tensor, scale: tuple[float, float], **constants: int) -> Tensor:
+    rows, in_features, out_features = len(x), x.shape[1], dy.shape[1]
+    total = x.new_empty(out_features, in_features, constants["C"])
+    if rows == 0 or total.numel() == 0:
+        return total.zero_()
+    config = WEIGHT_GRADIENT[x.itemsize]
+    inputs = config["BF"] // constants["G"]
+    chunks = triton.cdiv(constants["C"], constants["G"])
+    tiles = triton.cdiv(out_features, config["BN"]) * triton.cdiv(in_features, inputs) * chunks
+    splits = max(1, min(WEIGHT_GRADIENT_PROGRAMS // tiles, rows // ROWS_PER_SPLIT))
+    rows_per_split = triton.cdiv(triton.cdiv(rows, splits), config["BK"]) * config["BK"]
+    splits = triton.cdiv(rows, rows_per_split)
+    partial = total if splits == 1 else torch.empty(splits, *total.shape, dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        kernels.weight_gradient_kernel[(tiles, splits)](
+            dy,
+            x,
+            partial,
+            rows,
+            rows_per_split,
+            in_features,
+            out_features,
+            dy.stride(0),
+            x.stride(0),
+            *scale,
+            **constants,
+            **config,
+        )
+        if splits > 1:
+            blocks = triton.cdiv(total.numel(), SUM_BLOCK)
+            kernels.sum_splits_kernel[(blocks,)](partial, total, splits, total.numel(), BLOCK=SUM_BLOCK)
+    return total
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """[..., n] -> [rows, n] with the numbers of a row side by side; rows may lie anywhere, or all in one place."""
+    x = x.flatten(0, -2) if x.ndim > 1 else x.unsqueeze(0)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _scale(bases: int, order: int, grid_range: tuple[float, float]) -> tuple[float, float]:
+    low, high = grid_range
+    return float(low), (bases - order) / (high - low)

@@ -1,0 +1,86 @@
+"""Launches of the Triton kernels: sizes and grids. Imports Triton, so ``ops`` imports this only when a kernel runs.
+
+The settings follow from shapes, dtypes and alignment alone. They were chosen by what the compiled code for sm_90 shows
+(registers, width of accesses), not measured on a GPU.
+"""
+
+import math
+from contextlib import nullcontext
+
+import torch
+import triton
+from torch import Tensor
+
+from . import kernels
+
+LANES, WARPS = 128, 4  # one vector of 16 bytes a thread: two would double the 200 registers of K = 8, P = 6
+
+
+def kan_predict(
+    history: Tensor,
+    gates: Tensor,
+    linear_weight: Tensor,
+    base_weight: Tensor,
+    spline_weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    *,
+    order: int,
+    grid_range: tuple[float, float],
+) -> Tensor:
+    """As the reference, for a history in float32, float16 or bfloat16 of at least one element and order 1 to 3."""
+    (window, *feature), steps, bases = history.shape, len(gates), spline_weight.shape[-1]
+    if not history[0].is_contiguous():
+        history = history.contiguous()
+    out = history.new_empty(steps, *feature)
+    length, row_stride, channels = math.prod(feature), history.stride(0), feature[-1]
+    vec = _vector(history, length, row_stride, length if scale is None else channels)
+
+    width = triton.next_power_of_2(bases + 2 * order + 2)
+    table = history.new_empty(steps, window + 1, width, dtype=torch.float32)
+    low, high = grid_range
+    knots_per_unit = (bases - order) / (high - low)
+
+    with torch.cuda.device(history.device) if history.is_cuda else nullcontext():
+        kernels.fold_kernel[(steps,)](
+            table,
+            gates.contiguous(),
+            linear_weight.contiguous(),
+            base_weight.contiguous(),
+            spline_weight.contiguous(),
+            bias.contiguous(),
+            len(bias),
+            K=window,
+            C=bases,
+            ORDER=order,
+            ROWS=triton.next_power_of_2(window + 1),
+            WIDTH=width,
+            num_warps=WARPS,
+        )
+        kernels.predict_kernel[(triton.cdiv(length // vec, LANES),)](
+            history,
+            table,
+            None if scale is None else scale.contiguous(),
+            out,
+            length // vec,
+            row_stride // vec,
+            channels // vec,
+            knots_per_unit,
+            order - low * knots_per_unit,
+            K=window,
+            P=steps,
+            C=bases,
+            ORDER=order,
+            WIDTH=width,
+            VEC=vec,
+            LANES=LANES,
+            num_warps=WARPS,
+        )
+    return out
+
+
+def _vector(history: Tensor, *counts: int) -> int:
+    """Elements of one access: those of 16 bytes where everything is a multiple of them, else 1."""
+    vector = 16 // history.element_size()
+    aligned = history.data_ptr() % 16 == 0 and all(count % vector == 0 for count in counts)
+    return vector if aligned else 1

@@ -1,0 +1,103 @@
+"""``kan_predict`` where no kernel runs: the reference on one piece of the tokens after the other.
+
+The reference keeps the bases of a window, which are 10 float32 numbers for every feature in it and a few times that
+while they are evaluated. Of the whole history that would be many times its size; of a piece it stays in the cache.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+PIECE = 16_384  # elements of a feature
+GRADIENT_PIECE = 2**18  # with K = 8 and P = 6 the backward pass keeps about 3 kB for an element: 0.8 GB
+
+
+def kan_predict(
+    history: Tensor,
+    gates: Tensor,
+    linear_weight: Tensor,
+    base_weight: Tensor,
+    spline_weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    *,
+    order: int,
+    grid_range: tuple[float, float],
+) -> Tensor:
+    """Arguments and result of the reference."""
+    steps, feature = len(gates), history.shape[1:]
+    out = history.new_empty(steps, *feature)
+    if out.numel() == 0:
+        return out
+    tokens = history.reshape(len(history), -1, feature[-1])
+    results = out.view(steps, -1, feature[-1])
+    for piece in pieces(tokens, PIECE):
+        results[:, piece] = reference.kan_predict(
+            tokens[:, piece],
+            gates,
+            linear_weight,
+            base_weight,
+            spline_weight,
+            bias,
+            scale,
+            order=order,
+            grid_range=grid_range,
+        )
+    return out
+
+
+def pieces(tokens: Tensor, elements: int) -> Iterator[slice]:
+    """Cuts tokens [K, n, D] along n into pieces of about that many elements a feature."""
+    _, n, channels = tokens.shape
+    size = max(1, elements // channels)
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def gradients(
+    grad: Tensor,
+    tensors: Sequence[Any],
+    wanted: Sequence[bool],
+    order: int,
+    grid_range: tuple[float, float],
+) -> list[Tensor | None]:
+    """Gradients of the reference's seven tensors, None where not wanted, from that of its result [P, *feature].
+
+    They can be differentiated where gradients are enabled. The sums over tokens are in float32 (float64) whatever the
+    dtype of the weights.
+    """
+    if grad.numel() == 0:
+        return [torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=True)]
+    history, *others = tensors
+    exact = torch.promote_types(history.dtype, torch.float32)
+    weights = [t if t is None else t.to(exact) for t in others]
+    channels = history.shape[-1]
+    tokens, upstream = (t.reshape(len(t), -1, channels) for t in (history, grad))
+    by_tokens = []
+    totals: list[Any] = [0] * len(weights)
+    # a compiler does better with the whole, which it fuses
+    for piece in pieces(tokens, tokens.numel() if torch.compiler.is_compiling() else GRADIENT_PIECE):
+        arguments = tokens[:, piece], *weights
+        by_piece, *found = _gradients(upstream[:, piece], arguments, wanted, order, grid_range)
+        by_tokens.append(by_piece)
+        totals = [more if more is None else total + more for total, more in zip(totals, found, strict=True)]
+    return [
+        torch.cat(by_tokens, 1).view(history.shape) if wanted[0] else None,
+        *(total if total is None else total.to(t.dtype) for total, t in zip(totals, others, strict=True)),
+    ]
+
+
+def _gradients(
+    grad: Tensor, arguments: Sequence[Any], wanted: Sequence[bool], order: int, grid_range: tuple[float, float]
+) -> list[Any]:
+    def predict(*sources: Tensor) -> Tensor:
+        given = iter(sources)
+        tensors = [next(given) if w else t for t, w in zip(arguments, wanted, strict=True)]
+        return reference.kan_predict(*tensors, order=order, grid_range=grid_range)
+
+    pull = torch.func.vjp(predict, *(t for t, w in zip(arguments, wanted, strict=True) if w))[1]
+    found = iter(pull(grad))
+    return [next(found) if w else None for w in wanted]

@@ -1,0 +1,41 @@
+"""Compiles all kernels once, in a process without the interpreter, with Triton's cache in a folder of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# make gate sets others as well
+CAPABILITIES = [int(c) for c in os.environ.get("LESA_GATE", "90").split(",")]
+
+
+@pytest.fixture(scope="session", params=CAPABILITIES, ids=lambda c: f"sm_{c}")
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Any]]:
+    """What the machine code of an operation's cases shows: ``compiled("combine")["name of case"]``."""
+    pytest.importorskip("triton")
+    results: dict[str, dict[str, Any]] = {}
+
+    def get(operation: str) -> dict[str, Any]:
+        if operation not in results:
+            environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+            environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp(f"triton-{operation}"))
+            run = subprocess.run(
+                [sys.executable, "-m", "tests.gate.worker", str(request.param), operation],
+                capture_output=True,
+                text=True,
+                env=environment,
+                cwd=ROOT,
+            )
+            assert run.returncode == 0, run.stderr[-4000:]
+            results[operation] = {row.pop("case"): row for row in map(json.loads, run.stdout.splitlines())}
+        return results[operation]
+
+    return get

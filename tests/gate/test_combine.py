@@ -1,0 +1,74 @@
+"""What the machine code of ``combine`` shows, where no GPU is needed to see it."""
+
+import re
+
+import pytest
+
+ROWS = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@pytest.fixture
+def forward(compiled):
+    return {case: row for case, row in compiled("combine").items() if case.startswith("forward")}
+
+
+@pytest.fixture
+def dots(compiled):
+    return {case: row for case, row in compiled("combine").items() if case.startswith("dots")}
+
+
+def numbers(case: str) -> tuple[str, int, int]:
+    """Layout, P and m."""
+    _, _, layout, count, m, *_ = case.split("-")
+    return layout, int(count[1:]), int(m[1:])
+
+
+def test_nothing_leaves_the_registers_and_nothing_is_atomic(compiled) -> None:
+    for case, row in compiled("combine").items():
+        assert (row["stack"], row["spills"], row["atomics"]) == (0, 0, 0), case
+
+
+def test_registers_leave_room_for_two_blocks_and_one_prediction_is_small(forward, dots) -> None:
+    for case, row in {**forward, **dots}.items():
+        assert row["registers"] <= 255, case  # at most 176 in Triton 3.7.1; 65536 / 128 / 255 = 2 blocks
+    assert forward["forward-bf16-shared-P1-m8"]["registers"] <= 48  # 32: 16 blocks, all threads of an SM
+    assert forward["forward-bf16-shared-P6-m8"]["registers"] <= 144  # 96
+
+
+def test_features_are_read_once_and_16_bytes_at_a_time_however_many_predictions(forward) -> None:
+    for case, row in forward.items():
+        layout, count, m = numbers(case)
+        if layout != "channel" and not re.search("odd|m32", case):
+            feature = "feature" in case
+            assert row["loads_128"] == m + feature, case
+            # the rest are coefficients and biases, one scalar each
+            assert row["loads"] == m + feature + count * (m + 1), case
+            assert row["loads_narrow"] == 0, case
+
+
+def test_coefficients_of_channels_are_read_16_bytes_at_a_time(forward) -> None:
+    for dtype, vectors in (("bf16", 2), ("fp16", 2), ("fp32", 1)):  # of float32 coefficients to one of the feature's
+        row = forward[f"forward-{dtype}-channel-P6-m8"]
+        assert row["loads"] == row["loads_128"] == 8 + vectors * 6 * (8 + 1)
+
+
+def test_predictions_are_written_16_bytes_at_a_time(forward) -> None:
+    for case, row in forward.items():
+        _, count, m = numbers(case)
+        if not re.search("odd|m32|channel-P6-m16", case):
+            assert row["stores_128"] == count, case
+            assert row["stores"] == count + ("feature" in case) * m, case
+
+
+def test_very_many_features_are_still_read_8_bytes_at_a_time(forward) -> None:
+    for case, accesses in (("forward-bf16-shared-P12-m32", 32 + 12 * 33), ("forward-bf16-channel-P6-m16", 16 + 6 * 17)):
+        assert forward[case]["loads"] == accesses
+        assert forward[case]["loads_narrow"] == 0
+
+
+def test_dot_products_read_both_sides_once_and_16_bytes_at_a_time(dots) -> None:
+    for case, row in dots.items():
+        layout, count, m = numbers(case)
+        if "odd" not in case:
+            group = min(m, (4 if layout == "channel" else 48) // count)
+            assert row["loads"] == row["loads_128"] == count + group, case

@@ -1,0 +1,68 @@
+"""What the machine code of kan_linear shows, on a machine without a GPU."""
+
+from typing import Any
+
+import pytest
+
+# Compiled with Triton 3.7.1 for sm_80, 90 and 100 the tensor-core kernels take 71 to 210 registers a thread and the
+# others up to 157. 255 is where ptxas begins to spill; what matters is that these programs of 256 threads fit an SM.
+REGISTERS = 240
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TENSOR_CORE = ("large", "medium", "dx", "dw")
+
+
+@pytest.fixture
+def capability(request: pytest.FixtureRequest) -> int:
+    return request.node.callspec.params["compiled"]
+
+
+@pytest.fixture
+def cases(compiled) -> dict[str, Any]:
+    return compiled("kan_linear")
+
+
+def on_tensor_cores(name: str) -> bool:
+    return name.startswith(TENSOR_CORE) and not name.endswith("fp32")
+
+
+def test_nothing_spills(cases):
+    assert {name for name, code in cases.items() if code["stack"] or code["spills"]} == set()
+
+
+def test_registers_and_shared_memory(cases, capability):
+    for name, code in cases.items():
+        assert code["registers"] <= REGISTERS, name
+        assert code["shared"] <= SHARED[capability], name
+
+
+def test_products_run_on_tensor_cores_where_they_should(cases):
+    """float32 is multiplied as float32, and few rows are no work for a tensor core."""
+    for name, code in cases.items():
+        assert (code["tensor_core"] > 0) == on_tensor_cores(name), name
+
+
+def test_no_atomics(cases, capability):
+    for name, code in cases.items():
+        # sm_100 allocates and frees the memory of its tensor cores with four atomics on shared memory.
+        assert code["atomics"] == (4 if capability == 100 and on_tensor_cores(name) else 0), name
+
+
+def test_accesses_are_of_16_bytes(cases):
+    """Weights, dy and results. Only tiles of x with a few inputs a row are narrower, and never a single number."""
+    for name, code in cases.items():
+        if "odd" in name:
+            continue
+        if name.startswith("one-row"):
+            assert code["loads"] - code["loads_128"] <= 1, name  # a thread needs one number of x
+            continue
+        assert code["loads_narrow"] == 0, name
+        assert code["loads_128"] >= 0.5 * code["loads"], name
+        if not name.startswith(("few-rows", "dx")):
+            assert code["stores_128"] == code["stores"], name
+
+
+@pytest.mark.parametrize("name", ["few-rows-odd-bf16", "few-rows-odd-fp16"])
+def test_weights_are_read_in_16_bytes_for_any_number_of_inputs(cases, name):
+    """The C = 8 weights of an input are 16 bytes: the splines of LESA's gate, of 51 inputs, are read like any other."""
+    spline_loads = 4 * 512 // 128 // 8  # of a tile of 4 outputs and 512 weights, by 128 threads
+    assert cases[name]["loads_128"] == spline_loads

@@ -1,0 +1,88 @@
+"""Compiles kernels for a GPU that need not be there, and prints what the machine code shows, one JSON line a case.
+
+    python -m tests.gate.worker 90 combine kan_linear
+
+Runs in a process of its own, since Triton's interpreter cannot be switched off once it is on.
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shipped configuration of one kernel.
+
+    ``types`` gives the run-time arguments' types, such as ``"*bf16"`` or ``"i32"``; those in ``constants`` are
+    compile-time ones; ``aligned`` names the pointers (16 bytes) and integers (multiples of 16) that may be relied on.
+    """
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    aligned: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def inspect(case: Case, capability: int) -> dict[str, Any]:
+    """Registers, stack, shared memory and instruction counts of the compiled kernel."""
+    names = case.kernel.arg_names
+    source = ASTSource(
+        case.kernel,
+        signature={name: case.types.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in case.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in case.aligned},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=case.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = dict(re.findall(r"(REG|STACK):(\d+)", _dump("-res-usage", file.name)))
+        sass = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", _dump("-sass", file.name), re.M)
+
+    def count(pattern: str) -> int:
+        return sum(re.match(pattern, instruction) is not None for instruction in sass)
+
+    return {
+        "case": case.name,
+        "registers": int(usage["REG"]),
+        "stack": int(usage["STACK"]),
+        "spills": count(r"(LDL|STL)\b"),
+        "shared": compiled.metadata.shared,
+        "instructions": len(sass),
+        "loads": count(r"(LDG|LDGSTS)\b"),
+        "loads_128": count(r"(LDG|LDGSTS)\b.*\.128\b"),
+        "loads_narrow": count(r"LDG\b.*\.[US](8|16)\b"),
+        "stores": count(r"STG\b"),
+        "stores_128": count(r"STG\b.*\.128\b"),
+        "atomics": count(r"(ATOM|RED)[GS]?\b"),
+        "tensor_core": count(r"(HMMA|HGMMA|UTC\w*MMA)"),
+    }
+
+
+def _dump(flag: str, path: str) -> str:
+    return subprocess.run([str(CUOBJDUMP), flag, path], capture_output=True, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    capability, *operations = sys.argv[1:]
+    for operation in operations:
+        for case in importlib.import_module(f"tests.gate.{operation}").cases():
+            print(json.dumps(inspect(case, int(capability))), flush=True)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lesa.gates import MergedGates
 from lesa.plan import StepPlan
 from lesa.schedule import as_times, same_times
 from lesa.table import CoefficientTable, unroll
@@ -115,6 +116,7 @@ class LesaPredictor(nn.Module):
         self.config = config
         self.schedule: Tensor | None = None
         self.losses: dict[str, list[float]] = {}
+        self._merged: tuple[tuple[tuple[int, int], ...], MergedGates] | None = None
         bases = config.grid_size + config.spline_order
         kan = config.latent == "kan"
         self.latent = nn.ModuleList(WindowKAN(w, bases) if kan else nn.Linear(w, 1) for w in config.windows)
@@ -132,7 +134,9 @@ class LesaPredictor(nn.Module):
         return layer
 
     def gates(self, times: Tensor | Sequence[float]) -> Tensor:
-        """alpha [steps]: the gate of every step of a schedule, in one batch a stage.
+        """alpha [steps]: the gate of every step of a schedule.
+
+        In one batch for each stage; on a GPU without gradients in one batch for all, three launches in all.
 
         Raises:
             ValueError: for another number of times than the predictor was made for.
@@ -141,11 +145,20 @@ class LesaPredictor(nn.Module):
         parameter = self._layer(0).weight
         offsets = (known[:-1, None] - known).to(parameter.device, parameter.dtype)  # [steps, steps + 1]
         stages = torch.tensor([self.config.stage(t) for t in known[:-1].tolist()], device=parameter.device)
+        if parameter.is_cuda and not torch.is_grad_enabled():
+            return self._merged_gates()(offsets).gather(1, stages.unsqueeze(1)).squeeze(1)
         result = parameter.new_zeros(self.config.num_steps)
         for stage, gate in enumerate(self.timestep):
             (members,) = torch.nonzero(stages == stage, as_tuple=True)
             result = result.index_put((members,), gate(offsets[members]).squeeze(-1))
         return result
+
+    def _merged_gates(self) -> MergedGates:
+        """All gates side by side, kept until a parameter changes."""
+        state = tuple((p.data_ptr(), p._version) for p in self.timestep.parameters())
+        if self._merged is None or self._merged[0] != state:
+            self._merged = state, MergedGates(self.timestep)
+        return self._merged[1]
 
     def forward(self, history: Tensor | Sequence[Tensor], times: Tensor | Sequence[float], t: float | Tensor) -> Tensor:
         """One closed-loop step of the paper, differentiable.
@@ -272,7 +285,8 @@ class LesaPredictor(nn.Module):
             raise ValueError(f"{directory / WEIGHTS_FILE} is damaged: {error}") from error
         if "scale" in weights:
             predictor.scale = torch.empty_like(weights["scale"])  # one number a channel, which the config does not know
-        predictor.to(next(iter(weights.values())).dtype)  # before loading, which would round to what is there
+        if "latent.0.weight" in weights:
+            predictor.to(weights["latent.0.weight"].dtype)  # before loading, which would round to what is there
         try:
             predictor.load_state_dict(weights)
         except RuntimeError as error:

@@ -76,6 +76,24 @@ class CoefficientTable:
             )
         return self
 
+    def limited(self, max_history: int) -> "CoefficientTable":
+        """A table in which each step uses only its ``max_history`` latest full features, so that no more need be kept.
+
+        What the dropped features weighed goes to the oldest that stays, so that a constant is still predicted exactly.
+        :meth:`GramMatrix.table_error` tells what this costs.
+
+        Raises:
+            ValueError: for less than one feature.
+        """
+        if max_history < 1:
+            raise ValueError(f"max_history must be at least 1, not {max_history}")
+        coefficients = self.coefficients.clone()
+        for row, step in zip(coefficients, self.plan.predicted_steps, strict=True):
+            oldest = max(0, sum(full < step for full in self.plan.full_steps) - max_history)
+            row[oldest] += row[:oldest].sum()
+            row[:oldest] = 0
+        return CoefficientTable(self.plan, self.times, coefficients, self.bias)
+
 
 # A rule gives the row of a predicted step from the rows of all steps before it.
 Rule = Callable[[int, list[Tensor]], Tensor]

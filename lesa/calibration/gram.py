@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lesa.plan import StepPlan
+from lesa.table import CoefficientTable
 
 RIDGE = 1e-6  # relative to the mean diagonal
 
@@ -96,16 +97,37 @@ class GramMatrix:
 
     def error(self, plan: StepPlan, *, ridge: float = RIDGE) -> Tensor:
         """Mean squared error [steps] of the best prediction of each predicted step; zero at full steps."""
-        if plan.num_steps != self.num_steps:
-            raise ValueError(f"the plan has {plan.num_steps} steps, this matrix {self.num_steps}")
+        self._check(plan)
         result = torch.zeros(self.num_steps, dtype=torch.float64)
         for step in plan.predicted_steps:
             used = [f for f in plan.full_steps if f < step] + [self.num_steps]
-            solution = self.solve(used, step, ridge=ridge)
-            index = torch.tensor(used)
-            explained = 2 * solution @ self.matrix[index, step] - solution @ self.matrix[index][:, index] @ solution
-            result[step] = (self.matrix[step, step] - explained).clamp(min=0) / self.count
+            result[step] = self._error(step, torch.tensor(used), self.solve(used, step, ridge=ridge))
         return result
+
+    def table_error(self, table: CoefficientTable) -> Tensor:
+        """Mean squared error [steps] of what a table predicts of the calibration features; zero at full steps.
+
+        Raises:
+            ValueError: for a table of another number of steps, or an empty matrix.
+        """
+        plan = table.plan
+        self._check(plan)
+        used = torch.tensor([*plan.full_steps, self.num_steps])
+        result = torch.zeros(self.num_steps, dtype=torch.float64)
+        for row, bias, step in zip(table.coefficients, table.bias, plan.predicted_steps, strict=True):
+            result[step] = self._error(step, used, torch.cat([row, bias[None]]))
+        return result
+
+    def _error(self, step: int, used: Tensor, coefficients: Tensor) -> Tensor:
+        system, target = self.matrix[used][:, used], self.matrix[used, step]
+        total = self.matrix[step, step] - 2 * coefficients @ target + coefficients @ system @ coefficients
+        return total.clamp(min=0) / self.count
+
+    def _check(self, plan: StepPlan) -> None:
+        if plan.num_steps != self.num_steps:
+            raise ValueError(f"the plan has {plan.num_steps} steps, this matrix {self.num_steps}")
+        if self.count == 0:
+            raise ValueError("this Gram matrix is empty: no batch has been completed")
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""

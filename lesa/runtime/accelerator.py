@@ -31,11 +31,13 @@ class Accelerator:
     Args:
         forecasters: one for all streams, or one for each (component, branch).
         plan: fixed, or a function of a generation's times [steps + 1] that returns one.
+        max_history: full features that a prediction may look back on; None: as many as its table wants.
     """
 
-    def __init__(self, forecasters: Forecasters, plan: Plan) -> None:
+    def __init__(self, forecasters: Forecasters, plan: Plan, max_history: int | None = None) -> None:
         self.forecasters = forecasters
         self.plan = plan
+        self.max_history = max_history
         self.records: list[Record] = []  # of the latest generation
         self._generations: dict[Stream, Generation] = {}
         self._current: Generation | None = None
@@ -102,7 +104,8 @@ class Accelerator:
         if key not in self._tables:
             while len(self._tables) >= MAX_TABLES:
                 del self._tables[next(iter(self._tables))]
-            self._tables[key] = forecaster.table(plan, times)
+            table = forecaster.table(plan, times)
+            self._tables[key] = table if self.max_history is None else table.limited(self.max_history)
         return self._tables[key]
 
     def _plan(self, call: Call) -> StepPlan:

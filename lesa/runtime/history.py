@@ -1,5 +1,6 @@
 """The kept features of one generation: one preallocated buffer, as many rows as are ever needed at once."""
 
+import logging
 from typing import Protocol
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from lesa.runtime.driver import Coming
 from lesa.table import CoefficientTable
 from lesa_kernels import combine, token_means
+
+log = logging.getLogger("lesa")
 
 
 class Memory(Protocol):
@@ -92,6 +95,8 @@ class FeatureHistory:
         slot = self._table.plan.full_steps.index(step)
         if self._buffer is None:
             self._buffer = feature.new_zeros(self.num_rows, *feature.shape)
+            size, unit = feature.nbytes / 2**20, "MiB"
+            log.info("keeping %d features of %.2f %s: %.1f %s", self.num_rows, size, unit, self.num_rows * size, unit)
             exact = torch.promote_types(feature.dtype, torch.float32)
             self._coefficients = self._coefficients.to(feature.device, exact)
             self._bias = self._bias.to(feature.device, exact)

@@ -75,18 +75,11 @@ def head_kernel(
     for start in tl.range(0, channels_vec * VEC, CHANNELS, num_stages=STAGES):
         d = start + tl.arange(0, CHANNELS)
         valid = d < D
-        x = ()
-        for _ in tl.static_range(GROUP):
-            x += (tl.zeros([TOKENS, CHANNELS], dtype=tl.float32),)
+        features = ()
         for j in tl.static_range(M):
             pointers = history + j * row_stride + row[:, None] * D + d[None, :]
             h = tl.load(pointers, mask=inside[:, None] & valid[None, :], other=0.0)
-            h = tl.where(valid[None, :], h.to(tl.float32) - centres[j][:, None], 0.0)
-            new_x = ()
-            for i in tl.static_range(GROUP):
-                p = tl.minimum(first + i, P - 1)
-                new_x += (x[i] + tl.load(coefficients + start * block_stride + p * M + j) * h,)
-            x = new_x
+            features += (h.to(tl.float32) - centres[j][:, None],)
         weights = ()
         for k in tl.static_range(OUTPUT_BLOCKS):
             o = k * OUTPUTS + output
@@ -96,10 +89,14 @@ def head_kernel(
         new_squares = ()
         for i in tl.static_range(GROUP):
             p = tl.minimum(first + i, P - 1)
-            by_vector = tl.reshape(x[i] * x[i], [TOKENS, CHANNELS // VEC, VEC])
+            x = tl.zeros([TOKENS, CHANNELS], dtype=tl.float32)
+            for j in tl.static_range(M):
+                x += tl.load(coefficients + start * block_stride + p * M + j) * features[j]
+            x = tl.where(valid[None, :], x, 0.0)
+            by_vector = tl.reshape(x * x, [TOKENS, CHANNELS // VEC, VEC])
             new_squares += (squares[i] + tl.sum(by_vector, axis=2),)
             scale = tl.load(multiplier + (p * modulated + sample % modulated) * D + d, mask=valid, other=0.0)
-            scaled = operand(x[i] * scale.to(tl.float32)[None, :], STORAGE)
+            scaled = operand(x * scale.to(tl.float32)[None, :], STORAGE)
             for k in tl.static_range(OUTPUT_BLOCKS):
                 total = totals[i * OUTPUT_BLOCKS + k]
                 new_totals += (tl.dot(scaled, weights[k], total, input_precision=PRECISION),)

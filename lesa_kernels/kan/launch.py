@@ -30,7 +30,7 @@ ODD = {
 ONE_ROW = {"BM": 1, "BN": 2, "BF": 1024, "num_warps": 4, "num_stages": 2}
 FEW_ROWS = {"BM": 4, "BN": 4, "BF": 512, "num_warps": 4, "num_stages": 2}
 # A basis of the small kernel serves 4 outputs, so a product costs it about 4 instructions; 132 SMs of 128 lanes at
-# 1.7 GHz do 7e12 products a second. A medium tile takes about 0.4 us for every 64 products along the contraction,
+# 1.7 GHz do 7e12 products a second. A medium tile should take about 0.4 us for 64 products along the contraction,
 # however few tiles there are. Both times are proportional to in * (C + 1), and are equal at rows * out = 45,000.
 SMALL_OUTPUTS = 2**16
 

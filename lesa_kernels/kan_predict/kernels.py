@@ -20,10 +20,11 @@ division as one each), and for every step that it serves 12 more. In bf16 with K
     P = 1:  8 * 26 + 8 * 12 = 304 FLOP for 9 * 2 bytes,     17 FLOP per byte
     P = 6:  13 * 26 + 48 * 12 = 914 FLOP for 14 * 2 bytes,  33 FLOP per byte
 
-while an H200 (67 TFLOP/s in float32, all of them fused multiply-adds, and 4.8 TB/s) is balanced at 14. Fewer than half
-of these are fused, and look-ups and address arithmetic come on top: arithmetic is the bound, not memory. The
-alternative, all C bases times weights in scalar registers, needs no look-ups, but at C = 8 about 90 FLOP of bases for
-an input and 20 for a step.
+while an H200 (67 TFLOP/s in float32, 4.8 TB/s) is balanced at 14, and at that only if it does nothing but fused
+multiply-adds. With look-ups, conversions and comparisons the code for sm_90 has 50 instructions for an input of P = 1,
+22 per byte, of which an H200 issues 7 in the time of a byte: arithmetic is the bound, not memory. The alternative, all
+C bases times weights in scalar registers, needs no look-ups, but at C = 8 about 90 FLOP of bases for an input and 20
+for a step.
 """
 
 import triton

@@ -77,3 +77,18 @@ def test_save_and_load(tmp_path):
     (tmp_path / "gram.safetensors").write_bytes(whole[:-8])
     with pytest.raises(ValueError, match="not a complete Gram matrix"):
         GramMatrix.load(tmp_path / "gram.safetensors")
+
+
+def test_the_error_of_a_table_is_that_of_its_predictions_and_a_limit_adds_to_it():
+    features = torch.randn(50, 8, 4, dtype=torch.float64).cumsum(1)
+    gram, plan = filled(features), StepPlan(8, [0, 1, 2, 5])
+    table = LeastSquares(gram).table(plan, schedule(8))
+    torch.testing.assert_close(gram.table_error(table), gram.error(plan))
+    limited = table.limited(2)
+    made = torch.einsum("sj,bjd->bsd", limited.coefficients, features[:, list(plan.full_steps)])
+    made += limited.bias[:, None]
+    expected = (made - features[:, list(plan.predicted_steps)]).square().mean((0, 2))
+    torch.testing.assert_close(gram.table_error(limited)[list(plan.predicted_steps)], expected)
+    assert gram.table_error(limited).sum() > gram.table_error(table).sum()
+    with pytest.raises(ValueError, match="empty"):
+        GramMatrix(8).table_error(table)

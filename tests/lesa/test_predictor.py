@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lesa import LesaConfig, LesaPredictor, StepPlan
+from lesa import LesaConfig, LesaPredictor, StepPlan, gates
+from lesa_kernels import kan_linear
 from tests.lesa.strategies import plans, schedule
 
 
@@ -165,9 +166,8 @@ def test_save_and_load_give_the_same_table(tmp_path, dtype):
     assert loaded.losses == predictor.losses
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     plan = StepPlan(10, [0, 5])
-    if dtype == torch.float32:  # bf16 rounds the stored knots, which are then used as they stand
-        ours, theirs = (p.table(plan, schedule(10)).coefficients for p in (predictor, loaded))
-        assert torch.equal(ours, theirs)
+    ours, theirs = (p.table(plan, schedule(10)).coefficients for p in (predictor, loaded))
+    assert torch.equal(ours, theirs)
 
 
 def test_broken_checkpoints_say_what_is_wrong(tmp_path):
@@ -217,3 +217,24 @@ def test_a_predictor_with_a_kan_on_the_features_has_no_table_but_can_be_saved(tm
     history, times = torch.randn(3, 2, 6, dtype=torch.float64), schedule(10)
     for k in (1, 3):
         assert torch.equal(loaded(history[:k], times, times[8]), predictor(history[:k], times, times[8]))
+
+
+def test_all_gates_side_by_side_are_the_gates_in_three_launches(monkeypatch):
+    predictor, times = trained_size(LesaConfig(12, hidden_dim=8)), schedule(12)
+    launches = []
+    monkeypatch.setattr(gates, "kan_linear", lambda *a, **k: (launches.append(1), kan_linear(*a, **k))[1])
+    together = gates.MergedGates(predictor.timestep)(times[:-1, None] - times)
+    assert len(launches) == 3
+    expected = predictor.gates(times)
+    stages = [predictor.config.stage(float(t)) for t in times[:-1]]
+    torch.testing.assert_close(together[range(12), stages], expected)
+
+
+@pytest.mark.gpu
+def test_gates_on_a_gpu_follow_the_parameters():
+    predictor, times = LesaPredictor(LesaConfig(50)).cuda(), schedule(50)
+    with torch.no_grad():
+        for _ in range(2):
+            expected = torch.stack([predictor.cpu().gates(times)])[0]
+            torch.testing.assert_close(predictor.cuda().gates(times).cpu(), expected, rtol=1e-4, atol=1e-5)
+            predictor.timestep[1].layers[0].base_weight.mul_(2)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from lesa import CoefficientTable, Reuse, StepPlan, Taylor
 from lesa.schedule import as_times, same_times
@@ -74,3 +75,22 @@ def test_times_that_are_no_schedule_of_3_steps_are_refused(times):
 def test_the_final_time_may_be_left_out():
     assert as_times([1.0, 0.5], 2).tolist() == [1.0, 0.5, 0.0]
     assert not same_times(as_times([1.0, 0.5], 2), as_times([1.0, 0.6], 2))
+
+
+@given(plans(), st.integers(1, 5))
+def test_a_limited_table_looks_no_further_back_and_still_predicts_constants(plan, limit):
+    rows = torch.randn(len(plan.predicted_steps), len(plan.full_steps), dtype=torch.float64)
+    causal = torch.tensor(plan.predicted_steps).unsqueeze(1) > torch.tensor(plan.full_steps)
+    whole = CoefficientTable(plan, schedule(plan.num_steps), rows * causal)
+    limited = whole.limited(limit)
+    torch.testing.assert_close(limited.coefficients.sum(1), whole.coefficients.sum(1))
+    for row, step in zip(limited.coefficients, plan.predicted_steps, strict=True):
+        latest = [j for j, full in enumerate(plan.full_steps) if full < step][-limit:]
+        assert set(row.nonzero().flatten().tolist()) <= set(latest)
+    if len(plan.full_steps) <= limit:
+        assert torch.equal(limited.coefficients, whole.coefficients)
+
+
+def test_a_table_cannot_be_limited_to_nothing():
+    with pytest.raises(ValueError, match="at least 1"):
+        table().limited(0)

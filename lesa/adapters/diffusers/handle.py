@@ -97,6 +97,7 @@ def enable(
     plan: Plan | None = None,
     *,
     times: Tensor | Sequence[float] | None = None,
+    max_history: int | None = None,
 ) -> Handle:
     """Predict the steps that a plan does not run.
 
@@ -107,6 +108,8 @@ def enable(
             :class:`CoefficientTable` brings its own.
         times: for a bare transformer, the noise levels of its schedule, such as ``scheduler.sigmas``. A pipeline's come
             from its scheduler.
+        max_history: full features that a prediction may look back on. Each costs the memory of one feature: a folded
+            LESA table wants all of the plan's. :meth:`CoefficientTable.limited` says what becomes of the others.
 
     Returns:
         A handle, which is a context manager.
@@ -122,7 +125,11 @@ def enable(
         raise ValueError(f"plan must be a StepPlan or a function of the times, not {type(plan).__name__}")
     if isinstance(plan, StepPlan):
         _rehearse(forecaster, plan)
-    return Handle(find_transformers(target), make_clock(target, times, plan), Accelerator(forecaster, plan))
+    if max_history is not None and max_history < 1:
+        raise ValueError(f"max_history must be at least 1, not {max_history}")
+    return Handle(
+        find_transformers(target), make_clock(target, times, plan), Accelerator(forecaster, plan, max_history)
+    )
 
 
 def disable(target: Any) -> None:

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ import torch
 PACKAGES = ("torch", "triton", "diffusers", "numpy")
 
 
-def describe_environment() -> dict[str, Any]:
+def describe_environment(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Device, versions and commit."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in packages},
         "commit": _commit(),
     }
 

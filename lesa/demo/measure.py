@@ -119,10 +119,10 @@ def scores(images: Tensor, reference: Tensor, labels: Tensor) -> dict[str, float
 
 
 @contextmanager
-def count_full_steps(pipeline: FluxPipeline) -> Iterator[list[None]]:
-    """A list that grows whenever the first block really runs, whoever decides on that."""
+def count_full_steps(pipeline: FluxPipeline, block: int = 0) -> Iterator[list[None]]:
+    """A list that grows whenever this block really runs, whoever decides on that."""
     runs: list[None] = []
-    handle = pipeline.transformer.transformer_blocks[0].attn.register_forward_pre_hook(lambda *_: runs.append(None))
+    handle = pipeline.transformer.transformer_blocks[block].attn.register_forward_pre_hook(lambda *_: runs.append(None))
     try:
         yield runs
     finally:

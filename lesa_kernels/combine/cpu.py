@@ -37,9 +37,10 @@ def combine(history: Tensor, coefficients: Tensor, bias: Tensor | None, out: Ten
                 result[start : start + BAG_CHUNK] = part
     elif history.dtype == exact:
         # functions with out= are left alone by autocast, which would round the coefficients
-        torch.mm(weights, rows, out=results)
-        if shift is not None:
-            results += shift[:, None]
+        if shift is None:
+            torch.mm(weights, rows, out=results)
+        else:
+            torch.addmm(shift[:, None], weights, rows, out=results)
     else:
         _combine_tiles(results, rows, weights, weights.new_zeros(len(weights)) if shift is None else shift)
     return out

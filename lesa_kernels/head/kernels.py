@@ -20,7 +20,7 @@ def operand(values, STORAGE: tl.constexpr):
     return values.to(STORAGE)
 
 
-@triton.jit(do_not_specialize=["samples", "tokens", "modulated", "block_stride"])
+@triton.jit(do_not_specialize=["samples", "tokens", "modulated"])
 def head_kernel(
     out,  # [P, samples * tokens, outputs]
     history,  # [M, samples * tokens, channels], features row_stride apart
@@ -36,7 +36,6 @@ def head_kernel(
     tokens,
     modulated,
     outputs,
-    block_stride,
     P: tl.constexpr,
     M: tl.constexpr,
     GROUP: tl.constexpr,
@@ -45,6 +44,7 @@ def head_kernel(
     CHANNELS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     OUTPUT_BLOCKS: tl.constexpr,
+    RAGGED: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -54,17 +54,20 @@ def head_kernel(
     first = (program % groups).to(tl.int64) * GROUP
     blocks = tl.cdiv(tokens, TOKENS)
     sample = (program // groups // blocks).to(tl.int64)
-    token = (program // groups % blocks) * TOKENS + tl.arange(0, TOKENS)
-    inside = token < tokens
-    row = sample * tokens + token  # [TOKENS]
+    begin = (program // groups % blocks) * TOKENS
+    lane = tl.arange(0, TOKENS)
+    inside = begin + lane < tokens
+    row = sample * tokens + begin  # the first; what follows it is reached in 32 bits
     rows = samples.to(tl.int64) * tokens
-    D = channels_vec.to(tl.int64) * VEC
+    D = channels_vec * VEC
     row_stride = row_stride_vec.to(tl.int64) * VEC
     output = tl.arange(0, OUTPUTS)
+    channel = tl.arange(0, CHANNELS)
+    offsets = lane[:, None] * D + channel[None, :]
 
     centres = ()
     for j in tl.static_range(M):
-        centres += (tl.load(means + j * rows + row, mask=inside, other=0.0),)
+        centres += (tl.load(means + j * rows + row + lane, mask=inside, other=0.0),)
     totals = ()
     squares = ()
     for _ in tl.static_range(GROUP):
@@ -72,36 +75,39 @@ def head_kernel(
             totals += (tl.zeros([TOKENS, OUTPUTS], dtype=tl.float32),)
         squares += (tl.zeros([TOKENS, CHANNELS // VEC], dtype=tl.float32),)
 
-    for start in tl.range(0, channels_vec * VEC, CHANNELS, num_stages=STAGES):
-        d = start + tl.arange(0, CHANNELS)
-        valid = d < D
+    for start in tl.range(0, D, CHANNELS, num_stages=STAGES):
+        valid = start + channel < D
         features = ()
         for j in tl.static_range(M):
-            pointers = history + j * row_stride + row[:, None] * D + d[None, :]
-            h = tl.load(pointers, mask=inside[:, None] & valid[None, :], other=0.0)
+            first_element = history + j * row_stride + row * D + start
+            h = tl.load(first_element + offsets, mask=inside[:, None] & valid[None, :], other=0.0)
             features += (h.to(tl.float32) - centres[j][:, None],)
-        weights = ()
-        for k in tl.static_range(OUTPUT_BLOCKS):
-            o = k * OUTPUTS + output
-            w = tl.load(weight + o[:, None] * D + d[None, :], mask=(o < outputs)[:, None] & valid[None, :], other=0.0)
-            weights += (tl.trans(w.to(tl.float32) if STORAGE == tl.float16 else w),)
-        new_totals = ()
+        scaled = ()
         new_squares = ()
         for i in tl.static_range(GROUP):
             p = tl.minimum(first + i, P - 1)
-            x = tl.zeros([TOKENS, CHANNELS], dtype=tl.float32)
-            for j in tl.static_range(M):
-                x += tl.load(coefficients + start * block_stride + p * M + j) * features[j]
-            x = tl.where(valid[None, :], x, 0.0)
+            x = tl.load(coefficients + p * M) * features[0]
+            for j in tl.static_range(1, M):
+                x += tl.load(coefficients + p * M + j) * features[j]
+            if RAGGED:
+                x = tl.where(valid[None, :], x, 0.0)
             by_vector = tl.reshape(x * x, [TOKENS, CHANNELS // VEC, VEC])
             new_squares += (squares[i] + tl.sum(by_vector, axis=2),)
-            scale = tl.load(multiplier + (p * modulated + sample % modulated) * D + d, mask=valid, other=0.0)
-            scaled = operand(x * scale.to(tl.float32)[None, :], STORAGE)
+            scale = tl.load(multiplier + (p * modulated + sample % modulated) * D + start + channel, mask=valid, other=0.0)
+            scaled += (operand(x * scale.to(tl.float32)[None, :], STORAGE),)
+        squares = new_squares
+
+        weights = ()
+        for k in tl.static_range(OUTPUT_BLOCKS):
+            o = k * OUTPUTS + output
+            w = tl.load(weight + start + (o[:, None] * D + channel[None, :]), mask=(o < outputs)[:, None] & valid[None, :], other=0.0)
+            weights += (tl.trans(w.to(tl.float32) if STORAGE == tl.float16 else w),)
+        new_totals = ()
+        for i in tl.static_range(GROUP):
             for k in tl.static_range(OUTPUT_BLOCKS):
                 total = totals[i * OUTPUT_BLOCKS + k]
-                new_totals += (tl.dot(scaled, weights[k], total, input_precision=PRECISION),)
+                new_totals += (tl.dot(scaled[i], weights[k], total, input_precision=PRECISION),)
         totals = new_totals
-        squares = new_squares
 
     for i in tl.static_range(GROUP):
         p = tl.minimum(first + i, P - 1)
@@ -111,5 +117,5 @@ def head_kernel(
             o = k * OUTPUTS + output
             shift = tl.load(table + (p * modulated + sample % modulated) * outputs + o, mask=o < outputs, other=0.0)
             y = totals[i * OUTPUT_BLOCKS + k] * factor[:, None] + shift[None, :]
-            pointers = out + (p * rows + row[:, None]) * outputs + o[None, :]
+            pointers = out + (p * rows + row) * outputs + (lane[:, None] * outputs + o[None, :])
             tl.store(pointers, y.to(out.dtype.element_ty), mask=inside[:, None] & (o < outputs)[None, :])

@@ -5,12 +5,13 @@ OUT ?= out
 READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test gate lint format readme clean
+.PHONY: help setup demo test bench gate lint format readme clean
 
 help:
 	@echo "make demo    accelerate a small FLUX on handwritten digits; writes $(OUT)/"
 	@echo "make test    run the tests"
 	@echo "make lint    formatting, lint and types"
+	@echo "make bench   measure the kernels on this machine"
 	@echo "make gate    compile the kernels for sm_80, sm_90 and sm_100 and look at the machine code"
 	@echo "make readme  write the measured parts of README.md from benchmarks/results/"
 	@echo "make format  let ruff format and fix what it can"
@@ -39,6 +40,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -c "$$PINS" < constraints.txt > .venv/constraints.txt
 	$(BIN)/pip install -q -c .venv/constraints.txt -e '.[dev]'
 	touch $@
+
+bench: $(READY)
+	$(BIN)/python -m pytest benchmarks -s
 
 demo: $(READY)
 	$(BIN)/lesa demo --out $(OUT)

@@ -1,32 +1,44 @@
 # ruff: noqa: N803, N806 (compile-time constants are written in capitals)
 # mypy: ignore-errors
-"""The Triton kernel of ``head``: one pass over the kept features, for all steps to be predicted."""
+"""The Triton kernel of ``head``: one pass over the kept features makes the outputs of all steps to be predicted.
+
+    x[p]   = sum_j c[p, j] * (history[j] - mean_j)           centred: the mean of a sum is the sum of the means
+    out[p] = (x[p] * multiplier[p]) @ weight.T / sqrt(mean x[p]^2 + eps) + table[p]
+
+The norm divides a token by one number, which leaves the product with the weights as it is: so the product need not
+wait until the token has been read to its end. A bias that all channels share is gone with the mean. Subtracting means
+that were kept with the features, before anything is squared, costs no second pass and cancels no digits.
+
+Sizes arrive divided by VEC, the elements of 16 bytes, and are multiplied by it here: Triton specialises integers on
+multiples of 16 only, and would read the multiples of 8 that are usual in bf16 two bytes at a time. VEC = 1 serves what
+is not aligned.
+"""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def operand(values, STORAGE: tl.constexpr):
-    """float32 values as a tensor core takes them: in the storage dtype, or, for float16, in tf32.
+def operand(values, STORAGE: tl.constexpr, PRECISION: tl.constexpr):
+    """float32 values as the product takes them: in the storage dtype, but in tf32 where that is float16.
 
-    Values are not yet normalised when they enter the product, and float16 may not hold them: a feature of
-    size 1e-5 would lose all its digits, one of 1e5 be infinite. tf32 has as many digits and float32's exponent. Tensor
-    cores cut off what tf32 does not hold, so it is rounded here.
+    They are not normalised yet, and may be beyond what float16 holds at either end. tf32 has as many digits, and the
+    exponent of float32. A tensor core cuts off the digits that tf32 does not have, so they are rounded here.
     """
-    if STORAGE == tl.float16:
+    if PRECISION == "tf32":
         bits = values.to(tl.int32, bitcast=True)
         return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    return values.to(STORAGE)
+    else:
+        return values.to(STORAGE)
 
 
 @triton.jit(do_not_specialize=["samples", "tokens", "modulated"])
 def head_kernel(
     out,  # [P, samples * tokens, outputs]
     history,  # [M, samples * tokens, channels], features row_stride apart
-    means,  # float32 [M, samples * tokens]
+    means,  # float32 [M, samples * tokens]: of each token's channels
     coefficients,  # float32 [P, M]
-    multiplier,  # [P, modulated, channels]
+    multiplier,  # [P, modulated, channels]; modulated is samples, or 1
     table,  # float32 [P, modulated, outputs]: addend @ weight.T + projection_bias
     weight,  # [outputs, channels]
     eps,
@@ -48,41 +60,49 @@ def head_kernel(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """TOKENS tokens of one sample, GROUP predictions, all outputs; a loop over blocks of CHANNELS channels.
+
+    Where P is no multiple of GROUP the last group makes the last prediction more than once, to the same bits.
+    """
     STORAGE: tl.constexpr = weight.dtype.element_ty
-    groups: tl.constexpr = (P + GROUP - 1) // GROUP
+    GROUPS: tl.constexpr = (P + GROUP - 1) // GROUP
     program = tl.program_id(0)
-    first = (program % groups).to(tl.int64) * GROUP
+    first = (program % GROUPS).to(tl.int64) * GROUP
     blocks = tl.cdiv(tokens, TOKENS)
-    sample = (program // groups // blocks).to(tl.int64)
-    begin = (program // groups % blocks) * TOKENS
-    lane = tl.arange(0, TOKENS)
-    inside = begin + lane < tokens
-    row = sample * tokens + begin  # the first; what follows it is reached in 32 bits
-    rows = samples.to(tl.int64) * tokens
-    D = channels_vec * VEC
-    row_stride = row_stride_vec.to(tl.int64) * VEC
-    output = tl.arange(0, OUTPUTS)
+    sample = (program // GROUPS // blocks).to(tl.int64)
+    begin = (program // GROUPS % blocks) * TOKENS
+    token = tl.arange(0, TOKENS)
     channel = tl.arange(0, CHANNELS)
-    offsets = lane[:, None] * D + channel[None, :]
+    output = tl.arange(0, OUTPUTS)
+    inside = begin + token < tokens
+
+    # 64 bits to the first token of the program, 32 from there
+    rows = samples.to(tl.int64) * tokens
+    row = sample * tokens + begin
+    channels = channels_vec * VEC
+    row_stride = row_stride_vec.to(tl.int64) * VEC
+    offsets = token[:, None] * channels + channel[None, :]  # [TOKENS, CHANNELS]
 
     centres = ()
     for j in tl.static_range(M):
-        centres += (tl.load(means + j * rows + row + lane, mask=inside, other=0.0),)
+        centres += (tl.load(means + j * rows + row + token, mask=inside, other=0.0),)
     totals = ()
-    squares = ()
+    squares = ()  # VEC neighbours in one sum, which stays in a thread; threads are added up after the loop
     for _ in tl.static_range(GROUP):
+        squares += (tl.zeros([TOKENS, CHANNELS // VEC], dtype=tl.float32),)
         for _ in tl.static_range(OUTPUT_BLOCKS):
             totals += (tl.zeros([TOKENS, OUTPUTS], dtype=tl.float32),)
-        squares += (tl.zeros([TOKENS, CHANNELS // VEC], dtype=tl.float32),)
 
-    for start in tl.range(0, D, CHANNELS, num_stages=STAGES):
-        valid = start + channel < D
+    for start in tl.range(0, channels, CHANNELS, num_stages=STAGES):
+        valid = start + channel < channels
         features = ()
         for j in tl.static_range(M):
-            first_element = history + j * row_stride + row * D + start
-            h = tl.load(first_element + offsets, mask=inside[:, None] & valid[None, :], other=0.0)
-            features += (h.to(tl.float32) - centres[j][:, None],)
-        scaled = ()
+            block = history + j * row_stride + row * channels + start
+            h = tl.load(block + offsets, mask=inside[:, None] & valid[None, :], other=0.0)
+            features += (h.to(tl.float32) - centres[j][:, None],)  # [TOKENS, CHANNELS]
+
+        # First all operands, then all products: they wait for each other once, and the features' registers are free.
+        operands = ()
         new_squares = ()
         for i in tl.static_range(GROUP):
             p = tl.minimum(first + i, P - 1)
@@ -93,29 +113,31 @@ def head_kernel(
                 x = tl.where(valid[None, :], x, 0.0)
             by_vector = tl.reshape(x * x, [TOKENS, CHANNELS // VEC, VEC])
             new_squares += (squares[i] + tl.sum(by_vector, axis=2),)
-            scale = tl.load(multiplier + (p * modulated + sample % modulated) * D + start + channel, mask=valid, other=0.0)
-            scaled += (operand(x * scale.to(tl.float32)[None, :], STORAGE),)
+            scales = multiplier + (p * modulated + sample % modulated) * channels + start
+            scale = tl.load(scales + channel, mask=valid, other=0.0).to(tl.float32)
+            operands += (operand(x * scale[None, :], STORAGE, PRECISION),)
         squares = new_squares
 
         weights = ()
         for k in tl.static_range(OUTPUT_BLOCKS):
             o = k * OUTPUTS + output
-            w = tl.load(weight + start + (o[:, None] * D + channel[None, :]), mask=(o < outputs)[:, None] & valid[None, :], other=0.0)
-            weights += (tl.trans(w.to(tl.float32) if STORAGE == tl.float16 else w),)
+            known = (o < outputs)[:, None] & valid[None, :]
+            w = tl.load(weight + start + (o[:, None] * channels + channel[None, :]), mask=known, other=0.0)
+            weights += (tl.trans(w.to(tl.float32) if PRECISION == "tf32" else w),)  # [CHANNELS, OUTPUTS]
         new_totals = ()
         for i in tl.static_range(GROUP):
             for k in tl.static_range(OUTPUT_BLOCKS):
                 total = totals[i * OUTPUT_BLOCKS + k]
-                new_totals += (tl.dot(scaled[i], weights[k], total, input_precision=PRECISION),)
+                new_totals += (tl.dot(operands[i], weights[k], total, input_precision=PRECISION),)
         totals = new_totals
 
     for i in tl.static_range(GROUP):
         p = tl.minimum(first + i, P - 1)
-        variance = tl.sum(squares[i], axis=1) / D
-        factor = 1 / tl.sqrt(variance + eps)
+        factor = 1 / tl.sqrt(tl.sum(squares[i], axis=1) / channels + eps)  # [TOKENS]
         for k in tl.static_range(OUTPUT_BLOCKS):
             o = k * OUTPUTS + output
-            shift = tl.load(table + (p * modulated + sample % modulated) * outputs + o, mask=o < outputs, other=0.0)
+            shifts = table + (p * modulated + sample % modulated) * outputs
+            shift = tl.load(shifts + o, mask=o < outputs, other=0.0)
             y = totals[i * OUTPUT_BLOCKS + k] * factor[:, None] + shift[None, :]
-            pointers = out + (p * rows + row) * outputs + (lane[:, None] * outputs + o[None, :])
-            tl.store(pointers, y.to(out.dtype.element_ty), mask=inside[:, None] & (o < outputs)[None, :])
+            results = out + (p * rows + row) * outputs + (token[:, None] * outputs + o[None, :])
+            tl.store(results, y.to(out.dtype.element_ty), mask=inside[:, None] & (o < outputs)[None, :])

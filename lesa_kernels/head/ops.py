@@ -59,13 +59,14 @@ def head(
     """
     _check(history, coefficients, bias, multiplier, addend, weight, projection_bias, means)
     triton = use_triton(backend, history)
-    arguments = (history, coefficients, multiplier, addend, weight, projection_bias)
     if (backend == "torch" and history.is_cuda) or not _served(history, coefficients, weight, triton):
-        return reference.head(history, coefficients, bias, *arguments[2:], eps)
+        return reference.head(history, coefficients, bias, multiplier, addend, weight, projection_bias, eps)
+    arguments = (history, coefficients, multiplier, addend, weight, projection_bias)
     if _needs_gradient(bias, *arguments):
         result: Tensor = Head.apply(bias, *arguments, means, eps, triton)
-        return result
-    return _head(*arguments, means, eps, triton)
+    else:
+        result = _head(*arguments, means, eps, triton)
+    return result
 
 
 def token_means(feature: Tensor) -> Tensor:
@@ -82,10 +83,10 @@ class Head(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, bias: Tensor | None, *arguments: Any) -> Tensor:
-        *tensors, means, eps, triton = arguments
-        ctx.save_for_backward(bias, *tensors)
-        ctx.eps = eps
-        return _head(*tensors, means, eps, triton)
+        ctx.save_for_backward(bias, *arguments[:6])
+        ctx.eps = arguments[7]
+        result: Tensor = _head(*arguments)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -93,13 +94,14 @@ class Head(torch.autograd.Function):
         wanted = [i for i, tensor in enumerate(tensors) if tensor is not None and needed[i]]
 
         def outputs(*changed: Tensor) -> Tensor:
-            bias, history, coefficients, *rest = (
+            bias, history, coefficients, multiplier, addend, weight, projection_bias = (
                 changed[wanted.index(i)] if i in wanted else tensor for i, tensor in enumerate(tensors)
             )
-            return reference.head(history, coefficients, bias, *rest, eps)
+            return reference.head(history, coefficients, bias, multiplier, addend, weight, projection_bias, eps)
 
-        _, pull_back = torch.func.vjp(outputs, *(tensors[i] for i in wanted))
-        gradients = dict(zip(wanted, pull_back(grad), strict=True))
+        with torch.autocast(grad.device.type, enabled=False):  # backward may run under it, and would round
+            pull_back = torch.func.vjp(outputs, *(tensors[i] for i in wanted))[1]
+            gradients = dict(zip(wanted, pull_back(grad), strict=True))
         return *(gradients.get(i) for i in range(len(tensors))), None, None, None
 
 
@@ -188,8 +190,8 @@ def _check(
         raise ValueError(f"projection_bias {list(projection_bias.shape)} must be [{len(weight)}], as weight has rows")
     if means is not None and means.shape != history.shape[:-1]:
         raise ValueError(f"means {list(means.shape)} must be {list(history.shape[:-1])}, one for each token of history")
-    tensors = {"coefficients": coefficients, "bias": bias, "multiplier": multiplier, "addend": addend}
-    tensors |= {"weight": weight, "projection_bias": projection_bias, "means": means}
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != history.device:
-            raise ValueError(f"{name} is on {tensor.device}, history on {history.device}")
+    tensors = {"coefficients": coefficients, "bias": bias, "multiplier": multiplier, "addend": addend, "weight": weight}
+    tensors |= {"projection_bias": projection_bias, "means": means}
+    for name, other in tensors.items():
+        if other is not None and other.device != history.device:
+            raise ValueError(f"{name} is on {other.device}, history on {history.device}")

@@ -37,9 +37,7 @@ def head(
         if bias is not None:
             x = x + bias.to(exact).reshape(count, *(1,) * (history.ndim - 1))
         n = functional.layer_norm(x, (channels,), eps=eps)
-        scale, shift = (
-            t.to(exact).reshape(count, t.shape[1], *(1,) * tokens, channels) for t in (multiplier, addend)
-        )
+        scale, shift = (t.to(exact).reshape(count, t.shape[1], *(1,) * tokens, channels) for t in (multiplier, addend))
         y = n * scale + shift  # [P, B, *tokens, D]
         offset = None if projection_bias is None else projection_bias.to(exact)
         return functional.linear(y, weight.to(exact), offset).to(history.dtype)

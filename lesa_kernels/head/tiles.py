@@ -1,4 +1,65 @@
-"""How tokens, channels and outputs are cut for the Triton kernel; decided without Triton."""
+"""How the Triton kernel cuts tokens, channels, outputs and predictions; decided without Triton, from shapes and dtypes.
 
+A program has TOKENS tokens, as few as a tensor core takes: an image of 4096 tokens then makes 256 programs, two for
+each multiprocessor of an H200, where twice the tokens would leave no second one to work while the first waits.
+
+What limits a program is registers. A thread holds its share of the features, of the weights (twice: as they come from
+shared memory and as the product takes them) and of the sums of all predictions, and all coefficients. With more than
+REGISTERS of these something spills, as compiled for sm_90; no GPU was there to measure on. In bf16 four warps read
+features 16 bytes at a time. Where that is too much, eight warps have half as much to a thread and read 8 bytes; where
+that is too much as well, predictions are made in groups, by neighbouring programs, which find the features in L2.
+"""
+
+from dataclasses import dataclass
+
+TOKENS = 16
+CHANNEL_BYTES = 128  # of a token in one step of the loop: a whole line of the cache
 MAX_FEATURES = 16
-MAX_OUTPUTS = 512
+MAX_OUTPUTS = 384
+OUTPUT_BLOCK = 128  # more outputs take several products, so that 384 is not padded to 512
+REGISTERS = 200
+REGISTERS_RAGGED = 176  # where the last block of channels is not full
+SHARED_BYTES = 96 * 1024  # all of what a program may have on the smallest of the GPUs, 99 KB
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The shape of a program: ``group`` predictions of ``blocks * outputs`` outputs, ``channels`` at a time."""
+
+    group: int
+    channels: int
+    outputs: int
+    blocks: int
+    warps: int
+    stages: int
+
+
+def tiles(
+    predictions: int, features: int, outputs: int, channels: int, *, itemsize: int, vector: int, short: bool
+) -> Tiles:
+    """For ``predictions`` of ``outputs`` numbers from at most MAX_FEATURES ``features``, ``channels`` of ``itemsize``.
+
+    Args:
+        vector: elements read at once, those of 16 bytes or 1.
+        short: the product takes operands of 16 bits; otherwise of 32, and eight warps from the start.
+    """
+    span = CHANNEL_BYTES // itemsize
+    block = min(OUTPUT_BLOCK, max(16, 1 << (outputs - 1).bit_length()))
+    blocks = -(-outputs // block)
+    operand = 2 if short else 4
+    registers = REGISTERS_RAGGED if channels % span else REGISTERS
+
+    def groups(warps: int) -> int:
+        """In how many the predictions have to be made; more than there are if not even one fits."""
+        threads = 32 * warps
+        weights = 2 * block * blocks * span * operand // 4 // threads
+        shared = features * TOKENS * span // threads + weights
+        each = TOKENS * block * blocks // threads + TOKENS * span // vector // threads + features
+        most = (registers - shared) // each
+        return -(-predictions // most) if most > 0 else predictions + 1
+
+    count, warps = min((groups(warps), warps) for warps in ((4, 8) if short else (8,)))
+    group = -(-predictions // min(count, predictions))
+    stage = (features * TOKENS + block * blocks) * CHANNEL_BYTES + 4 * span * group
+    operands = group * TOKENS * span * operand
+    return Tiles(group, span, block, blocks, warps, stages=3 if 2 * stage + operands <= SHARED_BYTES else 2)

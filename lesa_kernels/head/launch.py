@@ -1,0 +1,88 @@
+"""Launches of the Triton kernel. Importing this module imports Triton; ``ops.py`` waits for the first launch."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional
+
+from . import kernels
+from .tiles import TOKENS, tiles
+
+# float32 features are multiplied in float32. Three products in tf32 would be faster, and err more than what an eager
+# model does in float32.
+PRECISION = {torch.bfloat16: "ieee", torch.float16: "tf32", torch.float32: "ieee"}
+
+
+def head(
+    history: Tensor,
+    coefficients: Tensor,
+    multiplier: Tensor,
+    addend: Tensor,
+    weight: Tensor,
+    projection_bias: Tensor | None,
+    means: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """As the reference, without the bias, which the norm takes away.
+
+    history [m, B, *tokens, D], m <= MAX_FEATURES, every feature contiguous; coefficients [P, m]; multiplier and addend
+    [P, B or 1, D]; weight [O, D], O <= MAX_OUTPUTS; projection_bias [O]; means [m, B, *tokens] -> [P, B, *tokens, O].
+    """
+    (m, samples), (outputs, channels), count = history.shape[:2], weight.shape, len(coefficients)
+    tokens = math.prod(history.shape[2:-1])
+    modulated = max(multiplier.shape[1], addend.shape[1])
+    if modulated == 1:  # what all samples share makes one long sample of them
+        samples, tokens = 1, samples * tokens
+    multiplier = multiplier.expand(-1, modulated, -1).contiguous()
+    offset = None if projection_bias is None else projection_bias.float()
+    with torch.autocast(history.device.type, enabled=False):
+        table = functional.linear(addend.float(), weight.float(), offset)
+    table = table.expand(-1, modulated, -1).contiguous()  # [P, B or 1, O]
+    weight = weight.to(history.dtype).contiguous()
+    means = history.mean(-1, dtype=torch.float32) if means is None else means.float().contiguous()
+
+    vector, row_stride = 16 // history.element_size(), history.stride(0)
+    aligned = all(t.data_ptr() % 16 == 0 for t in (history, weight, multiplier))
+    if not aligned or channels % vector or row_stride % vector:
+        vector = 1
+    short = history.dtype == torch.bfloat16
+    shape = tiles(count, m, outputs, channels, itemsize=history.element_size(), vector=vector, short=short)
+    out = history.new_empty(count, *history.shape[1:-1], outputs)
+    programs = samples * triton.cdiv(tokens, TOKENS) * triton.cdiv(count, shape.group)
+    with _device(history):
+        kernels.head_kernel[(programs,)](
+            out,
+            history,
+            means,
+            coefficients.float().contiguous(),
+            multiplier,
+            table,
+            weight,
+            eps,
+            row_stride // vector,
+            channels // vector,
+            samples,
+            tokens,
+            modulated,
+            outputs,
+            P=count,
+            M=m,
+            GROUP=shape.group,
+            VEC=vector,
+            TOKENS=TOKENS,
+            CHANNELS=shape.channels,
+            OUTPUTS=shape.outputs,
+            OUTPUT_BLOCKS=shape.blocks,
+            RAGGED=channels % shape.channels != 0,
+            PRECISION=PRECISION[history.dtype],
+            STAGES=shape.stages,
+            num_warps=shape.warps,
+        )
+    return out
+
+
+def _device(tensor: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

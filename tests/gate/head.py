@@ -1,0 +1,59 @@
+"""The shipped configurations of ``head``: the ends of FLUX, video models and DiT, and extremes."""
+
+from collections.abc import Iterator
+
+from lesa_kernels.head.kernels import head_kernel
+from lesa_kernels.head.tiles import TOKENS, tiles
+from tests.gate.worker import Case
+
+ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
+PRECISION = {"bf16": "ieee", "fp16": "tf32", "fp32": "ieee"}
+
+
+def cases() -> Iterator[Case]:
+    yield head("flux", "bf16", channels=3072, outputs=64, count=6)
+    yield head("flux-10", "bf16", channels=3072, outputs=64, count=9)
+    yield head("flux-own", "bf16", channels=3072, outputs=64, count=6, modulation="bf16")
+    yield head("video", "bf16", channels=3072, outputs=64, count=6, m=10)
+    yield head("dit", "bf16", channels=1152, outputs=32, count=4)
+    yield head("flux", "fp16", channels=3072, outputs=64, count=6)
+    yield head("flux", "fp32", channels=3072, outputs=64, count=6)
+    yield head("dit", "fp32", channels=1152, outputs=32, count=4)
+    yield head("demo", "fp32", channels=96, outputs=4, count=6, m=10)
+    yield head("one", "bf16", channels=3072, outputs=64, count=1, m=1)
+    yield head("many", "bf16", channels=3072, outputs=64, count=9, m=16)
+    yield head("wide", "bf16", channels=3072, outputs=384, count=6)
+    yield head("widest", "bf16", channels=3072, outputs=384, count=9, m=16)
+    yield head("ragged", "bf16", channels=1000, outputs=64, count=6)
+    yield head("odd", "bf16", channels=999, outputs=64, count=6)
+
+
+def head(model: str, dtype: str, channels: int, outputs: int, count: int, m: int = 8, modulation: str = "fp32") -> Case:
+    itemsize = ITEMSIZE[dtype]
+    vector = 1 if channels * itemsize % 16 else 16 // itemsize
+    shape = tiles(count, m, outputs, channels, itemsize=itemsize, vector=vector, short=dtype == "bf16")
+    types = dict.fromkeys(("out", "history", "weight"), f"*{dtype}")
+    types |= dict.fromkeys(("means", "coefficients", "table"), "*fp32")
+    types |= {"multiplier": f"*{modulation}", "eps": "fp32"}
+    sizes = {"row_stride_vec": 4096 * channels // vector, "channels_vec": channels // vector, "outputs": outputs}
+    types |= dict.fromkeys((*sizes, "samples", "tokens", "modulated"), "i32")
+    return Case(
+        f"{model}-{dtype}",
+        head_kernel,
+        types,
+        {
+            "P": count,
+            "M": m,
+            "GROUP": shape.group,
+            "VEC": vector,
+            "TOKENS": TOKENS,
+            "CHANNELS": shape.channels,
+            "OUTPUTS": shape.outputs,
+            "OUTPUT_BLOCKS": shape.blocks,
+            "RAGGED": channels % shape.channels != 0,
+            "PRECISION": PRECISION[dtype],
+            "STAGES": shape.stages,
+        },
+        (*(n for n, t in types.items() if t[0] == "*"), *(n for n, size in sizes.items() if size % 16 == 0)),
+        {"num_warps": shape.warps},
+    )

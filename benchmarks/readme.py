@@ -71,7 +71,27 @@ def demo_findings() -> str:
     )
 
 
-PARTS: dict[str, Callable[[], str]] = {"demo table": demo_table, "demo findings": demo_findings}
+def loop_table() -> str:
+    """How much of the ideal speed-up arrives, beside other caches."""
+    rows = json.loads((RESULTS / "demo_loop.json").read_text())
+    lines = ["| batch | method | full steps | inside transformer calls | denoising loop |", "|--:|---|--:|--:|--:|"]
+    for row in rows:
+        calls = f"{row['speedup_transformer']:.2f}x, {row['share_transformer']:.1%} of ideal"
+        loop = f"{row['speedup_loop']:.2f}x, {row['share_loop']:.1%}"
+        lines.append(f"| {row['batch']} | {row['method']} | {row['full_steps']} | {calls} | {loop} |")
+    environment = rows[0]["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    setting = (
+        f"{environment['threads']} threads of {environment['device']}; {versions}; commit {environment['commit']}."
+    )
+    return "\n".join([*lines, "", setting])
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "demo table": demo_table,
+    "demo findings": demo_findings,
+    "loop table": loop_table,
+}
 
 
 def rendered(text: str) -> str:

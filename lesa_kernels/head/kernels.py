@@ -94,7 +94,7 @@ def head_kernel(
             totals += (tl.zeros([TOKENS, OUTPUTS], dtype=tl.float32),)
 
     for start in tl.range(0, channels, CHANNELS, num_stages=STAGES):
-        valid = start + channel < channels
+        valid = start + channel < channels if RAGGED else tl.full([CHANNELS], True, tl.int1)
         features = ()
         for j in tl.static_range(M):
             block = history + j * row_stride + row * channels + start

@@ -79,7 +79,7 @@ def head(
             RAGGED=channels % shape.channels != 0,
             PRECISION=PRECISION[history.dtype],
             STAGES=shape.stages,
-            num_warps=shape.warps,
+            **shape.options,
         )
     return out
 

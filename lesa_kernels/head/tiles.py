@@ -3,11 +3,11 @@
 A program has TOKENS tokens, as few as a tensor core takes: an image of 4096 tokens then makes 256 programs, two for
 each multiprocessor of an H200, where twice the tokens would leave no second one to work while the first waits.
 
-What limits a program is registers. A thread holds its share of the features, of the weights (twice: as they come from
-shared memory and as the product takes them) and of the sums of all predictions, and all coefficients. With more than
-REGISTERS of these something spills, as compiled for sm_90; no GPU was there to measure on. In bf16 four warps read
-features 16 bytes at a time. Where that is too much, eight warps have half as much to a thread and read 8 bytes; where
-that is too much as well, predictions are made in groups, by neighbouring programs, which find the features in L2.
+What limits a program is registers. A thread holds its share of the features, of the weights and of the sums of all
+predictions, and all coefficients. With more than REGISTERS of these something spills, as compiled for sm_80, sm_90 and
+sm_100; no GPU was there to measure on. In bf16 four warps read features 16 bytes at a time. Where that is too much,
+eight warps have half as much to a thread and read 8 bytes; where that is too much as well, predictions are made in
+groups, by neighbouring programs, which find the features in L2.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,12 @@ MAX_FEATURES = 16
 MAX_OUTPUTS = 384
 OUTPUT_BLOCK = 128  # more outputs take several products, so that 384 is not padded to 512
 REGISTERS = 200
-REGISTERS_RAGGED = 176  # where the last block of channels is not full
+REGISTERS_FEWER = 176  # where the last block of channels is not full, or operands have 32 bits
+COEFFICIENTS = 72  # of a group; with 80 the compiler for sm_100 spills two numbers
 SHARED_BYTES = 96 * 1024  # all of what a program may have on the smallest of the GPUs, 99 KB
+
+# Left to itself ptxas sometimes keeps to 128 registers by spilling a few where operands have 32 bits.
+MOST_REGISTERS = 255
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Tiles:
     channels: int
     outputs: int
     blocks: int
-    warps: int
     stages: int
+    options: dict[str, int]
 
 
 def tiles(
@@ -47,19 +51,23 @@ def tiles(
     block = min(OUTPUT_BLOCK, max(16, 1 << (outputs - 1).bit_length()))
     blocks = -(-outputs // block)
     operand = 2 if short else 4
-    registers = REGISTERS_RAGGED if channels % span else REGISTERS
+    registers = REGISTERS_FEWER if channels % span or not short else REGISTERS
 
     def groups(warps: int) -> int:
         """In how many the predictions have to be made; more than there are if not even one fits."""
         threads = 32 * warps
-        weights = 2 * block * blocks * span * operand // 4 // threads
+        weights = block * blocks * span // threads * (1 if short else 3)
         shared = features * TOKENS * span // threads + weights
         each = TOKENS * block * blocks // threads + TOKENS * span // vector // threads + features
-        most = (registers - shared) // each
+        most = min((registers - shared) // each, COEFFICIENTS // features)
+        if blocks > 1 and not short:
+            most = 1  # and even so float32 spills 2 numbers at 192 outputs, 14 at 384
         return -(-predictions // most) if most > 0 else predictions + 1
 
     count, warps = min((groups(warps), warps) for warps in ((4, 8) if short else (8,)))
     group = -(-predictions // min(count, predictions))
     stage = (features * TOKENS + block * blocks) * CHANNEL_BYTES + 4 * span * group
     operands = group * TOKENS * span * operand
-    return Tiles(group, span, block, blocks, warps, stages=3 if 2 * stage + operands <= SHARED_BYTES else 2)
+    options = {"num_warps": warps} if short else {"num_warps": warps, "maxnreg": MOST_REGISTERS}
+    stages = 3 if 2 * stage + operands <= SHARED_BYTES else 2
+    return Tiles(group, span, block, blocks, stages, options)

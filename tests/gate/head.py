@@ -55,5 +55,5 @@ def head(model: str, dtype: str, channels: int, outputs: int, count: int, m: int
             "STAGES": shape.stages,
         },
         (*(n for n, t in types.items() if t[0] == "*"), *(n for n, size in sizes.items() if size % 16 == 0)),
-        {"num_warps": shape.warps},
+        shape.options,
     )

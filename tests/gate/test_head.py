@@ -2,10 +2,8 @@
 
 import pytest
 
-from tests.gate.head import cases
-
-CASES = {case.name: case.constants for case in cases()}
-STAGES = 2  # of three, before the loop; with the loop itself a block of features is fetched at three places
+# predictions of a program times blocks of outputs: what it stores
+WIDE_STORES = {"flux-bf16": 6, "flux-own-bf16": 6, "one-bf16": 1, "flux-fp32": 6, "wide-bf16": 6}
 
 
 @pytest.fixture
@@ -14,7 +12,7 @@ def rows(compiled):
 
 
 def test_nothing_leaves_the_registers_and_nothing_is_atomic(rows) -> None:
-    assert rows.keys() == CASES.keys()
+    assert len(rows) == 15
     for case, row in rows.items():
         assert (row["stack"], row["spills"], row["atomics"]) == (0, 0, 0), case
 
@@ -26,12 +24,12 @@ def test_sixteen_bit_features_are_projected_on_tensor_cores(rows) -> None:
 
 
 def test_features_are_read_once_and_16_bytes_at_a_time(rows) -> None:
-    for case in ("flux-bf16", "flux-own-bf16", "dit-bf16", "one-bf16"):
-        row, c = rows[case], CASES[case]
-        weights = c["OUTPUTS"] * c["CHANNELS"] // (128 * 8)
-        fetched = (c["M"] + weights) * c["STAGES"]
-        multipliers = c["GROUP"] * c["STAGES"] if case.startswith("flux-own") else 0
-        assert fetched <= row["loads_128"] <= fetched + multipliers, case
+    stages = 3  # every load stands once in the loop, and twice before it
+    for case, m, outputs in (("flux-bf16", 8, 64), ("dit-bf16", 8, 32), ("one-bf16", 1, 64)):
+        weights = outputs * 64 // (128 * 8)  # loads of a thread for a block of 64 channels
+        assert rows[case]["loads_128"] == stages * (m + weights), case
+    own = rows["flux-own-bf16"]["loads_128"]  # a modulation in bf16 is read in the same way
+    assert own == rows["flux-bf16"]["loads_128"] + stages * 6
 
 
 def test_no_load_of_aligned_features_is_narrow(rows) -> None:
@@ -50,6 +48,5 @@ def test_two_programs_share_a_multiprocessor(rows) -> None:
 
 
 def test_predictions_are_written_16_bytes_at_a_time(rows) -> None:
-    for case in ("flux-bf16", "flux-own-bf16", "one-bf16", "flux-fp32", "wide-bf16"):
-        c = CASES[case]
-        assert rows[case]["stores_128"] == rows[case]["stores"] == c["GROUP"] * c["OUTPUT_BLOCKS"], case
+    for case, stores in WIDE_STORES.items():
+        assert rows[case]["stores_128"] == rows[case]["stores"] == stores, case

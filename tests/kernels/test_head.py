@@ -226,6 +226,29 @@ def test_addresses_are_64_bit(device) -> None:
     assert torch.equal(head(history, *arguments[1:], backend="triton"), head(*arguments, backend="triton"))
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 2, 2, (20,), 72, 6), (2, 7, 1, (17,), 71, 5), (16, 3, 2, (5,), 64, 200)],
+    ids=str,
+)
+def test_nothing_out_of_bounds_is_touched(shape, device, monkeypatch) -> None:
+    if device.type == "cuda":
+        pytest.skip("needs the interpreter")
+    from lesa_kernels.head import launch
+    from tests.kernels.memcheck import memcheck
+
+    def remembered(*arguments):
+        table = linear(*arguments)
+        return table.new_empty(table.shape).copy_(table)
+
+    linear = launch.functional.linear
+    monkeypatch.setattr(launch.functional, "linear", remembered)
+    history, coefficients, _, multiplier, addend, weight, offset = inputs(*shape, dtype=torch.bfloat16)
+    means = token_means(history)
+    with memcheck(history, coefficients, multiplier, weight, means):
+        head(history, coefficients, None, multiplier, addend, weight, offset, means=means, backend="triton")
+
+
 def test_import_needs_no_triton() -> None:
     code = "import sys; sys.modules['triton'] = None; import lesa_kernels.head.ops"
     subprocess.run([sys.executable, "-c", code], check=True)

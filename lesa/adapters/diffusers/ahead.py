@@ -6,33 +6,45 @@ import torch
 from torch import Tensor, nn
 
 from lesa.adapters.diffusers.clock import Moment
-from lesa.adapters.diffusers.endings import Arguments, Ending, norm_eps
+from lesa.adapters.diffusers.endings import Arguments, Ending, Modulation, norm_eps
 from lesa.runtime.driver import Call, Coming
 from lesa_kernels import head
 
 CHANGING = ("hidden_states", "timestep")  # new at every step; no output that was made ahead depends on the latents
+# Up to this many numbers the scale and shift of all steps of a generation are made at once: 40 small operators a
+# generation instead of an interval. 32 MiB in float32; larger ones are made an interval at a time.
+MODULATION_ELEMENTS = 1 << 23
 
 
 class Ahead:
-    """Outputs by step for one branch, handed out only while they are still true.
+    """The outputs of one branch by step, handed out only while they are still true.
 
-    They were made from the conditioning tensors of one call. A callback may replace the prompt or write into it, so
+    They are made from the conditioning tensors of one call. A callback may replace the prompt or write into it, so
     identity and version of every such tensor are compared before an output is given away.
+
+    Args:
+        transformer: the module.
+        ending: how it ends.
+        call: the first call of the generation that asks for outputs.
+        arguments: of that call.
     """
 
-    def __init__(self, call: Call, arguments: Arguments, outputs: dict[int, Tensor]) -> None:
+    def __init__(self, transformer: nn.Module, ending: Ending, call: Call, arguments: Arguments) -> None:
+        self._transformer = transformer
+        self._ending = ending
         self._generation = call.generation
         self._signature = call.signature
         self._conditions = _conditions(arguments)
-        self._outputs = outputs
+        self._outputs: dict[int, Tensor] = {}
+        self._modulation: tuple[int, Modulation] | None = None  # of all steps from the given one on
 
     def holds(self, call: Call) -> bool:
         """Whether the output of this step was made."""
         return call.generation is self._generation and call.step in self._outputs
 
     def is_true_for(self, call: Call, arguments: Arguments) -> bool:
-        """Whether it was made from these shapes and these conditions."""
-        if call.signature != self._signature:
+        """Whether this is the generation, and these the shapes and conditions, that outputs are made from."""
+        if call.generation is not self._generation or call.signature != self._signature:
             return False
         now = _conditions(arguments)
         return len(now) == len(self._conditions) and all(
@@ -43,34 +55,39 @@ class Ahead:
         """The output of this step, once."""
         return self._outputs.pop(call.step)
 
+    def make(self, arguments: Arguments, moment: Moment, coming: Coming) -> None:
+        """The outputs at the coming steps, in one allocation."""
+        projection: Any = getattr(self._transformer, self._ending.projection)
+        tokens = head(
+            coming.history,
+            coming.coefficients,
+            coming.bias,
+            *self._modulations(arguments, moment, coming.steps),
+            projection.weight,
+            projection.bias,
+            eps=norm_eps(self._transformer),
+            means=coming.means,
+        )
+        parts = [self._ending.unpack(self._transformer, arguments, part) for part in tokens.unbind(0)]
+        self._outputs = dict(zip(coming.steps, parts, strict=True))
 
-def make_outputs(
-    transformer: nn.Module, ending: Ending, arguments: Arguments, moment: Moment, coming: Coming
-) -> dict[int, Tensor]:
-    """The transformer's outputs at the coming steps, in one allocation."""
-    given: Tensor = arguments["timestep"]
-    if len(coming.steps) == 1:
-        times = given.reshape(1, -1)
-    else:
-        assert moment.timesteps is not None, "only a scheduler tells what comes"
-        times = moment.timesteps[coming.steps[0] : coming.steps[-1] + 1].unsqueeze(1).to(given.device, given.dtype)
-        if ending.time_unit == 1:
+    def _modulations(self, arguments: Arguments, moment: Moment, steps: list[int]) -> Modulation:
+        """Multiplier and addend [steps, B or 1, D]."""
+        given: Tensor = arguments["timestep"]
+        if moment.timesteps is None:
+            return self._ending.modulation(self._transformer, arguments, given.reshape(1, -1))
+        if self._modulation is not None:
+            first, (multiplier, addend) = self._modulation
+            part = slice(steps[0] - first, steps[-1] + 1 - first)
+            return multiplier[part], addend[part]
+        times = moment.timesteps[steps[0] :].unsqueeze(1).to(given.device, given.dtype)
+        if self._ending.time_unit == 1:
             times = times / 1000  # as pipelines do, after rounding to the dtype of the latents
-    multiplier, addend = ending.modulation(transformer, arguments, times)
-    projection: Any = getattr(transformer, ending.projection)
-    tokens = head(
-        coming.history,
-        coming.coefficients,
-        coming.bias,
-        multiplier,
-        addend,
-        projection.weight,
-        projection.bias,
-        eps=norm_eps(transformer),
-        means=coming.means,
-    )
-    outputs = [ending.unpack(transformer, arguments, part) for part in tokens.unbind(0)]
-    return dict(zip(coming.steps, outputs, strict=True))
+        batch, channels = len(arguments["hidden_states"]), self._transformer.get_submodule(self._ending.projection)
+        if len(times) * batch * channels.in_features <= MODULATION_ELEMENTS:  # type: ignore[operator]
+            self._modulation = steps[0], self._ending.modulation(self._transformer, arguments, times)
+            return self._modulations(arguments, moment, steps)
+        return self._ending.modulation(self._transformer, arguments, times[: len(steps)])
 
 
 def _conditions(arguments: Arguments) -> list[tuple[Tensor, int]]:

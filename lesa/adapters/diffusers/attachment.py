@@ -5,6 +5,7 @@ from torch import nn
 from lesa.adapters.diffusers.clock import Clock
 from lesa.adapters.diffusers.compat import HookRegistry, active_cache, refresh_hooks, unwrap_module
 from lesa.adapters.diffusers.discovery import find_blocks, find_heads
+from lesa.adapters.diffusers.endings import find_ending
 from lesa.adapters.diffusers.hooks import Block, Control, Head, Receiver
 from lesa.adapters.diffusers.root import Root, intercept
 from lesa.runtime.driver import Driver
@@ -30,12 +31,13 @@ class Attachment:
             )
         heads, self._blocks = find_heads(inner), find_blocks(inner)
         self._transformer = inner
-        control, receiver = Control(driver), Receiver(driver)
-        root = Root(control, inner, component, clock, receiver, next(iter(heads)))
+        self._blocks_are_hooked = False
+        self._control, receiver = Control(driver), Receiver(driver)
+        control = self._control
+        root = Root(control, inner, component, clock, receiver, next(iter(heads)), self._hook_blocks)
         HookRegistry.check_if_exists_or_initialize(inner).register_hook(receiver, RECEIVER)
-        for block in self._blocks:
-            HookRegistry.check_if_exists_or_initialize(block).register_hook(Block(control), BLOCK)
-        refresh_hooks(inner)
+        if find_ending(inner) is None:
+            self._hook_blocks()
         self._restore = intercept(transformer, root)
         self._handles = [
             module.register_forward_pre_hook(Head(control, name), with_kwargs=True) for name, module in heads.items()
@@ -45,12 +47,20 @@ class Attachment:
         if self._adds_reset:
             inner._reset_stateful_cache = driver.reset
 
+    def _hook_blocks(self) -> None:
+        """Once, and only if needed: where the end of a model is known its blocks are left alone."""
+        if not self._blocks_are_hooked:
+            for block in self._blocks:
+                HookRegistry.check_if_exists_or_initialize(block).register_hook(Block(self._control), BLOCK)
+            refresh_hooks(self._transformer)
+            self._blocks_are_hooked = True
+
     def remove(self) -> None:
         """Restore the transformer exactly."""
         self._restore()
         for handle in self._handles:
             handle.remove()
-        for block in self._blocks:
+        for block in self._blocks if self._blocks_are_hooked else []:
             HookRegistry.check_if_exists_or_initialize(block).remove_hook(BLOCK, recurse=False)
         HookRegistry.check_if_exists_or_initialize(self._transformer).remove_hook(RECEIVER, recurse=False)
         refresh_hooks(self._transformer)

@@ -10,7 +10,7 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
-from lesa.adapters.diffusers.ahead import Ahead, make_outputs, one_step
+from lesa.adapters.diffusers.ahead import Ahead, one_step
 from lesa.adapters.diffusers.clock import Clock, Moment
 from lesa.adapters.diffusers.compat import context_name
 from lesa.adapters.diffusers.endings import Arguments, find_ending
@@ -31,10 +31,18 @@ class Root:
         clock: tells the moment of a call.
         receiver: knows the cache context that the pipeline has set.
         head: the name of the final norm.
+        hook_blocks: lets the blocks hand their inputs through, should a predicted step need the forward.
     """
 
     def __init__(
-        self, control: Control, transformer: nn.Module, component: str, clock: Clock, receiver: Receiver, head: str
+        self,
+        control: Control,
+        transformer: nn.Module,
+        component: str,
+        clock: Clock,
+        receiver: Receiver,
+        head: str,
+        hook_blocks: Callable[[], None],
     ) -> None:
         self.control = control
         self.transformer = transformer
@@ -42,6 +50,7 @@ class Root:
         self.clock = clock
         self.receiver = receiver
         self.head = head
+        self.hook_blocks = hook_blocks
         self.names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
         self._ahead: dict[str, Ahead] = {}  # by branch
         self._place: tuple[object, int] | None = None
@@ -77,9 +86,10 @@ class Root:
             signature=tuple((k, tuple(t.shape), t.dtype) for k, t in arguments.items() if isinstance(t, Tensor)),
         )
         ahead = self._ahead.get(call.branch)
-        if ahead is not None and ahead.holds(call) and not ahead.is_true_for(call, arguments):
+        if ahead is not None and not ahead.is_true_for(call, arguments):
             del self._ahead[call.branch]
-            return dataclasses.replace(call, must_run=True)
+            if ahead.holds(call):
+                return dataclasses.replace(call, must_run=True)
         return call
 
     def _predicted(self, call: Call, moment: Moment, arguments: Arguments) -> Any:
@@ -88,12 +98,13 @@ class Root:
         if ahead is None or not ahead.holds(call):
             ending = find_ending(self.transformer)
             if ending is None or not ending.fits(self.transformer, arguments):
+                self.hook_blocks()
                 return None
+            if ahead is None:
+                ahead = self._ahead[call.branch] = Ahead(self.transformer, ending, call, arguments)
             driver = self.control.driver
             coming = driver.coming(self.head) if moment.timesteps is not None else None
-            coming = coming or one_step(driver.predict(self.head), call.step)
-            outputs = make_outputs(self.transformer, ending, arguments, moment, coming)
-            ahead = self._ahead[call.branch] = Ahead(call, arguments, outputs)
+            ahead.make(arguments, moment, coming or one_step(driver.predict(self.head), call.step))
         sample = ahead.take(call)
         return Transformer2DModelOutput(sample=sample) if arguments.get("return_dict", True) else (sample,)
 

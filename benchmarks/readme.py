@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lesa.demo.run import cells
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
@@ -20,20 +22,7 @@ def demo_table() -> str:
         "| full steps | method | count | ideal | wall clock | 1 image | PSNR | SSIM | classifier | kept |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in rows:
-        cells = [
-            row["plan"],
-            row["method"],
-            str(row["full_steps"]),
-            f"{row['speedup_ideal']:.2f}x",
-            f"{row['speedup_wall']:.2f}x",
-            f"{row['speedup_wall_batch_1']:.2f}x",
-            "" if row["psnr"] is None else f"{row['psnr']:.2f} dB",
-            f"{row['ssim']:.4f}",
-            f"{row['classifier_agreement']:.1%}",
-            "" if row["kept_bytes"] is None else f"{row['kept_bytes'] / 2**20:.1f} MiB",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
     return "\n".join([*lines, "", _setting(rows[0])])
 
 

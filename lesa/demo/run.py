@@ -113,16 +113,21 @@ def table(rows: list[dict[str, Any]]) -> Table:
         if previous not in (None, row["plan"]):
             result.add_section()
         previous = row["plan"]
-        result.add_row(
-            row["plan"],
-            row["method"],
-            str(row["full_steps"]),
-            f"{row['speedup_ideal']:.2f}x",
-            f"{row['speedup_wall']:.2f}x",
-            f"{row['speedup_wall_batch_1']:.2f}x",
-            "-" if row["psnr"] is None else f"{row['psnr']:.2f} dB",
-            f"{row['ssim']:.4f}",
-            f"{row['classifier_agreement']:.1%}",
-            "-" if row["kept_bytes"] is None else f"{row['kept_bytes'] / 2**20:.1f} MiB",
-        )
+        result.add_row(*cells(row))
     return result
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the report in words, wherever it is shown."""
+    return [
+        row["plan"],
+        row["method"],
+        str(row["full_steps"]),
+        f"{row['speedup_ideal']:.2f}x",
+        f"{row['speedup_wall']:.2f}x",
+        f"{row['speedup_wall_batch_1']:.2f}x",
+        "" if row["psnr"] is None else f"{row['psnr']:.2f} dB",
+        f"{row['ssim']:.4f}",
+        f"{row['classifier_agreement']:.1%}",
+        "" if row["kept_bytes"] is None else f"{row['kept_bytes'] / 2**20:.1f} MiB",
+    ]

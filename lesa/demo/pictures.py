@@ -29,7 +29,7 @@ def draw_comparison(path: Path, images: dict[str, Tensor], rows: list[dict[str, 
     for axis, (name, digits), row in zip(axes, images.items(), rows, strict=True):
         # white between the digits, so that neighbours do not run together
         padded = torch.nn.functional.pad(digits, (1, 1, 1, 1), value=-1.0)
-        axis.imshow(-padded.squeeze(1).permute(1, 0, 2).flatten(1), cmap="gray", vmin=-1, vmax=1)
+        axis.imshow(-padded.squeeze(1).permute(1, 0, 2).flatten(1).numpy(), cmap="gray", vmin=-1, vmax=1)
         quality = "" if row["psnr"] is None else f"\n{row['psnr']:.1f} dB, {row['speedup_wall']:.2f}x"
         axis.set_ylabel(f"{name}{quality}", rotation=0, ha="right", va="center", fontsize=8)
         axis.set(xticks=[], yticks=[])

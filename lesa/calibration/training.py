@@ -91,15 +91,14 @@ def fit(
         run.restore(path, arguments)
 
     intervals = list(_intervals(plan))
-    batches_per_epoch = sum(1 for _ in trajectories.batches(batch, stream=stream))
+    trajectories.stream(stream)  # refuses a wrong one before the first update
+    batches_per_epoch = trajectories.num_batches(batch)
     total = sum(epochs) * batches_per_epoch
     with tqdm(total=total, initial=run.batches, desc="fitting", disable=not progress, delay=2) as bar:
         for epoch in range(run.batches // batches_per_epoch, sum(epochs)):
             stage = STAGES[epoch >= epochs[0]]
             done = run.batches - epoch * batches_per_epoch
-            for i, features in enumerate(trajectories.batches(batch, stream=stream, seed=seed + epoch)):
-                if i < done:
-                    continue
+            for features in trajectories.batches(batch, stream=stream, seed=seed + epoch, skip=done):
                 if not bool(features.isfinite().all()):
                     raise ValueError("a recorded feature holds NaN or infinity; collect these trajectories again")
                 for group in optimizer.param_groups:

@@ -1,6 +1,7 @@
 """The true features of whole generations, for training: in memory, or in memory-mapped safetensors files."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lesa.runtime.driver import Stream
 from lesa.schedule import as_times, same_times
 
-Stream = tuple[str, str]  # (component, branch), such as ("transformer", "cond")
 Shard = Mapping[Stream, Tensor]  # the features [samples, steps, *feature] of one batch of samples
 
 
@@ -76,8 +77,17 @@ class Trajectories:
             raise ValueError(f"{name} was not recorded; there are {self.streams}")
         return self.streams[0] if name is None else name
 
-    def batches(self, size: int, *, stream: Stream | None = None, seed: int | None = None) -> Iterator[Tensor]:
-        """Features [up to size, steps, *feature] of all samples; in random order if a seed is given."""
+    def num_batches(self, size: int) -> int:
+        """How many :meth:`batches` of this size there are; reads nothing."""
+        return sum(math.ceil(len(shard[self.streams[0]]) / size) for shard in self.shards)
+
+    def batches(
+        self, size: int, *, stream: Stream | None = None, seed: int | None = None, skip: int = 0
+    ) -> Iterator[Tensor]:
+        """Features [up to size, steps, *feature] of all samples; in random order if a seed is given.
+
+        The first ``skip`` batches of that order are left out without being read.
+        """
         chosen = self.stream(stream)
         generator = torch.Generator().manual_seed(seed or 0)
 
@@ -85,7 +95,7 @@ class Trajectories:
             return torch.arange(count) if seed is None else torch.randperm(count, generator=generator)
 
         members = [(shard[chosen], batch) for shard in self.shards for batch in order(len(shard[chosen])).split(size)]
-        for i in order(len(members)).tolist():
+        for i in order(len(members)).tolist()[skip:]:
             features, batch = members[i]
             yield features[batch]
 

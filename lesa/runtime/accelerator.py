@@ -10,13 +10,12 @@ from torch import Tensor
 from lesa.forecasters import Forecaster
 from lesa.plan import StepPlan
 from lesa.predictor import LesaPredictor
-from lesa.runtime.driver import Call, Coming
+from lesa.runtime.driver import Call, Coming, Stream
 from lesa.runtime.generation import Generation, LesaWarning, Record
 from lesa.runtime.history import FeatureHistory
 from lesa.runtime.window import FeatureWindow
 from lesa.table import CoefficientTable
 
-Stream = tuple[str, str]  # (component, branch)
 Forecasters = Forecaster | Mapping[Stream, Forecaster]
 Plan = StepPlan | Callable[[Tensor], StepPlan]
 

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+Stream = tuple[str, str]  # (component, branch), such as ("transformer", "cond")
+
 
 @dataclass(frozen=True)
 class Call:

@@ -181,28 +181,28 @@ class LesaPredictor(nn.Module):
     def advance(self, history: Tensor | Sequence[Tensor], stage: int, alpha: Tensor) -> Tensor:
         """``h[last] + alpha z`` over the latest features of ``history``, in the stage given."""
         layer = self._layer(stage)
-        window = list(history[-layer.in_features :])
-        if not window:
+        latest = history[-layer.in_features :]
+        if len(latest) == 0:
             raise ValueError("nothing can be predicted from an empty history; the first step must be full")
+        window = latest if isinstance(latest, Tensor) else torch.stack(list(latest))
         weight = layer.weight[0, -len(window) :]
         if isinstance(layer, WindowKAN):
             return kan_predict(
-                torch.stack(window),
+                window,
                 alpha.reshape(1, 1),
                 weight[None],
                 layer.base_weight[None, -len(window) :],
                 layer.spline_weight[None, -len(window) :],
                 layer.bias,
-                scale=None if self.scale is None else self.scale.expand(window[0].shape[-1]),
+                scale=None if self.scale is None else self.scale.expand(window.shape[-1]),
                 order=self.config.spline_order,
                 grid_range=self.config.grid_range,
             )[0]
         # h[last] + alpha w.h is one sum with alpha added to the last weight, so the features are read once
         coefficients = alpha.reshape(1, 1) * weight + torch.eye(len(window), device=weight.device)[-1]
         bias = (alpha * layer.bias).reshape(1)
-        features = torch.stack(window)
-        wide = torch.promote_types(features.dtype, torch.float32)
-        return combine(features, coefficients.to(wide), bias.to(wide))[0]
+        wide = torch.promote_types(window.dtype, torch.float32)
+        return combine(window, coefficients.to(wide), bias.to(wide))[0]
 
     def table(self, plan: StepPlan, times: Tensor | Sequence[float]) -> CoefficientTable:
         """The whole closed loop of a generation as one table over its full features, in float64.

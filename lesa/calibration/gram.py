@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lesa.plan import StepPlan
 from lesa.table import CoefficientTable
+from lesa_kernels import gram_row
 
 RIDGE = 1e-6  # relative to the mean diagonal
 
@@ -32,7 +33,8 @@ class GramMatrix:
 
     def _forget(self) -> None:
         self._pending = torch.zeros_like(self.matrix)
-        self._features: list[Tensor] = []
+        self._features: Tensor | None = None  # of the batch so far, [steps, elements]
+        self._next_step = 0
 
     def update(self, step: int, feature: Tensor) -> None:
         """Add a feature of the current batch of samples; step 0 begins a new batch, the last step counts it.
@@ -44,22 +46,24 @@ class GramMatrix:
         """
         if step == 0:
             self._forget()
-        if step != len(self._features):
-            raise ValueError(f"step {step} does not follow step {len(self._features) - 1}; step 0 begins a new batch")
+        if step != self._next_step:
+            raise ValueError(f"step {step} does not follow step {self._next_step - 1}; step 0 begins a new batch")
         flat = feature.detach().flatten()
-        if self._features and self._features[0].shape != flat.shape:
+        if self._features is None:
+            self._features = flat.new_empty(self.num_steps, flat.numel())
+        if self._features.shape[1] != flat.numel():
             raise ValueError(
-                f"the feature of step {step} has {flat.numel()} elements, step 0 had {self._features[0].numel()}"
+                f"the feature of step {step} has {flat.numel()} elements, step 0 had {self._features.shape[1]}"
             )
-        self._features.append(flat)
-        wide = flat.double()
-        row = torch.stack([torch.dot(other.double(), wide) for other in self._features]).cpu()
+        self._features[step] = flat
+        self._next_step += 1
+        row = gram_row(self._features[: step + 1], self._features[step]).cpu()
         if not bool(row.isfinite().all()):
             self._forget()
             raise ValueError(f"the feature of step {step} holds NaN or infinity; the batch is not counted")
         self._pending[step, : step + 1] = row
         self._pending[: step + 1, step] = row
-        self._pending[step, -1] = self._pending[-1, step] = wide.sum().cpu()
+        self._pending[step, -1] = self._pending[-1, step] = flat.sum(dtype=torch.float64).cpu()
         if step == self.num_steps - 1:
             self._pending[-1, -1] = flat.numel()
             self.matrix += self._pending

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lesa.calibration.gram import GramMatrix
+from lesa.calibration.gram import RIDGE, GramMatrix
 from lesa.plan import StepPlan
 from lesa.table import CoefficientTable
 
@@ -23,7 +23,7 @@ class LeastSquares:
     """
 
     gram: GramMatrix
-    ridge: float = 1e-6
+    ridge: float = RIDGE
     bias: bool = True
     needs_times: ClassVar[bool] = False
 

@@ -30,17 +30,17 @@ class Attachment:
                 "each other: call transformer.disable_cache() first"
             )
         heads, self._blocks = find_heads(inner), find_blocks(inner)
+        self._hooked: list[nn.Module] = []
         self._transformer = inner
-        self._blocks_are_hooked = False
         self._control, receiver = Control(driver), Receiver(driver)
-        control = self._control
-        root = Root(control, inner, component, clock, receiver, next(iter(heads)), self._hook_blocks)
+        root = Root(self._control, inner, component, clock, receiver, next(iter(heads)), self._hook_blocks)
         HookRegistry.check_if_exists_or_initialize(inner).register_hook(receiver, RECEIVER)
         if find_ending(inner) is None:
             self._hook_blocks()
         self._restore = intercept(transformer, root)
         self._handles = [
-            module.register_forward_pre_hook(Head(control, name), with_kwargs=True) for name, module in heads.items()
+            module.register_forward_pre_hook(Head(self._control, name), with_kwargs=True)
+            for name, module in heads.items()
         ]
         # Pipelines call this at their end if it exists; models with a cache of their own have it already.
         self._adds_reset = not hasattr(inner, "_reset_stateful_cache")
@@ -49,18 +49,18 @@ class Attachment:
 
     def _hook_blocks(self) -> None:
         """Once, and only if needed: where the end of a model is known its blocks are left alone."""
-        if not self._blocks_are_hooked:
+        if not self._hooked:
             for block in self._blocks:
                 HookRegistry.check_if_exists_or_initialize(block).register_hook(Block(self._control), BLOCK)
+                self._hooked.append(block)
             refresh_hooks(self._transformer)
-            self._blocks_are_hooked = True
 
     def remove(self) -> None:
         """Restore the transformer exactly."""
         self._restore()
         for handle in self._handles:
             handle.remove()
-        for block in self._blocks if self._blocks_are_hooked else []:
+        for block in self._hooked:
             HookRegistry.check_if_exists_or_initialize(block).remove_hook(BLOCK, recurse=False)
         HookRegistry.check_if_exists_or_initialize(self._transformer).remove_hook(RECEIVER, recurse=False)
         refresh_hooks(self._transformer)

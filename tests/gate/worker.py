@@ -7,7 +7,6 @@ Runs in a process of its own, since Triton's interpreter cannot be switched off 
 
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,8 +14,6 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-os.environ.pop("TRITON_INTERPRET", None)
 
 import triton
 from triton.backends.compiler import GPUTarget

@@ -23,16 +23,15 @@ def demo_table() -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [f"| {' | '.join(cells(row))} |" for row in rows]
-    return "\n".join([*lines, "", _setting(rows[0])])
+    first = rows[0]
+    setting = f"{first['samples']} held-out digits, {first['batch']} at a time, {_machine(first['environment'])}"
+    return "\n".join([*lines, "", setting])
 
 
-def _setting(row: dict[str, Any]) -> str:
-    environment = row["environment"]
+def _machine(environment: dict[str, Any]) -> str:
+    """What a result was measured on."""
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-    return (
-        f"{row['samples']} held-out digits, {row['batch']} at a time, {environment['threads']} threads of "
-        f"{environment['device']}; {versions}; commit {environment['commit']}."
-    )
+    return f"{environment['threads']} threads of {environment['device']}; {versions}; commit {environment['commit']}."
 
 
 def demo_findings() -> str:
@@ -72,12 +71,7 @@ def loop_table() -> str:
         calls = f"{row['speedup_transformer']:.2f}x, {row['share_transformer']:.1%} of ideal"
         loop = f"{row['speedup_loop']:.2f}x, {row['share_loop']:.1%}"
         lines.append(f"| {row['batch']} | {row['method']} | {row['full_steps']} | {calls} | {loop} |")
-    environment = rows[0]["environment"]
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-    setting = (
-        f"{environment['threads']} threads of {environment['device']}; {versions}; commit {environment['commit']}."
-    )
-    return "\n".join([*lines, "", setting])
+    return "\n".join([*lines, "", _machine(rows[0]["environment"])])
 
 
 PARTS: dict[str, Callable[[], str]] = {

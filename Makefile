@@ -5,7 +5,7 @@ OUT ?= out
 READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test bench gate lint format readme clean
+.PHONY: help setup demo test bench gate lint format report clean
 
 help:
 	@echo "make demo    accelerate a small FLUX on handwritten digits; writes $(OUT)/"
@@ -13,7 +13,7 @@ help:
 	@echo "make lint    formatting, lint and types"
 	@echo "make bench   measure the kernels on this machine"
 	@echo "make gate    compile the kernels for sm_80, sm_90 and sm_100 and look at the machine code"
-	@echo "make readme  write the measured parts of README.md from benchmarks/results/"
+	@echo "make report  write the documents' tables and pictures from benchmarks/results/"
 	@echo "make format  let ruff format and fix what it can"
 	@echo "make clean   remove .venv and $(OUT)/"
 
@@ -58,8 +58,8 @@ lint: $(READY)
 gate: $(READY)
 	LESA_GATE=80,90,100 $(BIN)/python -m pytest tests/gate
 
-readme: $(READY)
-	$(BIN)/python -m benchmarks.readme
+report: $(READY)
+	$(BIN)/lesa report
 
 format: $(READY)
 	$(BIN)/ruff format .

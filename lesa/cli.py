@@ -1,7 +1,8 @@
-"""The command line: ``lesa demo``, ``lesa fit``, ``lesa info``; also ``python -m lesa``."""
+"""The command line: ``lesa demo``, ``lesa fit``, ``lesa info``, ``lesa report``; also ``python -m lesa``."""
 
 import argparse
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     fit.add_argument("--features", type=Path, help="folder that keeps the recorded features, to go on after a break")
     fit.set_defaults(run=_fit)
+
+    report = commands.add_parser("report", help="write the documents' tables and pictures from benchmarks/results")
+    report.set_defaults(run=_report)
 
     info = commands.add_parser("info", help="describe a predictor")
     info.add_argument("path", type=Path, help="a folder written by lesa fit")
@@ -105,6 +109,13 @@ def _load_pipeline(model: str) -> Any:
     cuda = torch.cuda.is_available()
     pipeline = DiffusionPipeline.from_pretrained(model, torch_dtype=torch.bfloat16 if cuda else torch.float32)
     return pipeline.to("cuda" if cuda else "cpu")
+
+
+def _report(_: argparse.Namespace) -> None:
+    root = Path(lesa.__file__).parents[1]
+    if not (root / "benchmarks" / "report").is_dir():
+        raise FileNotFoundError("the report is about a clone of the repository, which this installation is not")
+    subprocess.run([sys.executable, "-m", "benchmarks.report"], cwd=root, check=True)
 
 
 def _info(options: argparse.Namespace) -> None:

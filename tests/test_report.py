@@ -1,0 +1,78 @@
+"""README.md and docs/: every number comes from a committed result, and what they refer to is there."""
+
+import json
+import re
+from importlib.metadata import version
+
+import pytest
+
+from benchmarks.report import drawing, registry
+
+registry.find_parts()
+DOCUMENTS = {path.relative_to(registry.ROOT).as_posix(): path for path in registry.ROOT.glob("docs/*.md")}
+DOCUMENTS["README.md"] = registry.ROOT / "README.md"
+RESULTS = sorted(registry.RESULTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("document", registry.documents())
+def test_every_measured_part_comes_from_the_committed_results(document):
+    text = DOCUMENTS[document].read_text()
+    assert registry.rendered(document, text) == text, "lesa report writes it anew"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_marker_belongs_to_a_part(document):
+    names = re.findall(r"<!-- end of (.+?) -->", DOCUMENTS[document].read_text())
+    assert {(document, name) for name in names} <= registry.PARTS.keys()
+
+
+@pytest.mark.parametrize("path", registry.PICTURES)
+def test_every_picture_is_drawn_from_the_committed_results(path):
+    entry = registry.PICTURES[path]
+    measured = registry.load(entry.result)
+    if measured is None:
+        assert not (registry.ROOT / path).exists()
+        return
+    drawn = drawing.svg(entry.draw(measured))
+    if f"matplotlib=={version('matplotlib')}" not in (registry.ROOT / "constraints.txt").read_text().split():
+        pytest.skip("another matplotlib than the pinned one draws the same numbers a little differently")
+    assert drawn == (registry.ROOT / path).read_text(), "lesa report draws it anew"
+
+
+def test_a_result_that_is_missing_is_said_to_be(monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "RESULTS", tmp_path)
+    made = registry.Part("README.md", "a table", "a.json", "python -m a", write=str)
+    assert made.text() == "Not measured yet: `python -m a` writes `benchmarks/results/a.json`."
+
+
+def test_a_part_without_its_place_is_an_error():
+    with pytest.raises(ValueError, match="has 0 places"):
+        registry.rendered("README.md", "nothing is marked here")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_pictures_exist(document):
+    path = DOCUMENTS[document]
+    targets = re.findall(r"\]\((?!https?://|#)([^)#]+)(?:#[^)]*)?\)", path.read_text())
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_python_examples_use_names_that_exist():
+    import lesa
+
+    names = {
+        name
+        for path in DOCUMENTS.values()
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S)
+        for name in re.findall(r"\blesa\.([A-Za-z_]\w*)\(", block)
+    }
+    assert names
+    assert [name for name in names if not hasattr(lesa, name)] == []
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_results_name_what_they_were_measured_on(path):
+    measured = json.loads(path.read_text())
+    for row in measured if isinstance(measured, list) else [measured]:
+        assert {"device", "versions", "commit"} <= row["environment"].keys()
+        assert "+changes" not in (row["environment"]["commit"] or "")

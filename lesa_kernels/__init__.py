@@ -9,6 +9,7 @@ from .head.ops import head, token_means
 from .kan.modules import KAN, KANLinear
 from .kan.ops import bspline_basis, kan_linear
 from .kan_predict.ops import kan_predict
+from .residual.ops import residual
 
 __all__ = [
     "KAN",
@@ -20,5 +21,6 @@ __all__ = [
     "head",
     "kan_linear",
     "kan_predict",
+    "residual",
     "token_means",
 ]

@@ -1,0 +1,38 @@
+"""The launch of the Triton kernel. Importing this module imports Triton; ``ops.py`` waits for the first launch."""
+
+import torch
+import triton
+from torch import Tensor
+
+from ..combine.launch import _device, _vector
+from . import kernels
+
+LANES = 128
+BYTES = 256  # of each feature that a thread reads; they pay for the reduction over the threads of a program at the end
+OPTIONS = {"num_warps": LANES // 32}
+
+
+def residual(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None) -> Tensor:
+    """history [m, *feature] with every feature contiguous, coefficients float32 [m], bias float32 [] -> float64 [2]."""
+    length, row_stride = feature.numel(), history.stride(0)
+    vector = _vector(length, row_stride, history, feature)
+    blocks = triton.cdiv(length, LANES * vector)
+    steps = min(BYTES // (history.element_size() * vector), blocks)
+    programs = triton.cdiv(blocks, steps)
+    sums = history.new_empty(2, programs, dtype=torch.float32)
+    with _device(history):
+        kernels.residual_kernel[(programs,)](
+            history,
+            coefficients,
+            bias,
+            feature,
+            sums,
+            row_stride // vector,
+            length // vector,
+            steps,
+            M=len(history),
+            VEC=vector,
+            LANES=LANES,
+            **OPTIONS,
+        )
+    return sums.sum(1, dtype=torch.float64)

@@ -1,0 +1,77 @@
+"""``residual`` as callers and PyTorch see it: arguments checked, implementation chosen."""
+
+import torch
+from torch import Tensor
+
+from ..backend import use_triton
+from ..combine.ops import STORAGE_DTYPES
+from ..combine.segments import MAX_FEATURES
+from ..library import define
+from . import reference
+
+
+def residual(
+    history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """What a combination leaves of the truth: ``sum (feature - sum_j coefficients[j] history[j] - bias)^2``.
+
+    Args:
+        history: [m, *feature], m >= 1, any float dtype.
+        coefficients: [m], float32 (float64 for a float64 history).
+        feature: the truth, [*feature], in the dtype of history.
+        bias: [], in the dtype of the coefficients.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+
+    Returns:
+        float64 [2] on the device: that sum, and ``sum feature^2`` beside it. The square root of their ratio is the
+        relative error. Everything is read once and the combination is never written; a GPU adds squares in float32
+        within parts of the feature and in float64 between them, a CPU in float64.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit together.
+    """
+    _check(history, coefficients, feature, bias)
+    triton = use_triton(backend, history)
+    tensors = (history, coefficients, feature, bias)
+    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if gradient or not triton or not _served(history):
+        return reference.residual(history, coefficients, feature, bias)
+    return _residual(history, coefficients, feature, bias)
+
+
+def _run_residual(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None) -> Tensor:
+    from . import launch
+
+    bias = None if bias is None else bias.float()
+    return launch.residual(history, coefficients.float().contiguous(), feature.contiguous(), bias)
+
+
+_residual = define(
+    "residual(Tensor history, Tensor coefficients, Tensor feature, Tensor? bias) -> Tensor",
+    _run_residual,
+    lambda history, coefficients, feature, bias: history.new_empty(2, dtype=torch.float64),
+)
+
+
+def _served(history: Tensor) -> bool:
+    return (
+        history.dtype in STORAGE_DTYPES
+        and len(history) <= MAX_FEATURES
+        and history.numel() > 0
+        and history[0].is_contiguous()
+    )
+
+
+def _check(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None) -> None:
+    if len(history) == 0 or coefficients.shape != history.shape[:1]:
+        raise ValueError(f"coefficients {list(coefficients.shape)} must be [m] for history {list(history.shape)}")
+    if feature.shape != history.shape[1:] or feature.dtype != history.dtype:
+        raise ValueError(
+            f"feature is {feature.dtype} {list(feature.shape)}, those in history are {history.dtype} "
+            f"{list(history.shape[1:])}"
+        )
+    if bias is not None and bias.ndim != 0:
+        raise ValueError(f"bias {list(bias.shape)} must be one number, []")
+    for name, tensor in (("coefficients", coefficients), ("feature", feature), ("bias", bias)):
+        if tensor is not None and tensor.device != history.device:
+            raise ValueError(f"{name} is on {tensor.device}, history on {history.device}")

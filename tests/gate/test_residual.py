@@ -1,0 +1,11 @@
+"""What the machine code of ``residual`` shows."""
+
+
+def test_features_are_read_once_16_bytes_at_a_time_and_nothing_leaves_the_registers(compiled) -> None:
+    for case, row in compiled("residual").items():
+        assert (row["stack"], row["spills"], row["atomics"]) == (0, 0, 0), case
+        assert row["registers"] <= 255, case
+        if "odd" not in case:
+            m = int(case.split("-m")[1])
+            assert row["loads_128"] == m + 1, case  # kept features and the new one
+            assert row["loads"] == 2 * m + 2, case  # and as many numbers

@@ -12,7 +12,8 @@ from lesa.calibration.trajectories import Trajectories
 from lesa.forecasters import Forecaster, LeastSquares, Reuse, Taylor, make_forecaster, register_forecaster
 from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
-from lesa.runtime.generation import LesaWarning
+from lesa.runtime.guard import Guard
+from lesa.runtime.warning import LesaWarning
 from lesa.table import CoefficientTable
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "CoefficientTable",
     "Forecaster",
     "GramMatrix",
+    "Guard",
     "LeastSquares",
     "LesaConfig",
     "LesaPredictor",

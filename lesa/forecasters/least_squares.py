@@ -27,6 +27,11 @@ class LeastSquares:
     bias: bool = True
     needs_times: ClassVar[bool] = False
 
+    def expected_error(self, table: CoefficientTable) -> Tensor:
+        """Relative error [steps] of a table on the calibration features; zero at its full steps."""
+        size = self.gram.matrix.diagonal()[:-1] / self.gram.count
+        return (self.gram.table_error(table) / size).sqrt()
+
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         steps, full = plan.num_steps, len(plan.full_steps)
         coefficients = torch.zeros(len(plan.predicted_steps), full, dtype=torch.float64)

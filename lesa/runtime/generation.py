@@ -8,11 +8,12 @@ from torch import Tensor
 
 from lesa.plan import StepPlan
 from lesa.runtime.driver import Call, Coming
+from lesa.runtime.guard import Watch
 from lesa.runtime.history import Memory
+from lesa.runtime.warning import LesaWarning
 
-
-class LesaWarning(UserWarning):
-    """Something runs, but not as fast as was asked for."""
+# Makes what remembers the features of one head under a plan; the second argument is what did so under another one.
+MakeMemory = Callable[[StepPlan, Memory | None], Memory]
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Record:
     full: list[int] = field(default_factory=list)
     predicted: list[int] = field(default_factory=list)
     kept_bytes: int = 0
+    watch: Watch | None = None
 
 
 class Generation:
@@ -33,11 +35,13 @@ class Generation:
         call: the first call.
         plan: which of its steps are full.
         make_memory: makes what remembers the features of one head; None: every step runs in full.
+        watch: compares predictions with the truth at full steps, and may revise the plan.
     """
 
-    def __init__(self, call: Call, plan: StepPlan, make_memory: Callable[[], Memory] | None) -> None:
+    def __init__(self, call: Call, plan: StepPlan, make_memory: MakeMemory | None, watch: Watch | None = None) -> None:
         self.identity = call.generation
-        self.record = Record(call.component, call.branch)
+        self.record = Record(call.component, call.branch, watch=watch)
+        self._watch = watch
         self._plan = plan
         self._make_memory = make_memory
         self._memories: dict[str, Memory] = {}
@@ -55,16 +59,29 @@ class Generation:
             # A callback changed the batch, the resolution or the prompt: what was kept no longer fits.
             self._signature = call.signature
             self._memories.clear()
+        if self._watch is not None and self._plan.is_full(call.step):
+            self._follow(self._watch.revised(self._plan, call.step))
         predicted = bool(self._memories) and all(m.can_predict(call.step) for m in self._memories.values())
         (self.record.predicted if predicted else self.record.full).append(call.step)
         return predicted
+
+    def _follow(self, plan: StepPlan) -> None:
+        """Go on with a revised plan."""
+        if plan != self._plan and self._make_memory is not None:
+            self._plan = plan
+            self._memories = {head: self._make_memory(plan, memory) for head, memory in self._memories.items()}
 
     def keep(self, head: str, feature: Tensor) -> None:
         if self._make_memory is None or not self._plan.is_full(self._last_step):
             return
         if head not in self._memories:
-            self._memories[head] = self._make_memory()
-        self._memories[head].keep(self._last_step, feature.detach())
+            self._memories[head] = self._make_memory(self._plan, None)
+        memory, feature = self._memories[head], feature.detach()
+        if self._watch is not None:
+            figures = memory.residual(self._last_step, feature)
+            if figures is not None:
+                self._watch.note(self._last_step, figures)
+        memory.keep(self._last_step, feature)
         self.record.kept_bytes = sum(memory.nbytes for memory in self._memories.values())
 
     def predict(self, head: str) -> Tensor:
@@ -81,6 +98,8 @@ class Generation:
     def close(self) -> None:
         """Free the kept features; say so if a whole generation went by without a single prediction."""
         self._memories.clear()
+        if self._watch is not None:
+            self._watch.read(wait=False)
         planned = len(self._plan.predicted_steps)
         if self._make_memory is not None and self.is_over and planned and not self.record.predicted:
             warnings.warn(

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lesa.runtime.driver import Coming
+from lesa.runtime.guard import Probes
 from lesa.table import CoefficientTable
-from lesa_kernels import combine, token_means
+from lesa_kernels import combine, residual, token_means
 
 log = logging.getLogger("lesa")
 
@@ -37,6 +38,13 @@ class Memory(Protocol):
         """The predictions of ``step`` and all steps until the next full one, not yet combined; None: one at a time."""
         ...
 
+    def residual(self, step: int, feature: Tensor) -> Tensor | None:
+        """What would be predicted of a full step beside its true feature: squared error and size, [2] on the device.
+
+        None if that is not known. To be asked before the feature is kept.
+        """
+        ...
+
     def clear(self) -> None:
         """Forget the features and free their memory."""
         ...
@@ -51,39 +59,73 @@ class FeatureHistory:
 
     Args:
         table: its non-zero coefficients say which features are needed when.
+        probes: what would be predicted of the full steps, if that is to be compared with the truth.
+        spare: full steps that a revised plan may add; each takes a row more where no feature is ever given back.
+        previous: the history of this generation under the plan that this table's replaces, whose memory is taken over.
     """
 
-    def __init__(self, table: CoefficientTable) -> None:
+    def __init__(
+        self,
+        table: CoefficientTable,
+        probes: Probes | None = None,
+        *,
+        spare: int = 0,
+        previous: "FeatureHistory | None" = None,
+    ) -> None:
+        plan = table.plan
         self._table = table
-        self._used = table.coefficients != 0
-        self._row_of, self.num_rows = self._assign_rows()
+        # A row for each step that uses features: the predicted ones, then the full ones if they are probed.
+        self._steps = plan.predicted_steps if probes is None else plan.predicted_steps + plan.full_steps
+        coefficients = table.coefficients if probes is None else torch.cat([table.coefficients, probes.coefficients])
+        self._used = coefficients != 0
+        self._held: dict[int, int] = {} if previous is None else dict(previous._held)  # the slot in each row
+        self._row_of, rows = self._assign_rows()
+        self.num_rows = rows + (spare if rows == len(self._row_of) else 0)
         by_row = torch.zeros(len(self._used), self.num_rows, dtype=torch.float64)
         for slot, row in self._row_of.items():
-            by_row[:, row] += torch.where(self._used[:, slot], table.coefficients[:, slot], 0)
+            by_row[:, row] += torch.where(self._used[:, slot], coefficients[:, slot], 0)
         used = (set(row.nonzero().flatten().tolist()) for row in self._used)
-        self._needed = dict(zip(table.plan.predicted_steps, used, strict=True))  # the full features, by predicted step
-        self._coefficients, self._bias = by_row, table.bias
+        self._needed = dict(zip(self._steps, used, strict=True))  # the full features, by step
+        self._coefficients = by_row
+        self._bias = table.bias if probes is None else torch.cat([table.bias, probes.bias])
         # how many rows from the top each prediction reads; a bias alone reads one, for its shape
         self._extent = [max(used.nonzero().flatten().tolist(), default=0) + 1 for used in by_row != 0]
         self._buffer: Tensor | None = None
         self._means: Tensor | None = None
-        self._kept: set[int] = set()
+        if previous is not None and previous._buffer is not None:
+            self._take_over(previous._buffer, previous._means)
 
     def _assign_rows(self) -> tuple[dict[int, int], int]:
-        """A row for each full step that some predicted step uses, and how many rows that takes."""
-        plan = self._table.plan
-        predicted = torch.tensor(plan.predicted_steps)
-        occupied: list[int] = []  # the last use of what each row holds
-        row_of = {}
-        for slot, step in enumerate(plan.full_steps):
-            uses = predicted[self._used[:, slot]]
-            if len(uses) == 0:
+        """A row for each full step that some other step uses, and how many rows that takes."""
+        steps = torch.tensor(self._steps)
+        uses = [steps[used].tolist() for used in self._used.T]
+        row_of = {slot: row for row, slot in self._held.items()}  # what is kept already stays where it is
+        occupied = [-1] * (1 + max(self._held, default=-1))  # the last use of what each row holds
+        for row, slot in self._held.items():
+            occupied[row] = max(uses[slot], default=-1)
+        for slot, step in enumerate(self._table.plan.full_steps):
+            if slot <= max(self._held.values(), default=-1) or not uses[slot]:  # what was given back is gone
                 continue
-            free = [row for row, last in enumerate(occupied) if last < step]
+            # a full step is compared before it is kept, so that its feature may take the row of one that it used last
+            free = [row for row, last in enumerate(occupied) if last <= step]
             row = free[0] if free else len(occupied)
-            occupied[row : row + 1] = [int(uses.max())]
+            occupied[row : row + 1] = [max(uses[slot])]
             row_of[slot] = row
         return row_of, len(occupied)
+
+    def _take_over(self, buffer: Tensor, means: Tensor | None) -> None:
+        """The memory of a history before this one; copied only if it has too few rows."""
+        if len(buffer) < self.num_rows:
+            missing = self.num_rows - len(buffer)
+            buffer = torch.cat([buffer, buffer.new_zeros(missing, *buffer.shape[1:])])
+            means = None if means is None else torch.cat([means, means.new_zeros(missing, *means.shape[1:])])
+        self._buffer, self._means = buffer, means
+        self._move_coefficients(buffer)
+
+    def _move_coefficients(self, feature: Tensor) -> None:
+        exact = torch.promote_types(feature.dtype, torch.float32)
+        self._coefficients = self._coefficients.to(feature.device, exact)
+        self._bias = self._bias.to(feature.device, exact)
 
     @property
     def nbytes(self) -> int:
@@ -97,9 +139,7 @@ class FeatureHistory:
             self._buffer = feature.new_zeros(self.num_rows, *feature.shape)
             size, unit = feature.nbytes / 2**20, "MiB"
             log.info("keeping %d features of %.2f %s: %.1f %s", self.num_rows, size, unit, self.num_rows * size, unit)
-            exact = torch.promote_types(feature.dtype, torch.float32)
-            self._coefficients = self._coefficients.to(feature.device, exact)
-            self._bias = self._bias.to(feature.device, exact)
+            self._move_coefficients(feature)
             if feature.is_cuda:
                 # the fused kernel normalises in one pass with them; on a CPU a second pass over a small chunk is free
                 self._means = self._buffer.new_zeros(self._buffer.shape[:-1], dtype=torch.float32)
@@ -107,12 +147,15 @@ class FeatureHistory:
             self._buffer[self._row_of[slot]].copy_(feature)
             if self._means is not None:
                 self._means[self._row_of[slot]].copy_(token_means(feature))
-            self._kept.add(slot)
+            self._held[self._row_of[slot]] = slot
 
     def can_predict(self, step: int) -> bool:
         """Whether every feature that the prediction of ``step`` uses has been kept."""
+        return not self._table.plan.is_full(step) and self._holds_all_for(step)
+
+    def _holds_all_for(self, step: int) -> bool:
         needed = self._needed.get(step)
-        return needed is not None and self._buffer is not None and needed <= self._kept
+        return needed is not None and self._buffer is not None and needed <= set(self._held.values())
 
     def predict(self, step: int) -> Tensor:
         """The prediction of ``step``, [*feature], in one pass over the kept features."""
@@ -136,7 +179,16 @@ class FeatureHistory:
             None if self._means is None else self._means[:rows],
         )
 
+    def residual(self, step: int, feature: Tensor) -> Tensor | None:
+        """Squared error and size, float64 [2], of what would be predicted of a full step; None if it is not probed."""
+        if step == 0 or len(self._steps) == len(self._table.plan.predicted_steps) or not self._holds_all_for(step):
+            return None
+        assert self._buffer is not None
+        at = self._steps.index(step)
+        rows = self._extent[at]
+        return residual(self._buffer[:rows], self._coefficients[at, :rows], feature, self._bias[at])
+
     def clear(self) -> None:
         """Forget the features and free their memory."""
         self._buffer = self._means = None
-        self._kept.clear()
+        self._held.clear()

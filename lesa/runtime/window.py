@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lesa.plan import StepPlan
 from lesa.predictor import LesaPredictor
+from lesa_kernels import residual
 
 
 class FeatureWindow:
@@ -19,9 +20,12 @@ class FeatureWindow:
         predictor: with ``latent="kan"``.
         plan: which steps are full.
         times: the schedule, [steps + 1].
+        previous: the window of this generation under the plan that this one replaces, whose memory is taken over.
     """
 
-    def __init__(self, predictor: LesaPredictor, plan: StepPlan, times: Tensor) -> None:
+    def __init__(
+        self, predictor: LesaPredictor, plan: StepPlan, times: Tensor, previous: "FeatureWindow | None" = None
+    ) -> None:
         self._predictor = copy.deepcopy(predictor)  # moves to the features, and the caller's stays where it is
         self._plan = plan
         self._times = predictor.check_schedule(plan, times)
@@ -31,6 +35,9 @@ class FeatureWindow:
         self._buffer: Tensor | None = None
         self._end = 0
         self._latest = -1
+        if previous is not None:
+            self._predictor, self._gates = previous._predictor, previous._gates
+            self._buffer, self._end, self._latest = previous._buffer, previous._end, previous._latest
 
     @property
     def nbytes(self) -> int:
@@ -51,17 +58,28 @@ class FeatureWindow:
 
     def predict(self, step: int) -> Tensor:
         """The prediction of ``step``, [*feature]."""
+        prediction = self._next(step)
+        self._append(step, prediction)
+        return prediction
+
+    def _next(self, step: int) -> Tensor:
         assert self._buffer is not None, "can_predict comes first"
         window = self._buffer[max(0, self._end - self._length) : self._end]
         stage = self._predictor.config.stage(float(self._times[step]))
         with torch.no_grad():
-            prediction = self._predictor.advance(window, stage, self._gates[step])
-        self._append(step, prediction)
-        return prediction
+            return self._predictor.advance(window, stage, self._gates[step])
 
     def coming(self, step: int) -> None:
         """Each prediction needs the one before it."""
         return None
+
+    def residual(self, step: int, feature: Tensor) -> Tensor | None:
+        """Squared error and size, float64 [2], of what would be predicted of a full step."""
+        if self._buffer is None or self._latest != step - 1:
+            return None
+        prediction = self._next(step)
+        one = torch.ones(1, dtype=torch.promote_types(feature.dtype, torch.float32), device=feature.device)
+        return residual(prediction.unsqueeze(0), one, feature)
 
     def clear(self) -> None:
         """Forget the features and free their memory."""

@@ -12,7 +12,8 @@ from lesa.adapters.diffusers.clock import Clock, SchedulerClock, TimestepClock
 from lesa.adapters.diffusers.compat import unwrap_module
 from lesa.plan import StepPlan
 from lesa.runtime.accelerator import Accelerator, Forecasters, Plan
-from lesa.runtime.driver import Driver
+from lesa.runtime.driver import Driver, Stream
+from lesa.runtime.guard import Guard
 from lesa.schedule import as_times
 from lesa.table import CoefficientTable
 
@@ -87,6 +88,19 @@ class Handle(Observation):
             for r in self.records
         )
 
+    def report(self) -> dict[Stream, dict[int, float]]:
+        """How good predictions were: for each branch of the latest generation the relative error by full step.
+
+        It is the error of what would have been predicted of that step, had it not been full: the length of the
+        difference over the length of the true feature. The first step has none.
+
+        Raises:
+            ValueError: if nobody compared them: ``enable(..., guard=lesa.Guard())`` does.
+        """
+        if self._accelerator.guard is None:
+            raise ValueError("predictions are only compared with the truth under enable(..., guard=lesa.Guard())")
+        return {(r.component, r.branch): r.watch.errors() for r in self.records if r.watch is not None}
+
     def __enter__(self) -> "Handle":
         return self
 
@@ -98,6 +112,7 @@ def enable(
     *,
     times: Tensor | Sequence[float] | None = None,
     max_history: int | None = None,
+    guard: Guard | None = None,
 ) -> Handle:
     """Predict the steps that a plan does not run.
 
@@ -110,6 +125,8 @@ def enable(
             from its scheduler.
         max_history: full features that a prediction may look back on. Each costs the memory of one feature: a folded
             LESA table wants all of the plan's. :meth:`CoefficientTable.limited` says what becomes of the others.
+        guard: compares predictions with the truth at every full step, for ``handle.report()``, and may spend extra full
+            steps; costs a pass over the kept features at each full step. None: costs nothing.
 
     Returns:
         A handle, which is a context manager.
@@ -128,7 +145,7 @@ def enable(
     if max_history is not None and max_history < 1:
         raise ValueError(f"max_history must be at least 1, not {max_history}")
     return Handle(
-        find_transformers(target), make_clock(target, times, plan), Accelerator(forecaster, plan, max_history)
+        find_transformers(target), make_clock(target, times, plan), Accelerator(forecaster, plan, max_history, guard)
     )
 
 

@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from lesa.calibration.gram import GramMatrix
 from lesa.calibration.trajectories import Trajectories
-from lesa.forecasters import Forecaster, LeastSquares, Reuse, Taylor, make_forecaster, register_forecaster
+from lesa.forecasters import (
+    L2P,
+    AdamsBashforth,
+    FoCa,
+    Forecaster,
+    Hermite,
+    LeastSquares,
+    Reuse,
+    Taylor,
+    make_forecaster,
+    register_forecaster,
+)
 from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
 from lesa.runtime.guard import Guard
 from lesa.runtime.warning import LesaWarning
-from lesa.table import CoefficientTable
+from lesa.table import CoefficientTable, unroll
 
 if TYPE_CHECKING:
     from lesa.adapters.diffusers import disable, enable
@@ -24,10 +35,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "L2P",
+    "AdamsBashforth",
     "CoefficientTable",
+    "FoCa",
     "Forecaster",
     "GramMatrix",
     "Guard",
+    "Hermite",
     "LeastSquares",
     "LesaConfig",
     "LesaPredictor",
@@ -42,6 +57,7 @@ __all__ = [
     "fit",
     "make_forecaster",
     "register_forecaster",
+    "unroll",
 ]
 
 # Loaded when first asked for, since they need more than torch.

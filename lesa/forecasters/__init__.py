@@ -1,12 +1,31 @@
 """Forecasters: each turns a plan and a schedule into a table of coefficients. One small file each."""
 
+from lesa.forecasters.adams_bashforth import AdamsBashforth
 from lesa.forecasters.base import Forecaster, make_forecaster, register_forecaster
+from lesa.forecasters.foca import FoCa
+from lesa.forecasters.hermite import Hermite
+from lesa.forecasters.l2p import L2P
 from lesa.forecasters.least_squares import LeastSquares
 from lesa.forecasters.reuse import Reuse
 from lesa.forecasters.taylor import Taylor
 
 register_forecaster("reuse", Reuse)
 register_forecaster("taylor", Taylor)
+register_forecaster("hermite", Hermite)
+register_forecaster("foca", FoCa)
+register_forecaster("adams-bashforth", AdamsBashforth)
+register_forecaster("l2p", L2P)
 register_forecaster("least-squares", LeastSquares)
 
-__all__ = ["Forecaster", "LeastSquares", "Reuse", "Taylor", "make_forecaster", "register_forecaster"]
+__all__ = [
+    "L2P",
+    "AdamsBashforth",
+    "FoCa",
+    "Forecaster",
+    "Hermite",
+    "LeastSquares",
+    "Reuse",
+    "Taylor",
+    "make_forecaster",
+    "register_forecaster",
+]

@@ -1,9 +1,26 @@
+import itertools
+import math
+
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from numpy.polynomial import Polynomial
+from numpy.polynomial.hermite import hermval
 
-from lesa import GramMatrix, LeastSquares, Reuse, StepPlan, Taylor, make_forecaster, register_forecaster
+from lesa import (
+    L2P,
+    AdamsBashforth,
+    FoCa,
+    GramMatrix,
+    Hermite,
+    LeastSquares,
+    Reuse,
+    StepPlan,
+    Taylor,
+    make_forecaster,
+    register_forecaster,
+)
 from tests.lesa.strategies import plans, schedule
 
 
@@ -14,8 +31,8 @@ def predict(forecaster, plan, features, times=None):
     return (made.coefficients @ full + made.bias[:, None]).reshape(-1, *features.shape[1:])
 
 
-def taylorseer(features, plan, order):
-    """TaylorSeer as its paper writes it, on the features themselves."""
+def expansion(features, plan, order, basis):
+    """``sum_i factor_i basis(i, x)`` with TaylorSeer's factors as its paper writes them, on the features themselves."""
     factors, last, result = [], None, []
     for step in range(plan.num_steps):
         if plan.is_full(step):
@@ -24,43 +41,183 @@ def taylorseer(features, plan, order):
                 new.append((new[i] - factors[i]) / (step - last))
             factors, last = new, step
         else:
-            x, factorial, total = step - last, 1, torch.zeros_like(features[0])
-            for i, factor in enumerate(factors):
-                factorial *= max(i, 1)
-                total = total + factor * x**i / factorial
-            result.append(total)
+            result.append(sum(factor * basis(i, step - last) for i, factor in enumerate(factors)))
     return torch.stack(result)
+
+
+def before(plan, step):
+    """The full steps before ``step``, latest first."""
+    return [full for full in reversed(plan.full_steps) if full < step]
+
+
+def random_features(plan):
+    assume(plan.predicted_steps)
+    return torch.randn(plan.num_steps, 3, dtype=torch.float64)
 
 
 @given(plans(), st.integers(0, 4))
 def test_taylor_is_taylorseer_on_the_features(plan, order):
-    assume(plan.predicted_steps)
+    features = random_features(plan)
+    expected = expansion(features, plan, order, lambda i, x: x**i / math.factorial(i))
+    torch.testing.assert_close(predict(Taylor(order), plan, features), expected)
+
+
+@given(plans(), st.integers(0, 4), st.floats(0.1, 1))
+def test_hermite_is_hicache_on_the_features(plan, order, scale):
+    def basis(i, x):
+        return scale**i * hermval(scale * x, [0] * i + [1]) / math.factorial(i)
+
+    features = random_features(plan)
+    expected = expansion(features, plan, order, basis)
+    torch.testing.assert_close(predict(Hermite(order, scale), plan, features), expected)
+
+
+@given(st.integers(1, 6), st.integers(3, 5))
+def test_foca_is_the_published_formula_on_even_intervals(interval, num_full):
+    plan = StepPlan(num_full * interval + 3, range(0, num_full * interval, interval))
     features = torch.randn(plan.num_steps, 3, dtype=torch.float64)
-    torch.testing.assert_close(predict(Taylor(order), plan, features), taylorseer(features, plan, order))
+    made = dict(zip(plan.predicted_steps, predict(FoCa(), plan, features), strict=True))
+    for step in plan.predicted_steps:
+        if len(full := before(plan, step)) < 4:
+            continue
+        f, h = [features[k] for k in full], step - full[0]
+        slope = (3 * f[0] - 4 * f[1] + f[2]) / (2 * interval)
+        slope_before = (3 * f[1] - 4 * f[2] + f[3]) / (2 * interval)
+        forecast = 4 / 3 * f[0] - 1 / 3 * f[1] + 2 / 3 * h * slope
+        slope_forecast = (3 * forecast - 4 * f[0] + f[1]) / (2 * h)
+        torch.testing.assert_close(made[step], f[0] + h / 2 * (slope_before + slope_forecast))
 
 
-@given(plans(), st.integers(1, 3), st.sampled_from(["step", "time"]))
-def test_taylor_continues_a_straight_line_in_its_variable_exactly(plan, order, variable):
-    times = schedule(plan.num_steps)
-    x = times[:-1] if variable == "time" else torch.arange(plan.num_steps, dtype=torch.float64)
-    features = torch.stack([3 * x - 1, -x], 1)
-    made = predict(Taylor(order, variable), plan, features, times)
+@given(plans())
+def test_foca_takes_its_slopes_from_parabolas(plan):
+    features = random_features(plan)
+
+    def slope(full, channel):
+        parabola = Polynomial.fit(full[:3], features[full[:3], channel], min(2, len(full) - 1))
+        return parabola.deriv()(full[0])
+
+    for prediction, step in zip(predict(FoCa(), plan, features), plan.predicted_steps, strict=True):
+        full = before(plan, step)
+        for channel in range(3):
+            expected = float(features[full[0], channel])
+            if len(full) > 1:
+                slopes = slope(full, channel) + slope(full[1:] if len(full) > 2 else full, channel)
+                expected += (step - full[0]) / 2 * slopes
+            assert float(prediction[channel]) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@given(plans(), st.integers(1, 4), st.sampled_from(["step", "time"]))
+def test_adams_bashforth_integrates_the_polynomial_through_its_slopes(plan, order, variable):
+    features, times = random_features(plan), schedule(plan.num_steps)
+    x = (times if variable == "time" else torch.arange(plan.num_steps + 1.0)).double().numpy()
+    made = predict(AdamsBashforth(order, variable), plan, features, times)
     for prediction, step in zip(made, plan.predicted_steps, strict=True):
-        if sum(full < step for full in plan.full_steps) >= 2:
+        full = before(plan, step)[: order + 1]
+        for channel in range(3):
+            f = features[:, channel].numpy()
+            expected = f[full[0]]
+            slopes = [(f[a] - f[b]) / (x[a] - x[b]) for a, b in itertools.pairwise(full)]
+            if slopes:
+                curve = Polynomial.fit(x[full[:-1]], slopes, len(slopes) - 1).integ()
+                expected += curve(x[step]) - curve(x[full[0]])
+            assert float(prediction[channel]) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_adams_bashforth_of_order_2_has_the_published_coefficients():
+    even = AdamsBashforth(2).table(StepPlan(7, [0, 2, 4]), schedule(7))
+    assert even.coefficients[-1].tolist() == pytest.approx([0.5, -2, 2.5])
+
+
+@given(plans(), st.booleans())
+def test_l2p_multiplies_its_matrix_with_features_and_earlier_predictions(plan, as_published):
+    features = random_features(plan)
+    weights = torch.randn(plan.num_steps, plan.num_steps, dtype=torch.float64) / plan.num_steps
+    known = [f.clone() for f in features]
+    for step in plan.predicted_steps:
+        known[step] = sum(float(weights[step, j]) * known[j] for j in range(step))
+    made = predict(L2P(weights[1:, :-1] if as_published else weights), plan, features)
+    torch.testing.assert_close(made, torch.stack(known)[list(plan.predicted_steps)])
+
+
+LINES = [
+    Taylor(1),
+    Taylor(3),
+    Taylor(1, "time"),
+    Taylor(3, "time"),
+    Hermite(1, math.sqrt(0.5)),
+    Hermite(3, math.sqrt(0.5)),
+    FoCa(),
+    AdamsBashforth(1),
+    AdamsBashforth(4),
+    AdamsBashforth(3, "time"),
+]
+
+
+@pytest.mark.parametrize("forecaster", LINES, ids=repr)
+@given(plan=plans())
+def test_a_straight_line_is_continued_exactly(forecaster, plan):
+    times = schedule(plan.num_steps)
+    x = times[:-1] if forecaster.needs_times else torch.arange(plan.num_steps, dtype=torch.float64)
+    features = torch.stack([3 * x - 1, -x], 1)
+    made = predict(forecaster, plan, features, times)
+    for prediction, step in zip(made, plan.predicted_steps, strict=True):
+        if len(before(plan, step)) >= 2:
             torch.testing.assert_close(prediction, features[step])
 
 
-def test_taylor_by_time_survives_two_steps_at_one_time():
+@given(plans(), st.integers(1, 4), st.floats(0.1, 1))
+def test_hermite_follows_a_straight_line_at_its_contraction(plan, order, scale):
+    features = torch.arange(plan.num_steps, dtype=torch.float64)[:, None]
+    made = predict(Hermite(order, scale), plan, features)
+    for prediction, step in zip(made, plan.predicted_steps, strict=True):
+        if len(full := before(plan, step)) >= 2:
+            assert float(prediction) == pytest.approx(full[0] + 2 * scale**2 * (step - full[0]))
+
+
+def test_l2p_continues_the_line_that_its_matrix_continues():
+    weights = 2 * torch.eye(9).roll(1, 0) - torch.eye(9).roll(2, 0)  # F(s) = 2 F(s - 1) - F(s - 2)
+    line = torch.arange(9, dtype=torch.float64)[:, None]
+    plan = StepPlan(9, [0, 1, 5])
+    torch.testing.assert_close(predict(L2P(weights), plan, line), line[list(plan.predicted_steps)])
+
+
+@pytest.mark.parametrize("forecaster", [*LINES, Reuse(), Hermite(2)], ids=repr)
+@given(plan=plans())
+def test_a_feature_that_stands_still_is_predicted_exactly(forecaster, plan):
+    assume(plan.predicted_steps)
+    made = predict(forecaster, plan, torch.full((plan.num_steps, 1), 7.0, dtype=torch.float64))
+    # the second Hermite polynomial is not zero at zero, but what it multiplies is
+    torch.testing.assert_close(made, torch.full_like(made, 7.0))
+
+
+@pytest.mark.parametrize("forecaster", [Taylor(2, "time"), AdamsBashforth(2, "time")], ids=repr)
+def test_by_time_two_steps_at_one_time_have_no_slope(forecaster):
     times = torch.tensor([1.0, 0.8, 0.8, 0.5, 0.5, 0.2, 0.0])
-    made = Taylor(2, "time").table(StepPlan(6, [0, 1, 2]), times)
+    made = forecaster.table(StepPlan(6, [0, 1, 2]), times)
     assert bool(made.coefficients.isfinite().all())
 
 
-def test_taylor_refuses_orders_and_variables_that_do_not_exist():
-    with pytest.raises(ValueError, match="order"):
-        Taylor(-1)
-    with pytest.raises(ValueError, match="variable"):
-        Taylor(1, "sigma")
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Taylor(-1), "order"),
+        (lambda: Taylor(1, "sigma"), "variable"),
+        (lambda: Hermite(-1), "order"),
+        (lambda: Hermite(2, scale=0), r"scale must lie in \(0, 1\]"),
+        (lambda: AdamsBashforth(0), "at least 1"),
+        (lambda: AdamsBashforth(1, "sigma"), "variable"),
+        (lambda: L2P(torch.zeros(3, 4)), "square matrix"),
+        (lambda: L2P(torch.full((3, 3), math.nan)), "NaN"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_l2p_refuses_another_number_of_steps():
+    with pytest.raises(ValueError, match="49 or 50 steps, the plan has 28"):
+        L2P(torch.zeros(49, 49)).table(StepPlan(28, [0]), schedule(28))
 
 
 def gram_of(features):

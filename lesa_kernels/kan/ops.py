@@ -1,14 +1,17 @@
-"""The KAN functions as callers see them: arguments checked, implementation chosen."""
+"""The KAN functions as callers see them: arguments checked, implementation chosen.
 
-import os
+The registered operations serve what their kernels serve: a GPU (or Triton's interpreter) the uniform grid, a CPU any
+knots. Everything else is the reference, which autograd differentiates.
+"""
+
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backend import HAS_TRITON, use_triton
+from ..backend import use_triton
 from ..library import define
-from . import reference
+from . import cpu, reference
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_ORDERS = (1, 2, 3)
@@ -53,15 +56,16 @@ def kan_linear(
         order: degree of the splines.
         grid_range: the uniform grid, the same for all inputs.
         grid: [in, knots], explicit knots that need not be uniform; overrides ``grid_range``.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``. Kernels exist for the uniform grid, orders 1 to 3 and float32,
-            float16 and bfloat16; everything else is plain PyTorch whatever the backend.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``, the reference. Triton kernels exist for the uniform grid,
+            orders 1 to 3 and float32, float16 and bfloat16; on a CPU ``"auto"`` serves orders 1 to 3 on any knots, in
+            tiles; everything else is the reference whatever the backend.
 
     Returns:
         [..., out]. Outside the extended grid the spline part is exactly zero and the SiLU part remains.
 
-    The kernels keep nothing but x and the weights for the backward pass, sum in float32 without TF32, and give the same
-    bits in every run. Under autocast the three tensors are cast together, as in F.linear. A derivative of a gradient
-    (``create_graph=True``) goes through plain PyTorch.
+    Kernels and tiles keep nothing but x and the weights for the backward pass, sum in float32 without TF32, and give
+    the same bits in every run. Under autocast the three tensors are cast together, as in F.linear. A derivative of a
+    gradient (``create_graph=True``) and the transforms of torch.func go through the reference.
 
     Raises:
         ValueError: if shapes or dtypes do not fit together.
@@ -70,14 +74,18 @@ def kan_linear(
     """
     x, base_weight, spline_weight = _autocast(x, base_weight, spline_weight)
     _check(x, base_weight, spline_weight, order, grid_range, grid)
-    kernel_exists = grid is None and order in KERNEL_ORDERS and x.dtype in KERNEL_DTYPES
-    if not (use_triton(backend, x) and kernel_exists):
+    triton = use_triton(backend, x)
+    if triton:
+        served = grid is None and order in KERNEL_ORDERS and x.dtype in KERNEL_DTYPES
+    else:
+        served = backend == "auto" and x.device.type == "cpu" and order in cpu.ORDERS
+    if not served or torch._C._are_functorch_transforms_active():
         return reference.kan_linear(x, base_weight, spline_weight, order=order, grid_range=grid_range, grid=grid)
     low, high = map(float, grid_range)
     tensors = (x, base_weight, spline_weight)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _KanLinear.apply(*tensors, order, low, high)
-    return _forward(*tensors, order, low, high)
+        return _KanLinear.apply(*tensors, order, low, high, grid, triton)
+    return _forward(*tensors, order, low, high, grid, triton)
 
 
 def check_grid(grid_size: int, order: int, grid_range: tuple[float, float]) -> None:
@@ -134,96 +142,130 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
-def _runs_kernels(tensor: Tensor) -> bool:
-    """Within an operation: whether this device has the kernels. On a CPU only Triton's interpreter has."""
-    return HAS_TRITON and (tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
-
-
-def _forward_op(x: Tensor, base_weight: Tensor, spline_weight: Tensor, order: int, low: float, high: float) -> Tensor:
-    if not _runs_kernels(x):
-        return reference.kan_linear(x, base_weight, spline_weight, order=order, grid_range=(low, high))
+def _forward_op(
+    x: Tensor,
+    base_weight: Tensor,
+    spline_weight: Tensor,
+    order: int,
+    low: float,
+    high: float,
+    grid: Tensor | None = None,
+    triton: bool = False,
+) -> Tensor:
+    if not triton:
+        return cpu.forward(x, base_weight, spline_weight, cpu.Grid(spline_weight.shape[-1], order, (low, high), grid))
     from . import launch
 
     return launch.forward(x, base_weight, spline_weight, order, (low, high))
 
 
 def _input_gradient_op(
-    dy: Tensor, x: Tensor, base_weight: Tensor, spline_weight: Tensor, order: int, low: float, high: float
+    dy: Tensor,
+    x: Tensor,
+    base_weight: Tensor,
+    spline_weight: Tensor,
+    order: int,
+    low: float,
+    high: float,
+    grid: Tensor | None = None,
+    triton: bool = False,
 ) -> Tensor:
-    if not _runs_kernels(x):
-        return reference.input_gradient(dy, x, base_weight, spline_weight, order=order, grid_range=(low, high))
+    if not triton:
+        knots = cpu.Grid(spline_weight.shape[-1], order, (low, high), grid)
+        return cpu.input_gradient(dy, x, base_weight, spline_weight, knots)
     from . import launch
 
     return launch.input_gradient(dy, x, base_weight, spline_weight, order, (low, high))
 
 
 def _weight_gradients_op(
-    dy: Tensor, x: Tensor, bases: int, order: int, low: float, high: float
+    dy: Tensor,
+    x: Tensor,
+    bases: int,
+    order: int,
+    low: float,
+    high: float,
+    grid: Tensor | None = None,
+    triton: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    if not _runs_kernels(x):
-        return reference.weight_gradients(dy, x, bases=bases, order=order, grid_range=(low, high))
+    if not triton:
+        return cpu.weight_gradients(dy, x, cpu.Grid(bases, order, (low, high), grid))
     from . import launch
 
     return launch.weight_gradients(dy, x, bases, order, (low, high))
 
 
-def _fake_weight_gradients(
-    dy: Tensor, x: Tensor, bases: int, order: int, low: float, high: float
-) -> tuple[Tensor, Tensor]:
+def _fake_weight_gradients(dy: Tensor, x: Tensor, bases: int, *_: Any) -> tuple[Tensor, Tensor]:
     shape = dy.shape[-1], x.shape[-1]
     return x.new_empty(shape), x.new_empty(*shape, bases)
 
 
+_GRID = "int order, float low, float high, Tensor? grid=None, bool triton=False"
 _forward = define(
-    "kan_linear(Tensor x, Tensor base_weight, Tensor spline_weight, int order, float low, float high) -> Tensor",
+    f"kan_linear(Tensor x, Tensor base_weight, Tensor spline_weight, {_GRID}) -> Tensor",
     _forward_op,
     lambda x, base_weight, *_: x.new_empty(*x.shape[:-1], base_weight.shape[0]),
 )
 _input_gradient = define(
-    "kan_linear_input_gradient(Tensor dy, Tensor x, Tensor base_weight, Tensor spline_weight, int order, float low, "
-    "float high) -> Tensor",
+    f"kan_linear_input_gradient(Tensor dy, Tensor x, Tensor base_weight, Tensor spline_weight, {_GRID}) -> Tensor",
     _input_gradient_op,
     lambda dy, x, *_: x.new_empty(x.shape),
 )
 _weight_gradients = define(
-    "kan_linear_weight_gradients(Tensor dy, Tensor x, int bases, int order, float low, float high) -> (Tensor, Tensor)",
+    f"kan_linear_weight_gradients(Tensor dy, Tensor x, int bases, {_GRID}) -> (Tensor, Tensor)",
     _weight_gradients_op,
     _fake_weight_gradients,
 )
 
 
 class _KanLinear(torch.autograd.Function):
-    """The kernels with their gradients; x and the weights are all that is kept."""
+    """The operations with their gradients; x, the weights and any knots are all that is kept."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, base_weight: Tensor, spline_weight: Tensor, order: int, low: float, high: float
+        ctx: Any,
+        x: Tensor,
+        base_weight: Tensor,
+        spline_weight: Tensor,
+        order: int,
+        low: float,
+        high: float,
+        grid: Tensor | None,
+        triton: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, base_weight, spline_weight)
-        ctx.grid = order, low, high
-        return _forward(x, base_weight, spline_weight, order, low, high)
+        ctx.save_for_backward(x, base_weight, spline_weight, grid)
+        ctx.options = order, low, high, triton
+        return _forward(x, base_weight, spline_weight, order, low, high, grid, triton)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, base_weight, spline_weight = ctx.saved_tensors
+        x, base_weight, spline_weight, grid = ctx.saved_tensors
+        order, low, high, triton = ctx.options
         for_x, for_base, for_spline = ctx.needs_input_grad[:3]
+        rest = (None,) * 5
         if torch.is_grad_enabled():
-            return *_differentiable_gradients(dy, ctx.saved_tensors, ctx.needs_input_grad, *ctx.grid), None, None, None
+            tensors = x, base_weight, spline_weight
+            return *_differentiable_gradients(dy, tensors, ctx.needs_input_grad, order, (low, high), grid), *rest
         dx = d_base = d_spline = None
         if for_x:
-            dx = _input_gradient(dy, x, base_weight, spline_weight, *ctx.grid)
+            dx = _input_gradient(dy, x, base_weight, spline_weight, order, low, high, grid, triton)
         if for_base or for_spline:
-            d_base, d_spline = _weight_gradients(dy, x, spline_weight.shape[-1], *ctx.grid)
-        return dx, d_base if for_base else None, d_spline if for_spline else None, None, None, None
+            d_base, d_spline = _weight_gradients(dy, x, spline_weight.shape[-1], order, low, high, grid, triton)
+        return dx, d_base if for_base else None, d_spline if for_spline else None, *rest
 
 
 def _differentiable_gradients(
-    dy: Tensor, tensors: tuple[Tensor, ...], needed: tuple[bool, ...], order: int, low: float, high: float
+    dy: Tensor,
+    tensors: tuple[Tensor, ...],
+    needed: tuple[bool, ...],
+    order: int,
+    grid_range: tuple[float, float],
+    grid: Tensor | None,
 ) -> list[Tensor | None]:
     """The gradients by way of the reference, for a caller who differentiates them again."""
     # Views, since one argument may have been computed from another: their gradients have to stop here.
     views = [t.view_as(t) for t in tensors]
-    y = reference.kan_linear(*views, order=order, grid_range=(low, high))
+    y = reference.kan_linear(*views, order=order, grid_range=grid_range, grid=grid)
     wanted = [t for t, need in zip(views, needed, strict=False) if need]
     gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return [next(gradients) if need else None for need in needed[:3]]

@@ -53,31 +53,11 @@ def bspline_basis(x: Tensor, *, grid_size: int, order: int, grid_range: tuple[fl
 
     Measured in intervals from the first knot the knots are the integers, so none of them is ever rounded.
     """
-    position, knots, _ = _in_intervals(x, grid_size, order, grid_range)
-    return _cox_de_boor(position, knots, order).to(x.dtype)
-
-
-def bspline_slope(x: Tensor, *, grid_size: int, order: int, grid_range: tuple[float, float]) -> Tensor:
-    """Derivatives of the bases: x [...] -> [..., grid_size + order].
-
-    With the width h of an interval, ``B'_{g,k} = (B_{g,k-1} - B_{g+1,k-1}) / h``.
-    """
-    position, knots, per_interval = _in_intervals(x, grid_size, order, grid_range)
-    if order == 0:
-        return x.new_zeros(*x.shape, grid_size)
-    lower = _cox_de_boor(position, knots, order - 1)
-    return ((lower[..., :-1] - lower[..., 1:]) * per_interval).to(x.dtype)
-
-
-def _in_intervals(
-    x: Tensor, grid_size: int, order: int, grid_range: tuple[float, float]
-) -> tuple[Tensor, Tensor, float]:
-    """x in intervals from the first knot, the knots in the same unit, and intervals per unit of x."""
     low, high = grid_range
-    per_interval = grid_size / (high - low)
-    position = (x.to(torch.promote_types(x.dtype, torch.float32)) - low) * per_interval + order
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    position = (exact - low) * (grid_size / (high - low)) + order
     knots = torch.arange(grid_size + 2 * order + 1, dtype=position.dtype, device=x.device)
-    return position, knots, per_interval
+    return _cox_de_boor(position, knots, order).to(x.dtype)
 
 
 def kan_linear(
@@ -98,27 +78,3 @@ def kan_linear(
     else:
         bases = cox_de_boor(x, grid, order)
     return F.linear(F.silu(x), base_weight) + F.linear(bases.flatten(-2), spline_weight.flatten(1))
-
-
-def input_gradient(
-    dy: Tensor,
-    x: Tensor,
-    base_weight: Tensor,
-    spline_weight: Tensor,
-    *,
-    order: int,
-    grid_range: tuple[float, float],
-) -> Tensor:
-    """Of ``kan_linear`` on uniform knots: ``dx_i = silu'(x_i) (dy W_base)_i + sum_g B'_g(x_i) (dy W_spline)_ig``."""
-    slope = bspline_slope(x, grid_size=spline_weight.shape[-1] - order, order=order, grid_range=grid_range)
-    through_spline = (dy @ spline_weight.flatten(1)).view(slope.shape)
-    return torch.ops.aten.silu_backward(dy @ base_weight, x) + (through_spline * slope).sum(-1)
-
-
-def weight_gradients(
-    dy: Tensor, x: Tensor, *, bases: int, order: int, grid_range: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """Of ``kan_linear`` on uniform knots: ``dy.T silu(x)`` [out, in] and ``dy.T B_g(x)`` [out, in, bases]."""
-    dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-    phi = bspline_basis(x, grid_size=bases - order, order=order, grid_range=grid_range)
-    return dy.T @ F.silu(x), (dy.T @ phi.flatten(1)).unflatten(1, phi.shape[1:])

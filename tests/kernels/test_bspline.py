@@ -38,14 +38,6 @@ def test_bases_are_scipys(order, grid_size, grid_range):
     np.testing.assert_allclose(bases.numpy(), scipy_bases(x, knots, order), rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 5])
-def test_slopes_are_scipys(order):
-    knots = knots_of(5, order, (-3.0, 3.0))
-    x = np.linspace(knots[0] - 1.01, knots[-1] + 1.02, 331)
-    slope = reference.bspline_slope(torch.from_numpy(x), grid_size=5, order=order, grid_range=(-3.0, 3.0))
-    np.testing.assert_allclose(slope.numpy(), scipy_bases(x, knots, order, derivative=1), rtol=0, atol=1e-11)
-
-
 def test_order_zero_is_a_step_closed_on_the_left():
     x = torch.tensor([-1.0, 0.0, 1.0])
     bases = bspline_basis(x, grid_size=2, order=0, grid_range=(-1.0, 1.0))

@@ -213,16 +213,6 @@ def test_gradients_of_the_reference(order, explicit):
     assert torch.autograd.gradgradcheck(function, tensors)
 
 
-def test_formulas_of_the_references_gradients():
-    tensors = [t.requires_grad_() for t in arguments((2, 3), 4, 5, 8, torch.float64, "cpu")]
-    dy = torch.randn(2, 3, 5, dtype=torch.float64)
-    options = {"order": 3, "grid_range": (-3.0, 3.0)}
-    dx, base, spline = torch.autograd.grad(reference.kan_linear(*tensors, **options), tensors, dy)
-    torch.testing.assert_close(reference.input_gradient(dy, *tensors, **options), dx)
-    ours = reference.weight_gradients(dy, tensors[0], bases=8, **options)
-    torch.testing.assert_close(ours, (base, spline))
-
-
 def second_derivatives(tensors, dy, backend) -> list[Tensor]:
     tensors = [t.detach().requires_grad_() for t in tensors]
     x, base, spline = tensors

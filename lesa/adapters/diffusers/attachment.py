@@ -1,16 +1,20 @@
 """A driver's hooks on one transformer."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from lesa.adapters.diffusers.clock import Clock
 from lesa.adapters.diffusers.compat import HookRegistry, active_cache, refresh_hooks, unwrap_module
 from lesa.adapters.diffusers.discovery import find_blocks, find_heads
 from lesa.adapters.diffusers.endings import find_ending
-from lesa.adapters.diffusers.hooks import Block, Control, Head, Receiver
-from lesa.adapters.diffusers.root import Root, intercept
+from lesa.adapters.diffusers.receiver import Receiver
+from lesa.adapters.diffusers.root import Root
+from lesa.adapters.hooks import Control, hook_blocks, hook_heads
+from lesa.adapters.interception import intercept
 from lesa.runtime.driver import Driver
 
-RECEIVER, BLOCK = "lesa_receiver", "lesa_block"
+RECEIVER = "lesa_receiver"
 
 
 class Attachment:
@@ -30,18 +34,15 @@ class Attachment:
                 "each other: call transformer.disable_cache() first"
             )
         heads, self._blocks = find_heads(inner), find_blocks(inner)
-        self._hooked: list[nn.Module] = []
         self._transformer = inner
         self._control, receiver = Control(driver), Receiver(driver)
         root = Root(self._control, inner, component, clock, receiver, next(iter(heads)), self._hook_blocks)
         HookRegistry.check_if_exists_or_initialize(inner).register_hook(receiver, RECEIVER)
+        refresh_hooks(inner)
+        self._undo: list[Callable[[], None]] = []  # of the blocks
         if find_ending(inner) is None:
             self._hook_blocks()
-        self._restore = intercept(transformer, root)
-        self._handles = [
-            module.register_forward_pre_hook(Head(self._control, name), with_kwargs=True)
-            for name, module in heads.items()
-        ]
+        self._restore = [*hook_heads(self._control, heads), intercept(transformer, root)]
         # Pipelines call this at their end if it exists; models with a cache of their own have it already.
         self._adds_reset = not hasattr(inner, "_reset_stateful_cache")
         if self._adds_reset:
@@ -49,19 +50,12 @@ class Attachment:
 
     def _hook_blocks(self) -> None:
         """Once, and only if needed: where the end of a model is known its blocks are left alone."""
-        if not self._hooked:
-            for block in self._blocks:
-                HookRegistry.check_if_exists_or_initialize(block).register_hook(Block(self._control), BLOCK)
-                self._hooked.append(block)
-            refresh_hooks(self._transformer)
+        self._undo = self._undo or hook_blocks(self._control, self._blocks)
 
     def remove(self) -> None:
         """Restore the transformer exactly."""
-        self._restore()
-        for handle in self._handles:
-            handle.remove()
-        for block in self._hooked:
-            HookRegistry.check_if_exists_or_initialize(block).remove_hook(BLOCK, recurse=False)
+        for undo in reversed(self._undo + self._restore):
+            undo()
         HookRegistry.check_if_exists_or_initialize(self._transformer).remove_hook(RECEIVER, recurse=False)
         refresh_hooks(self._transformer)
         if self._adds_reset:

@@ -1,33 +1,118 @@
-"""Where the blocks and the heads of a diffusion transformer are. Model knowledge is these names and no more."""
+"""Where the blocks, the heads and the time of a diffusion transformer are: all model knowledge there is.
+
+A class that follows the rule needs no entry. To add one that does not, add a row to ``LAYOUTS``.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-# The final norm, or the projection where a model has no norm. What enters it is the feature that is predicted.
-HEADS = ("norm_out",)
+# The rule: the head is the first of these that exists, the final norm or, where a model has none, the last projection.
+# What enters it is the feature that is predicted. Blocks are the elements of all lists of modules.
+HEADS = ("norm_out", "final_norm", "final_layer", "out_layer", "head", "norm_final", "proj_out")
 # The argument of forward that holds the time.
-TIMES = ("timestep",)
+TIMES = ("timestep", "timesteps", "t", "vision_timesteps", "decoder_noise_time")
+
+PART_OF_UNET = "it is a part of a UNet, whose other parts would run at every step"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one class differs from the rule.
+
+    Attributes:
+        heads: their names. Models of video and sound have one for each, and each has features of its own.
+        fills_cache: whether a call with these arguments only fills a cache of keys and values inside the blocks; such
+            a call is no step and runs as it is.
+        refusal: why this class cannot be accelerated.
+    """
+
+    heads: tuple[str, ...] = ()
+    fills_cache: Callable[[dict[str, Any]], bool] = lambda arguments: False
+    refusal: str = ""
+
+
+LAYOUTS: dict[str, Layout] = {
+    "AnyFlowFARTransformer3DModel": Layout(
+        fills_cache=lambda arguments: bool((arguments.get("kv_cache_flag") or {}).get("is_cache_step"))
+    ),
+    "Cosmos3OmniTransformer": Layout(heads=("proj_out", "audio_proj_out", "action_proj_out")),
+    "DreamLiteTransformer2DModel": Layout(refusal=PART_OF_UNET),
+    "GlmImageTransformer2DModel": Layout(fills_cache=lambda arguments: _mode(arguments.get("kv_caches")) == "write"),
+    "Kandinsky6Transformer3DModel": Layout(heads=("out_layer", "audio_out_layer")),
+    "LTX2VideoTransformer3DModel": Layout(heads=("norm_out", "audio_norm_out")),
+    "MiniMaxMusic3RVQDepthDecoder": Layout(refusal="it is autoregressive and has no denoising steps"),
+    "RFD4ProteinaTransformer": Layout(refusal="its output is read out of tokens and pairs in several places"),
+    "SanaWMLTX2RefinerTransformer3DModel": Layout(
+        fills_cache=lambda arguments: "capture" in (arguments.get("kv_cache_mode") or "")
+    ),
+    "T5FilmDecoder": Layout(heads=("decoder_norm",)),
+    "Transformer2DModel": Layout(refusal=PART_OF_UNET),
+    "TransformerTemporalModel": Layout(refusal=PART_OF_UNET),
+    "WanAnimate2Transformer3DModel": Layout(fills_cache=lambda arguments: arguments.get("kv_cache_mode") == "extract"),
+    "ZImageTransformer2DModel": Layout(heads=("all_final_layer",)),
+}
+
+
+def find_layout(transformer: nn.Module) -> Layout:
+    """What is known of its class.
+
+    Raises:
+        ValueError: if that is why it cannot be accelerated.
+    """
+    layout = LAYOUTS.get(type(transformer).__name__, Layout())
+    if layout.refusal:
+        raise ValueError(f"{type(transformer).__name__} cannot be accelerated: {layout.refusal}")
+    return layout
 
 
 def find_heads(transformer: nn.Module) -> dict[str, nn.Module]:
-    """The first head that exists, by name.
+    """The heads by name; the elements of a dictionary of heads are heads.
 
     Raises:
-        ValueError: if none of the known names exists.
+        ValueError: if there is none under a known name.
     """
-    for name in HEADS:
-        module = getattr(transformer, name, None)
-        if isinstance(module, nn.Module):
-            return {name: module}
-    raise ValueError(f"{type(transformer).__name__} has no final norm under a known name ({', '.join(HEADS)})")
+    names = find_layout(transformer).heads or [name for name in HEADS if _has(transformer, name)][:1]
+    heads = dict(_leaves({name: getattr(transformer, name) for name in names if _has(transformer, name)}))
+    if not heads:
+        raise ValueError(
+            f"{type(transformer).__name__} has no final norm under a known name ({', '.join(HEADS)}); "
+            "lesa.adapters.modules.enable takes any module whose blocks and head you name"
+        )
+    return heads
 
 
 def find_blocks(transformer: nn.Module) -> list[nn.Module]:
-    """Every block of every top-level list of blocks.
+    """Every block of every list of blocks, also of lists in a dictionary.
 
     Raises:
         ValueError: if there is no such list.
     """
-    blocks = [block for child in transformer.children() if isinstance(child, nn.ModuleList) for block in child]
+    children = dict(_leaves(dict(transformer.named_children())))
+    blocks = [block for child in children.values() if isinstance(child, nn.ModuleList) for block in child]
     if not blocks:
-        raise ValueError(f"{type(transformer).__name__} has no list of blocks to skip")
+        raise ValueError(
+            f"{type(transformer).__name__} has no list of blocks to skip; "
+            "lesa.adapters.modules.enable takes any module whose blocks and head you name"
+        )
     return blocks
+
+
+def _has(transformer: nn.Module, name: str) -> bool:
+    return isinstance(getattr(transformer, name, None), nn.Module)
+
+
+def _leaves(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules by name, the elements of dictionaries in place of these."""
+    for name, module in modules.items():
+        if isinstance(module, nn.ModuleDict):
+            yield from ((f"{name}.{key}", element) for key, element in module.items())
+        else:
+            yield name, module
+
+
+def _mode(caches: Any) -> str | None:
+    """What a list of caches is set to do."""
+    return None if caches is None else getattr(caches[0], "mode", None)

@@ -1,7 +1,6 @@
 """The root: takes every call of a transformer, before its forward and any hook of it."""
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +12,10 @@ from torch import Tensor, nn
 from lesa.adapters.diffusers.ahead import Ahead, one_step
 from lesa.adapters.diffusers.clock import Clock, Moment
 from lesa.adapters.diffusers.compat import context_name
+from lesa.adapters.diffusers.discovery import find_layout
 from lesa.adapters.diffusers.endings import Arguments, find_ending
-from lesa.adapters.diffusers.hooks import Control, Receiver
+from lesa.adapters.diffusers.receiver import Receiver
+from lesa.adapters.hooks import Control
 from lesa.runtime.driver import Call
 
 
@@ -51,6 +52,7 @@ class Root:
         self.receiver = receiver
         self.head = head
         self.hook_blocks = hook_blocks
+        self.fills_cache = find_layout(transformer).fills_cache
         self.names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
         self._ahead: dict[str, Ahead] = {}  # by branch
         self._place: tuple[object, int] | None = None
@@ -59,22 +61,21 @@ class Root:
     @torch.compiler.disable(recursive=False)
     def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arguments = dict(zip(self.names, args, strict=False)) | kwargs
-        if _needs_gradients(self.transformer, arguments):
+        if self.fills_cache(arguments) or _needs_gradients(self.transformer, arguments):
             return forward(*args, **kwargs)
         control, failed = self.control, True
         moment = self.clock.read(arguments)
         call = self._identify(moment, arguments)
-        control.skip = control.driver.begin(call)
+        control.begin(call, _dtype(arguments))
         try:
             output = self._predicted(call, moment, arguments) if control.skip else None
             if output is None:
-                control.inside, control.dtype = True, _dtype(arguments)
+                control.inside = True
                 output = forward(*args, **kwargs)
             failed = False
             return output
         finally:
-            control.inside = control.skip = False
-            control.driver.end(failed=failed)
+            control.end(failed=failed)
 
     def _identify(self, moment: Moment, arguments: Arguments) -> Call:
         call = Call(
@@ -117,36 +118,6 @@ class Root:
         self._calls_here = self._calls_here + 1 if same_place else 0
         self._place = (moment.generation, moment.step)
         return f"call{self._calls_here}"
-
-
-def intercept(module: nn.Module, call: Callable[..., Any]) -> Callable[[], None]:
-    """Let ``call(forward, args, kwargs)`` answer every call of one module; returns what undoes it.
-
-    The instance's class becomes a subclass of itself. A replaced ``forward`` would be lost when accelerate puts an
-    older one back, and a forward hook cannot keep the forward from running.
-    """
-    original = type(module)
-
-    def answer(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return call(functools.partial(original.__call__, self), args, kwargs)
-
-    def refuse(self: nn.Module, protocol: Any) -> Any:
-        raise TypeError(f"this {original.__name__} cannot be copied or pickled while lesa is enabled; disable it first")
-
-    names = {
-        "__call__": answer,
-        "__reduce_ex__": refuse,
-        "__module__": original.__module__,
-        "__doc__": original.__doc__,
-    }
-    taken = type(original.__name__, (original,), names)
-    module.__class__ = taken
-
-    def restore() -> None:
-        if type(module) is taken:
-            module.__class__ = original
-
-    return restore
 
 
 def _dtype(arguments: Arguments) -> torch.dtype | None:

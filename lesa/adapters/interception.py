@@ -1,0 +1,42 @@
+"""Answering the calls of one module instance."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+Answer = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+def intercept(module: nn.Module, answer: Answer) -> Callable[[], None]:
+    """Let ``answer(forward, args, kwargs)`` answer every call of one module; returns what undoes it.
+
+    The instance's class becomes a subclass of itself. A replaced ``forward`` would be lost when accelerate puts an
+    older one back, a forward hook cannot keep the forward from running, and a module that was compiled stays so.
+    """
+    original: Any = type(module)
+    module.__dict__["_lesa_answer"] = answer
+    taken = _answering(original)
+    module.__class__ = taken
+
+    def restore() -> None:
+        module.__dict__.pop("_lesa_answer", None)
+        if type(module) is taken:
+            module.__class__ = original
+
+    return restore
+
+
+@functools.cache
+def _answering(original: Any) -> Any:
+    """The subclass: one for all instances, since torch.compile makes code for each class anew."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._lesa_answer(functools.partial(original.__call__, self), args, kwargs)
+
+    def refuse(self: Any, protocol: Any) -> Any:
+        raise TypeError(f"this {original.__name__} cannot be copied or pickled while lesa is enabled; disable it first")
+
+    names = {"__call__": call, "__reduce_ex__": refuse, "__module__": original.__module__, "__doc__": original.__doc__}
+    return type(original.__name__, (original,), names)

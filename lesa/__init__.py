@@ -28,7 +28,7 @@ from lesa.runtime.warning import LesaWarning
 from lesa.table import CoefficientTable, unroll
 
 if TYPE_CHECKING:
-    from lesa.adapters.diffusers import disable, enable
+    from lesa.adapters.diffusers import disable, enable, from_taylorseer_config
     from lesa.calibration.collecting import collect
     from lesa.calibration.training import fit
 
@@ -55,6 +55,7 @@ __all__ = [
     "disable",
     "enable",
     "fit",
+    "from_taylorseer_config",
     "make_forecaster",
     "register_forecaster",
     "unroll",
@@ -66,6 +67,7 @@ _lazy = {
     "disable": "lesa.adapters.diffusers",
     "enable": "lesa.adapters.diffusers",
     "fit": "lesa.calibration.training",
+    "from_taylorseer_config": "lesa.adapters.diffusers",
 }
 
 

@@ -7,14 +7,18 @@ here leaves the function as it was.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .bsplines import from_bsplines, to_bsplines
 from .ops import check_grid, kan_linear
 from .reference import cox_de_boor, uniform_knots
+
+if TYPE_CHECKING:
+    from scipy.interpolate import BSpline
 
 
 class KANLinear(nn.Module):
@@ -105,8 +109,7 @@ class KANLinear(nn.Module):
         Solved in float64 by the pseudo-inverse: exact where the data determine a coefficient, zero where no point
         touches its basis.
         """
-        bases = cox_de_boor(x.double(), self.grid.double(), self.spline_order).transpose(0, 1)  # [in, batch, C]
-        solution = torch.linalg.pinv(bases) @ y.double().transpose(0, 1)  # [in, C, out]
+        solution = torch.linalg.pinv(self._expand_exactly(x)) @ y.double().transpose(0, 1)  # [in, C, out]
         return solution.permute(2, 0, 1).to(self.spline_weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,15 +128,19 @@ class KANLinear(nn.Module):
 
     @torch.no_grad()
     def update_grid(self, x: Tensor, margin: float = 0.01) -> None:
-        """Move the knots to where the inputs x [batch, in] are, and refit the splines to the function they had.
+        """Move the knots to where the inputs x [..., in] are, and refit the splines to the function they had.
 
-        On the range of x (plus ``margin``) the function changes by no more than the error of that fit.
+        On the range of x (plus ``margin``) the function changes by no more than the error of that fit. It runs in
+        float64, whatever the dtype of the layer, and never holds the curves of all edges.
+
+        Raises:
+            ValueError: if there is no input, or one that is not finite.
         """
         x = x.reshape(-1, self.in_features).double()
-        # The factor of an edge multiplies its whole curve, so the unscaled curve is refitted and the factor stays.
-        bases = cox_de_boor(x, self.grid.double(), self.spline_order)
-        curves = torch.einsum("big,oig->bio", bases, self.spline_weight.double())
-
+        if len(x) == 0 or not x.isfinite().all():
+            raise ValueError(
+                f"update_grid needs finite inputs, at least one; x is {list(x.shape)} with NaN or infinity"
+            )
         ordered = x.sort(dim=0).values
         quantiles = torch.linspace(0, len(x) - 1, self.grid_size + 1, device=x.device).round().long()
         adaptive = ordered[quantiles]  # [grid_size + 1, in]
@@ -145,16 +152,65 @@ class KANLinear(nn.Module):
         beyond = torch.arange(1, self.spline_order + 1, dtype=x.dtype, device=x.device).unsqueeze(1) * step
         knots = torch.cat([low - beyond.flip(0), inside, high + beyond])
 
+        # Least squares is linear in the curve, and a curve in its coefficients: one matrix for each input takes old
+        # coefficients to new ones. The factor of an edge multiplies its whole curve, so it stays as it is.
+        old = self._expand_exactly(x)
         self.grid.copy_(knots.T)
         self.has_uniform_grid = False
-        self.spline_weight.copy_(self.curve2coeff(x, curves))
+        transfer = torch.linalg.pinv(self._expand_exactly(x)) @ old  # [in, C, C]
+        self.spline_weight.copy_(torch.einsum("icd,oid->oic", transfer, self.spline_weight.double()))
+
+    def _expand_exactly(self, x: Tensor) -> Tensor:
+        """Bases of x [batch, in] in float64: [in, batch, C]."""
+        return cox_de_boor(x.double(), self.grid.double(), self.spline_order).transpose(0, 1)
 
     def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
-        """efficient-kan's stand-in for the paper's L1 penalty: mean absolute coefficients and their entropy."""
-        size = self.spline_weight.abs().mean(-1)
+        """efficient-kan's stand-in for the paper's L1 penalty: mean absolute coefficients and their entropy.
+
+        In float32 at least. An edge whose coefficients are all zero adds nothing, where efficient-kan's formula is NaN.
+        """
+        exact = torch.promote_types(self.spline_weight.dtype, torch.float32)
+        size = self.spline_weight.to(exact).abs().mean(-1)
         total = size.sum()
-        share = size / total
-        return regularize_activation * total - regularize_entropy * (share * share.log()).sum()
+        share = size / total.clamp(min=torch.finfo(exact).tiny)
+        entropy = -(share * torch.where(share > 0, share, 1).log()).sum()
+        return regularize_activation * total + regularize_entropy * entropy
+
+    def to_bsplines(self) -> "list[BSpline]":
+        """The splines as scipy's: one for each input, from x [...] to [..., out], equal to the layer's on every x.
+
+        Without the SiLU part, scalers multiplied in, in float64.
+
+        Raises:
+            ImportError: without scipy.
+        """
+        return to_bsplines(self.grid, self.scaled_spline_weight, self.spline_order)
+
+    @classmethod
+    def from_bsplines(cls, splines: "Sequence[BSpline]", dtype: torch.dtype | None = None) -> Self:
+        """A layer of scipy's splines, one for each input, with coefficients [C] or [C, out] on any knots.
+
+        Base weights are zero and scalers one. Between ``t[k]`` and ``t[-k - 1]`` it is their sum; outside it fades to
+        zero over the outer knots, where scipy extrapolates.
+
+        Raises:
+            ValueError: if the splines do not fit into one layer.
+        """
+        knots, coefficients, order = from_bsplines(splines)
+        out_features, in_features, bases = coefficients.shape
+        low, high = knots[0, order].item(), knots[0, -order - 1].item()
+        layer = cls(in_features, out_features, bases - order, order, grid_range=(low, high)).to(dtype)
+        with torch.no_grad():
+            layer.grid.copy_(knots)
+            # scipy's last interval contains its right end, ours is half open: end knots that coincide move by one ulp.
+            last = layer.grid[:, -1:].clone()
+            closed = (layer.grid[:, -order - 1 :] == last).all(1, keepdim=True) & (layer.grid == last)
+            layer.grid.copy_(torch.where(closed, layer.grid.nextafter(torch.full_like(last, torch.inf)), layer.grid))
+            layer.base_weight.zero_()
+            layer.spline_weight.copy_(coefficients)
+            layer.spline_scaler.fill_(1)
+        _look_at_grid(layer, None)
+        return layer
 
     def extra_repr(self) -> str:
         grid = f"{self.grid_range}" if self.has_uniform_grid else "explicit"

@@ -7,6 +7,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from scipy.interpolate import BSpline, make_interp_spline
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lesa_kernels import KAN, KANLinear
 from tests.kernels.test_bspline import knots_of, scipy_bases
@@ -177,6 +180,106 @@ def test_update_grid_with_repeated_samples(x, dtype):
     assert (layer.grid.diff(dim=-1) >= 0).all()
     torch.testing.assert_close(layer(x), before, atol=1e-4 if dtype == torch.float32 else 0.05, rtol=0.02)
     assert layer(torch.linspace(-3, 3, 50, dtype=dtype)[:, None].expand(50, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize("x", [torch.zeros(0, 3), torch.tensor([[0.0, torch.nan, 1.0]])], ids=["none", "nan"])
+def test_update_grid_refuses_inputs_without_a_range(x):
+    layer = trained(3, 2)
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match="finite"):
+        layer.update_grid(x)
+    assert layer.has_uniform_grid
+    torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
+
+
+def test_update_grid_never_holds_a_curve_for_every_edge():
+    layer = KANLinear(20, 1000)
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))
+            return result
+
+    with Sizes():
+        layer.update_grid(torch.randn(100, 20))
+    assert max(sizes) < 100 * 20 * 1000
+
+
+def test_regularization_loss_is_the_formula():
+    layer = trained(4, 3)
+    size = layer.spline_weight.detach().abs().mean(-1).double().numpy()
+    share = size / size.sum()
+    expected = 0.7 * size.sum() - 0.2 * (share * np.log(share)).sum()
+    assert layer.regularization_loss(0.7, 0.2).item() == pytest.approx(expected, rel=1e-5)
+    model = KAN([4, 3, 2])
+    parts = [part.regularization_loss(0.7, 0.2) for part in model.layers]
+    torch.testing.assert_close(model.regularization_loss(0.7, 0.2), parts[0] + parts[1])
+
+
+@pytest.mark.parametrize("zeros", [1, 3], ids=["a pruned edge", "all edges"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_regularization_loss_of_zero_edges_is_finite(zeros, dtype):
+    layer = trained(1, 3).to(dtype)
+    with torch.no_grad():
+        layer.spline_weight[:zeros] = 0
+    loss = layer.regularization_loss()
+    loss.backward()
+    assert loss.isfinite()
+    assert layer.spline_weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
+def test_scipy_has_the_same_function_everywhere(order, explicit):
+    layer = trained(3, 2, spline_order=order, grid_range=(-2, 3)).double()
+    if explicit:
+        layer.update_grid(torch.randn(90, 3))
+    x = torch.linspace(-30, 30, 991, dtype=torch.float64)[:, None].expand(991, 3)
+    splines = layer.to_bsplines()
+    expected = sum(spline(column) for spline, column in zip(splines, x.T.numpy(), strict=True))
+    with torch.no_grad():
+        layer.base_weight.zero_()
+    np.testing.assert_allclose(layer(x).detach(), expected, atol=1e-12)
+    back = KANLinear.from_bsplines(splines, dtype=torch.float64)
+    assert (back.has_uniform_grid, back.grid_size) == (layer.has_uniform_grid, layer.grid_size)
+    torch.testing.assert_close(back(x), layer(x))
+    torch.testing.assert_close(back.grid, layer.grid)
+    torch.testing.assert_close(back.spline_weight, layer.scaled_spline_weight)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_spline_through_points_is_one_up_to_its_last_point(order, dtype):
+    """scipy's interpolating splines have knots that repeat at both ends."""
+    x = np.arange(8)[:, None] + 0.3 * np.random.default_rng(0).random((8, 2))
+    y = np.random.default_rng(1).standard_normal((2, 8, 4))
+    splines = [make_interp_spline(x[:, i], y[i], k=order) for i in range(2)]
+    layer = KANLinear.from_bsplines(splines, dtype=dtype)
+    inside = np.concatenate([x, x[0] + np.linspace(0, 1, 40)[:, None] * (x[-1] - x[0])])
+    inside = torch.from_numpy(inside).to(dtype)
+    expected = splines[0](inside[:, 0].double().numpy()) + splines[1](inside[:, 1].double().numpy())
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    np.testing.assert_allclose(layer(inside).detach(), expected, atol=tolerance)
+    np.testing.assert_allclose(layer(torch.from_numpy(x).to(dtype)).detach(), y.sum(0), atol=tolerance)
+
+
+def test_splines_that_are_no_layer_are_refused():
+    knots, c = np.arange(12.0), np.ones((8, 2))
+    spline = BSpline(knots, c, 3)
+    for others in (
+        [],
+        [spline, BSpline(knots, np.ones((9, 2)), 2)],
+        [spline, BSpline(knots, c[:, :1], 3)],
+        [BSpline(knots, np.ones((8, 2, 2)), 3)],
+        [BSpline(knots, c * 1j, 3)],
+    ):
+        with pytest.raises(ValueError, match=r"splines|coefficients"):
+            KANLinear.from_bsplines(others)
+    one = KANLinear.from_bsplines([BSpline(knots, np.ones(8), 3)])
+    assert (one.in_features, one.out_features) == (1, 1)
+    assert KANLinear.from_bsplines([BSpline(knots, c * 0, 3)])(torch.ones(2, 1)).abs().max() == 0
 
 
 @pytest.mark.parametrize("activation", [torch.nn.SiLU, torch.nn.Tanh])

@@ -11,7 +11,8 @@ class StepPlan:
 
     Args:
         num_steps: evaluations of the transformer for one branch.
-        full_steps: any iterable of distinct steps that holds step 0.
+        full_steps: any iterable of distinct steps that holds the first.
+        start: the first step that runs, where a generation starts part-way through its schedule (image to image).
 
     Raises:
         ValueError: if the first step is not full, or a step is repeated or out of range.
@@ -19,21 +20,25 @@ class StepPlan:
 
     num_steps: int
     full_steps: tuple[int, ...]
+    start: int = 0
 
-    def __init__(self, num_steps: int, full_steps: Iterable[int]) -> None:
+    def __init__(self, num_steps: int, full_steps: Iterable[int], *, start: int = 0) -> None:
         steps = tuple(sorted(int(step) for step in full_steps))
         if num_steps < 1:
             raise ValueError(f"a plan needs at least one step, not {num_steps}")
-        if not steps or steps[0] > 0:
-            raise ValueError(f"step 0 must be full, since nothing is known before it; full steps are {list(steps)}")
-        if steps[0] < 0 or steps[-1] >= num_steps:
-            outside = [step for step in steps if not 0 <= step < num_steps]
-            raise ValueError(f"full steps {outside} lie outside 0 ... {num_steps - 1}")
+        if not steps or steps[0] > start:
+            raise ValueError(
+                f"step {start} must be full, since nothing is known before it; full steps are {list(steps)}"
+            )
+        if steps[0] < start or steps[-1] >= num_steps:
+            outside = [step for step in steps if not start <= step < num_steps]
+            raise ValueError(f"full steps {outside} lie outside {start} ... {num_steps - 1}")
         repeated = sorted({a for a, b in itertools.pairwise(steps) if a == b})
         if repeated:
             raise ValueError(f"full steps {repeated} are given more than once")
         object.__setattr__(self, "num_steps", int(num_steps))
         object.__setattr__(self, "full_steps", steps)
+        object.__setattr__(self, "start", int(start))
 
     @classmethod
     def paper(cls, num_steps: int, interval: int, warmup: int = 3) -> "StepPlan":
@@ -48,15 +53,19 @@ class StepPlan:
         full = {*range(warmup), 3, *range(warmup - 1, num_steps, interval)}
         return cls(num_steps, (step for step in full if step < num_steps))
 
+    def starting_at(self, start: int) -> "StepPlan":
+        """What is left of this plan when ``start`` is the first step that runs: that one is full as well."""
+        return StepPlan(self.num_steps, {start, *(step for step in self.full_steps if step >= start)}, start=start)
+
     @property
     def predicted_steps(self) -> tuple[int, ...]:
         full = set(self.full_steps)
-        return tuple(step for step in range(self.num_steps) if step not in full)
+        return tuple(step for step in range(self.start, self.num_steps) if step not in full)
 
     @property
     def speedup(self) -> float:
         """The ideal speed-up: steps over full steps, as if predicted steps cost nothing."""
-        return self.num_steps / len(self.full_steps)
+        return (self.num_steps - self.start) / len(self.full_steps)
 
     def is_full(self, step: int) -> bool:
         if not 0 <= step < self.num_steps:
@@ -64,5 +73,6 @@ class StepPlan:
         return step in self.full_steps
 
     def __str__(self) -> str:
-        """One mark a step, ``#`` full and ``.`` predicted."""
-        return "".join("#" if self.is_full(step) else "." for step in range(self.num_steps))
+        """One mark a step, ``#`` full, ``.`` predicted and ``-`` before the first that runs."""
+        marks = ("#" if self.is_full(step) else "." for step in range(self.start, self.num_steps))
+        return "-" * self.start + "".join(marks)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,12 +61,12 @@ class CoefficientTable:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def table(self, plan: StepPlan, times: Tensor | Sequence[float]) -> "CoefficientTable":
-        """This table, which is its own forecaster.
+        """This table, which is its own forecaster; of a plan that starts part-way, what is left of it.
 
         Raises:
             ValueError: for another plan or schedule than its own.
         """
-        if plan != self.plan:
+        if plan != self.plan and plan != self.plan.starting_at(plan.start):
             raise ValueError(
                 f"this table was made for the plan {self.plan}, not for {plan}; make one from its forecaster"
             )
@@ -74,7 +75,16 @@ class CoefficientTable:
                 f"this table ({self.fingerprint}) was made for another schedule of {plan.num_steps} steps (another "
                 "time shift, resolution or solver); make one for these times from its forecaster"
             )
-        return self
+        return self if plan == self.plan else self._starting_with(plan)
+
+    def _starting_with(self, plan: StepPlan) -> "CoefficientTable":
+        """The rows that are left; what they gave to full steps that do not run goes to the first one that does."""
+        row = self.plan.predicted_steps.index
+        rows = self.coefficients[[row(step) for step in plan.predicted_steps]]
+        coefficients = rows.new_zeros(len(rows), len(plan.full_steps))
+        for column, step in zip(rows.unbind(1), self.plan.full_steps, strict=True):
+            coefficients[:, plan.full_steps.index(max(step, plan.start))] += column
+        return CoefficientTable(plan, self.times, coefficients, self.bias[[row(step) for step in plan.predicted_steps]])
 
     def limited(self, max_history: int) -> "CoefficientTable":
         """A table in which each step uses only its ``max_history`` latest full features, so that no more need be kept.
@@ -95,6 +105,21 @@ class CoefficientTable:
         return CoefficientTable(self.plan, self.times, coefficients, self.bias)
 
 
+class Rows(list[Tensor]):
+    """The rows of all steps so far, in order: ``rows[step]`` counts from step 0 also where a plan starts later."""
+
+    def __init__(self, start: int) -> None:
+        super().__init__()
+        self._start = start
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, int) or key < 0:
+            return super().__getitem__(key)
+        if key < self._start:
+            raise IndexError(f"step {key} does not run, the first is {self._start}")
+        return super().__getitem__(key - self._start)
+
+
 # A rule gives the row of a predicted step from the rows of all steps before it.
 Rule = Callable[[int, list[Tensor]], Tensor]
 
@@ -107,9 +132,9 @@ def unroll(plan: StepPlan, times: Tensor | Sequence[float], rule: Rule) -> Coeff
     rows of the table, with predictions inside the window already expressed by full features.
     """
     units = torch.eye(len(plan.full_steps) + 1, dtype=torch.float64)
-    rows: list[Tensor] = []
+    rows = Rows(plan.start)
     slots = iter(units)
-    for step in range(plan.num_steps):
+    for step in range(plan.start, plan.num_steps):
         rows.append(next(slots) if plan.is_full(step) else rule(step, rows))
     if not plan.predicted_steps:
         return CoefficientTable(plan, times, torch.zeros(0, len(plan.full_steps)))

@@ -29,20 +29,29 @@ MAX_TABLES = 16  # a server meets few schedules at a time; folding a LESA predic
 class Accelerator:
     """Runs the full steps of a plan and predicts the others, for every stream of a pipeline.
 
-    A forecaster is asked for a table once for each schedule, not for each generation.
+    A plan is made, and a forecaster asked for a table, once for each schedule and not for each generation.
 
     Args:
         forecasters: one for all streams, or one for each (component, branch).
-        plan: fixed, or a function of a generation's times [steps + 1] that returns one.
+        plan: fixed, or a function of a generation's times [steps + 1] that returns one. A stream that starts part-way
+            (image to image, a second transformer, guidance that begins late) takes the part of a fixed plan from its
+            first step on, which is full as well; a function is asked with the remaining times.
         max_history: full features that a prediction may look back on; None: as many as its table wants.
         guard: compares predictions with the truth at every full step; None: nobody does.
+        strict: a generation that predicts nothing although its plan has predicted steps is an error, not a warning.
 
     Raises:
         ValueError: for a guard beside a fixed table, which says nothing of its full steps.
     """
 
     def __init__(
-        self, forecasters: Forecasters, plan: Plan, max_history: int | None = None, guard: Guard | None = None
+        self,
+        forecasters: Forecasters,
+        plan: Plan,
+        max_history: int | None = None,
+        guard: Guard | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
         every = forecasters.values() if isinstance(forecasters, Mapping) else [forecasters]
         if guard is not None and any(isinstance(forecaster, CoefficientTable) for forecaster in every):
@@ -53,22 +62,19 @@ class Accelerator:
         self.plan = plan
         self.max_history = max_history
         self.guard = guard
+        self.strict = strict
         self.records: list[Record] = []  # of the latest generation
         self._generations: dict[Stream, Generation] = {}
+        self._identity: object = None  # of the latest generation
         self._current: Generation | None = None
+        self._plans: dict[Hashable, StepPlan] = {}
         self._tables: dict[Hashable, CoefficientTable] = {}
         self._probes: dict[Hashable, Probes] = {}
 
     def begin(self, call: Call) -> bool:
-        stream = (call.component, call.branch)
-        generation = self._generations.get(stream)
+        generation = self._generations.get((call.component, call.branch))
         if generation is None or not generation.continues_with(call):
-            if generation is not None:
-                generation.close()
-            if not any(g.identity is call.generation for g in self._generations.values()):
-                self.records = []
-            generation = self._generations[stream] = self._start(call)
-            self.records.append(generation.record)
+            generation = self._start(call, generation)
         self._current = generation
         return generation.begin(call)
 
@@ -86,27 +92,62 @@ class Accelerator:
 
     def end(self, *, failed: bool) -> None:
         current, self._current = self._current, None
-        if current is not None and (failed or current.is_over):
-            current.close()
-            del self._generations[current.record.component, current.record.branch]
+        if failed:
+            self._drop(list(self._generations))  # nothing of it is going on
+        elif current is not None:
+            current.end()
+            if current.is_over:
+                self._finish(self._left_by(current))
 
     def reset(self) -> None:
-        for generation in self._generations.values():
-            generation.close()
-        self._generations.clear()
         self._current = None
+        self._finish(list(self._generations))
 
-    def _start(self, call: Call) -> Generation:
-        """The generation that begins with ``call``."""
-        plan, times, forecaster = self._plan(call), call.times, self._forecaster(call)
-        if call.step > 0:
-            warnings.warn(
-                f"{call.component} ({call.branch}) starts at step {call.step} of {plan.num_steps}, where this plan "
-                "knows no earlier features; this generation runs in full",
-                LesaWarning,
-                stacklevel=2,
+    def _start(self, call: Call, before: Generation | None) -> Generation:
+        """The generation that begins with ``call``, where that of its stream so far was ``before``."""
+        stream = (call.component, call.branch)
+        if before is not None and before.identity is call.generation and before.last_step == call.step:
+            self._complain(
+                f"{call.component} ({call.branch}) was called again at step {call.step}, where nothing can be "
+                "predicted: the scheduler of its pipeline does not go on, or one branch takes several calls a step"
             )
-            return Generation(call, plan, None)
+        if call.generation is not self._identity:
+            self._finish(list(self._generations))
+            self._identity, self.records = call.generation, []
+        elif before is not None:
+            self._finish([stream])
+        generation = self._generations[stream] = self._make(call)
+        self.records.append(generation.record)
+        return generation
+
+    def _left_by(self, last: Generation) -> list[Stream]:
+        """The stream of a generation at its end, and those that no longer take part: the first of two transformers,
+        a branch whose guidance ended early.
+        """
+        return [
+            stream
+            for stream, g in self._generations.items()
+            if g is last or (g.identity is last.identity and g.last_step < last.last_step - 1)
+        ]
+
+    def _finish(self, streams: list[Stream]) -> None:
+        """Free their features; say so if one of them went by without a single prediction."""
+        complaints = [self._generations[stream].complaint for stream in streams]
+        self._drop(streams)
+        for complaint in filter(None, complaints):
+            self._complain(complaint)
+
+    def _drop(self, streams: list[Stream]) -> None:
+        for stream in streams:
+            self._generations.pop(stream).close()
+
+    def _complain(self, what: str) -> None:
+        if self.strict:
+            raise RuntimeError(what)
+        warnings.warn(what, LesaWarning, stacklevel=2)
+
+    def _make(self, call: Call) -> Generation:
+        plan, times, forecaster = self._plan(call), call.times, self._forecaster(call)
         if times is None:
             if getattr(forecaster, "needs_times", True):
                 raise ValueError(f"{forecaster!r} needs the times of the steps: enable(..., times=scheduler.sigmas)")
@@ -141,39 +182,33 @@ class Accelerator:
         return FeatureHistory(table, probes, spare=self.guard.extra_steps, previous=previous)
 
     def _table(self, call: Call, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> CoefficientTable:
-        return self._once(self._tables, call, plan, times, lambda: self._make_table(forecaster, plan, times))
+        key = (call.component, call.branch, plan, tuple(times.tolist()))
+        return _once(self._tables, key, lambda: self._make_table(forecaster, plan, times))
 
     def _probes_of(self, call: Call, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> Probes:
         def make() -> Probes:
             return make_probes(lambda other: self._make_table(forecaster, other, times), forecaster, plan)
 
-        return self._once(self._probes, call, plan, times, make)
+        return _once(self._probes, (call.component, call.branch, plan, tuple(times.tolist())), make)
 
     def _make_table(self, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> CoefficientTable:
         table = forecaster.table(plan, times)
         return table if self.max_history is None else table.limited(self.max_history)
 
-    def _once(self, made: dict[Hashable, T], call: Call, plan: StepPlan, times: Tensor, make: Callable[[], T]) -> T:
-        """What ``make`` gives for a branch, plan and schedule; the latest of them are remembered."""
-        key = (call.component, call.branch, plan, tuple(times.tolist()))
-        if key not in made:
-            while len(made) >= MAX_TABLES:
-                del made[next(iter(made))]
-            made[key] = make()
-        return made[key]
-
     def _plan(self, call: Call) -> StepPlan:
+        """The plan of the steps from ``call`` on, counted from step 0 of the schedule."""
         if not isinstance(self.plan, StepPlan):
             if call.times is None:
                 raise ValueError("a plan that depends on the times needs them: enable(..., times=...)")
-            return self.plan(call.times)
+            make = functools.partial(_planned, self.plan, call.times, call.step)
+            return _once(self._plans, (call.step, tuple(call.times.tolist())), make)
         steps = self.plan.num_steps if call.times is None else len(call.times) - 1
         if steps != self.plan.num_steps:
             raise ValueError(
                 f"the plan is for {self.plan.num_steps} steps, this generation has {steps}; give a plan for {steps} "
                 "steps, or a function of the times: plan=lambda times: StepPlan.paper(len(times) - 1, interval=7)"
             )
-        return self.plan
+        return self.plan.starting_at(call.step) if call.step > 0 else self.plan
 
     def _forecaster(self, call: Call) -> Forecaster:
         if isinstance(self.forecasters, Mapping):
@@ -187,3 +222,20 @@ class Accelerator:
 def _has_window(forecaster: Forecaster) -> TypeGuard[LesaPredictor]:
     """Whether this is a predictor without a table, whose predictions are its own past."""
     return isinstance(forecaster, LesaPredictor) and forecaster.config.latent == "kan"
+
+
+def _planned(plan: Callable[[Tensor], StepPlan], times: Tensor, start: int) -> StepPlan:
+    """What a function makes of the times from ``start`` on."""
+    rest, steps = plan(times[start:]), len(times) - 1 - start
+    if not isinstance(rest, StepPlan) or rest.num_steps != steps:
+        raise ValueError(f"the function plan= was asked for a StepPlan of {steps} steps and returned {rest!r}")
+    return StepPlan(start + steps, (start + step for step in rest.full_steps), start=start)
+
+
+def _once(made: dict[Hashable, T], key: Hashable, make: Callable[[], T]) -> T:
+    """What ``make`` gives for a key; the latest few are remembered."""
+    if key not in made:
+        while len(made) >= MAX_TABLES:
+            del made[next(iter(made))]
+        made[key] = make()
+    return made[key]

@@ -75,7 +75,7 @@ def make_probes(make_table: Callable[[StepPlan], CoefficientTable], forecaster: 
     bias = torch.zeros(len(full), dtype=torch.float64)
     expected = {}
     for slot, step in enumerate(full[1:], start=1):
-        table = make_table(StepPlan(plan.num_steps, (*full[:slot], *full[slot + 1 :])))
+        table = make_table(StepPlan(plan.num_steps, (*full[:slot], *full[slot + 1 :]), start=plan.start))
         row = table.plan.predicted_steps.index(step)
         coefficients[slot, :slot] = table.coefficients[row, :slot]
         bias[slot] = table.bias[row]
@@ -169,7 +169,7 @@ class Watch:
         if middle == step:
             return plan
         self.extra.append(middle)
-        return StepPlan(plan.num_steps, (*plan.full_steps, middle))
+        return StepPlan(plan.num_steps, (*plan.full_steps, middle), start=plan.start)
 
     def _too_high(self, step: int) -> bool:
         return not self._errors[step] <= self._guard.limit(self.expected.get(step))  # NaN is too high

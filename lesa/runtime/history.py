@@ -1,6 +1,5 @@
 """The kept features of one generation: one preallocated buffer, as many rows as are ever needed at once."""
 
-import logging
 from typing import Protocol
 
 import torch
@@ -10,8 +9,6 @@ from lesa.runtime.driver import Coming
 from lesa.runtime.guard import Probes
 from lesa.table import CoefficientTable
 from lesa_kernels import combine, residual, token_means
-
-log = logging.getLogger("lesa")
 
 
 class Memory(Protocol):
@@ -137,8 +134,6 @@ class FeatureHistory:
         slot = self._table.plan.full_steps.index(step)
         if self._buffer is None:
             self._buffer = feature.new_zeros(self.num_rows, *feature.shape)
-            size, unit = feature.nbytes / 2**20, "MiB"
-            log.info("keeping %d features of %.2f %s: %.1f %s", self.num_rows, size, unit, self.num_rows * size, unit)
             self._move_coefficients(feature)
             if feature.is_cuda:
                 # the fused kernel normalises in one pass with them; on a CPU a second pass over a small chunk is free
@@ -181,7 +176,8 @@ class FeatureHistory:
 
     def residual(self, step: int, feature: Tensor) -> Tensor | None:
         """Squared error and size, float64 [2], of what would be predicted of a full step; None if it is not probed."""
-        if step == 0 or len(self._steps) == len(self._table.plan.predicted_steps) or not self._holds_all_for(step):
+        plan = self._table.plan
+        if step == plan.start or len(self._steps) == len(plan.predicted_steps) or not self._holds_all_for(step):
             return None
         assert self._buffer is not None
         at = self._steps.index(step)

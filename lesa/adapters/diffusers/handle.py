@@ -29,6 +29,7 @@ class Observation:
 
     def __init__(self, transformers: dict[str, nn.Module], clock: Clock, driver: Driver) -> None:
         self._driver = driver
+        self._clock = clock
         self._attachments: list[Attachment] = []
         self._modules = [unwrap_module(transformer) for transformer in transformers.values()]
         taken = [name for name, module in zip(transformers, self._modules, strict=True) if module in _attached]
@@ -44,12 +45,13 @@ class Observation:
 
     def disable(self) -> None:
         """Restore the transformers exactly; a second time does nothing."""
-        self._driver.reset()
         while self._attachments:
             self._attachments.pop().remove()
+        self._clock.close()
         for module in self._modules:
             if _attached.get(module) is self:
                 del _attached[module]
+        self._driver.reset()
 
     def reset(self) -> None:
         """Forget all kept features, as at the end of a generation."""
@@ -59,6 +61,8 @@ class Observation:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is not None:
+            self._driver.end(failed=True)  # nothing is said of what an exception cut short
         self.disable()
 
 
@@ -66,7 +70,8 @@ class Handle(Observation):
     """An enabled forecaster. ``with lesa.enable(...) as handle:`` disables it at the end of the block.
 
     Attributes:
-        records: for each branch of the latest generation the steps that were full and predicted, and the bytes kept.
+        records: for each branch of the latest generation the steps that were full and predicted, the bytes kept and
+            the time that steps took.
     """
 
     def __init__(self, transformers: dict[str, nn.Module], clock: Clock, accelerator: Accelerator) -> None:
@@ -78,15 +83,11 @@ class Handle(Observation):
         return self._accelerator.records
 
     def summary(self) -> str:
-        """What the latest generation did, a line for each branch."""
-        if not self.records:
-            return "no generation yet"
-        return "\n".join(
-            f"{r.component} ({r.branch}): {len(r.full)} full and {len(r.predicted)} predicted steps, "
-            f"{(len(r.full) + len(r.predicted)) / len(r.full):.2f}x ideal, {r.kept_bytes / 2**20:.1f} MiB kept; "
-            f"full: {', '.join(map(str, r.full))}"
-            for r in self.records
-        )
+        """What the latest generation did, a paragraph for each branch: steps, features kept, the time of a step.
+
+        Times are means without the very first step; on a GPU they are its own, and asking waits for it.
+        """
+        return "\n".join(map(str, self.records)) or "no generation yet"
 
     def report(self) -> dict[Stream, dict[int, float]]:
         """How good predictions were: for each branch of the latest generation the relative error by full step.
@@ -113,20 +114,28 @@ def enable(
     times: Tensor | Sequence[float] | None = None,
     max_history: int | None = None,
     guard: Guard | None = None,
+    strict: bool = False,
 ) -> Handle:
     """Predict the steps that a plan does not run.
+
+    A step is one evaluation of a transformer for one branch; a solver of second order makes two of most intervals. The
+    first step of each transformer and branch is full. Where it is not the first of the schedule (image to image,
+    inpainting, the second transformer of Wan 2.2, guidance that begins late), a fixed plan is used from there on with
+    that step made full, and a function is asked with the remaining times.
 
     Args:
         target: a diffusers pipeline, whose transformers all take part, or a bare transformer.
         forecaster: one for all, or one for each (component, branch), such as ``("transformer", "cond")``.
-        plan: which steps are full: fixed, or a function of the generation's times [steps + 1] that returns one. A
-            :class:`CoefficientTable` brings its own.
+        plan: which steps are full: fixed, or a function of the generation's times [steps + 1] float64 that returns
+            one. A :class:`CoefficientTable` brings its own.
         times: for a bare transformer, the noise levels of its schedule, such as ``scheduler.sigmas``. A pipeline's come
             from its scheduler.
         max_history: full features that a prediction may look back on. Each costs the memory of one feature: a folded
             LESA table wants all of the plan's. :meth:`CoefficientTable.limited` says what becomes of the others.
         guard: compares predictions with the truth at every full step, for ``handle.report()``, and may spend extra full
             steps; costs a pass over the kept features at each full step. None: costs nothing.
+        strict: a generation that predicts nothing although its plan has predicted steps is a RuntimeError, at its end;
+            otherwise it is a :class:`LesaWarning`.
 
     Returns:
         A handle, which is a context manager.
@@ -144,9 +153,8 @@ def enable(
         _rehearse(forecaster, plan)
     if max_history is not None and max_history < 1:
         raise ValueError(f"max_history must be at least 1, not {max_history}")
-    return Handle(
-        find_transformers(target), make_clock(target, times, plan), Accelerator(forecaster, plan, max_history, guard)
-    )
+    accelerator = Accelerator(forecaster, plan, max_history, guard, strict=strict)
+    return Handle(find_transformers(target), make_clock(target, times, plan), accelerator)
 
 
 def disable(target: Any) -> None:
@@ -186,6 +194,8 @@ def make_clock(target: Any, times: Tensor | Sequence[float] | None, plan: Plan |
     if not isinstance(target, nn.Module):
         if times is not None:
             raise ValueError("a pipeline takes its times from its scheduler; times= is for a bare transformer")
+        if not hasattr(target, "scheduler"):
+            raise ValueError(f"{type(target).__name__} has no scheduler; enable its transformer alone with times=...")
         return SchedulerClock(target)
     if times is None:
         return TimestepClock(None)

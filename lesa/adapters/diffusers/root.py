@@ -10,6 +10,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from lesa.adapters.diffusers.ahead import Ahead, one_step
+from lesa.adapters.diffusers.branches import Branches
 from lesa.adapters.diffusers.clock import Clock, Moment
 from lesa.adapters.diffusers.compat import context_name
 from lesa.adapters.diffusers.discovery import find_layout
@@ -55,8 +56,7 @@ class Root:
         self.fills_cache = find_layout(transformer).fills_cache
         self.names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
         self._ahead: dict[str, Ahead] = {}  # by branch
-        self._place: tuple[object, int] | None = None
-        self._calls_here = 0
+        self._branches = Branches()
 
     @torch.compiler.disable(recursive=False)
     def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -80,7 +80,7 @@ class Root:
     def _identify(self, moment: Moment, arguments: Arguments) -> Call:
         call = Call(
             component=self.component,
-            branch=self._branch(moment),
+            branch=context_name(self.receiver.manager) or self._branches.name(moment, arguments),
             step=moment.step,
             times=moment.times,
             generation=moment.generation,
@@ -108,16 +108,6 @@ class Root:
             ahead.make(arguments, moment, coming or one_step(driver.predict(self.head), call.step))
         sample = ahead.take(call)
         return Transformer2DModelOutput(sample=sample) if arguments.get("return_dict", True) else (sample,)
-
-    def _branch(self, moment: Moment) -> str:
-        """The name the pipeline gives, else ``call0``, ``call1``, ... in the order of calls within a step."""
-        name = context_name(self.receiver.manager)
-        if name is not None:
-            return name
-        same_place = self._place is not None and self._place[0] is moment.generation and self._place[1] == moment.step
-        self._calls_here = self._calls_here + 1 if same_place else 0
-        self._place = (moment.generation, moment.step)
-        return f"call{self._calls_here}"
 
 
 def _dtype(arguments: Arguments) -> torch.dtype | None:

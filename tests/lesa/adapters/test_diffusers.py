@@ -345,14 +345,12 @@ def test_a_table_serves_its_own_schedule_only(pipeline):
         lesa.enable(pipeline, table, StepPlan(STEPS, [0, 5]))
 
 
-def test_a_generation_that_starts_part_way_runs_in_full_and_says_so(pipeline):
+def test_a_generation_that_starts_part_way_takes_the_rest_of_the_plan(pipeline):
     times = schedule(STEPS)
     with torch.no_grad(), lesa.enable(pipeline.transformer, Taylor(1), PLAN, times=times) as handle:
-        with pytest.warns(LesaWarning, match="starts at step 3"):
-            call_at(pipeline.transformer, times[3])
-        for time in times[4:-1]:
+        for time in times[3:-1]:
             call_at(pipeline.transformer, time)
-    assert handle.records[0].predicted == []
+    assert (handle.records[0].full, handle.records[0].predicted) == ([3, 4, 7], [5, 6, 8, 9])
 
 
 def test_a_generation_that_predicts_nothing_is_reported(pipeline):

@@ -1,0 +1,162 @@
+"""What the runtime does between two full steps: one predicted step, or the outputs of a whole interval.
+
+LESA's predictor on the paper's plan for N = 7, after the full step 23: seven full features are kept, and six steps are
+predicted. ``closed loop`` is the released way: for every step the gate's KAN, the window of the eight latest features
+stacked, a linear layer over it, the prediction written back; then final norm, modulation and projection.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.problems.problem import OURS, Problem, relative_error, some
+from benchmarks.shapes import Shape
+from lesa import LesaConfig, LesaPredictor, StepPlan
+from lesa.runtime.history import FeatureHistory
+from lesa_kernels import head
+from lesa_kernels.kan import reference
+
+PLAN, AFTER = StepPlan.paper(50, 7), 23
+STEPS = tuple(range(AFTER + 1, min(f for f in PLAN.full_steps if f > AFTER)))
+CLOSED_LOOP, STEP_BY_STEP = "closed loop", "one combine a step"
+PROVIDERS = (OURS, STEP_BY_STEP, CLOSED_LOOP)
+EPS = 1e-6
+
+
+class Ending:
+    """Final norm, modulation and projection of a model, in its dtype."""
+
+    def __init__(self, shape: Shape, device: str) -> None:
+        self.multiplier, self.addend = torch.randn(2, len(STEPS), 1, shape.channels, device=device) / 4
+        self.multiplier += 1
+        self.weight = torch.randn(shape.outputs, shape.channels, device=device) / shape.channels**0.5
+        self.weight = self.weight.to(shape.dtype)
+
+    def __call__(self, feature: Tensor, number: int) -> Tensor:
+        """The output of one step."""
+        x = F.layer_norm(feature, feature.shape[-1:], eps=EPS)
+        scale, shift = (t[number].unsqueeze(1).to(x.dtype) for t in (self.multiplier, self.addend))
+        return F.linear(x * scale + shift, self.weight.to(x.dtype))
+
+
+class ClosedLoop:
+    """The released predictor: everything eager, everything in the dtype of the features."""
+
+    def __init__(self, predictor: LesaPredictor, times: Tensor, device: str, dtype: torch.dtype) -> None:
+        self.config = predictor.config
+        self.times = times
+        self.layers = [
+            [
+                (layer.base_weight.to(device, dtype), layer.scaled_spline_weight.to(device, dtype))
+                for layer in gate.layers
+            ]
+            for gate in predictor.timestep
+        ]
+        self.latent = [
+            (layer.weight.to(device, dtype), layer.bias.to(device, dtype))  # type: ignore[operator, union-attr]
+            for layer in predictor.latent
+        ]
+
+    def gate(self, step: int, stage: int, like: Tensor) -> Tensor:
+        """alpha, from the offsets of the schedule."""
+        x = (self.times[step] - self.times).to(like.device, like.dtype)
+        for base, spline in self.layers[stage]:
+            x = reference.kan_linear(x, base, spline, order=3, grid_range=self.config.grid_range)
+        return x
+
+    def __call__(self, window: list[Tensor], step: int) -> Tensor:
+        """The feature of ``step`` from the ones before it."""
+        stage = self.config.stage(float(self.times[step]))
+        latest = window[-self.config.windows[stage] :]
+        weight, bias = self.latent[stage]
+        z = F.linear(torch.stack(latest, dim=-1), weight[:, -len(latest) :], bias).squeeze(-1)
+        return latest[-1] + self.gate(step, stage, z) * z
+
+
+def interval(shape: Shape, device: str, backend: str = "auto") -> Problem:
+    """The outputs of all steps between two full ones."""
+    return _problem(shape, device, backend, STEPS)
+
+
+def predicted_step(shape: Shape, device: str, backend: str = "auto") -> Problem:
+    """The output of the first of them alone."""
+    return _problem(shape, device, backend, STEPS[:1])
+
+
+@torch.no_grad()
+def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) -> Problem:
+    torch.manual_seed(0)
+    predictor = LesaPredictor(LesaConfig(PLAN.num_steps)).requires_grad_(False)
+    times = torch.linspace(1, 0, PLAN.num_steps + 1, dtype=torch.float64)
+    table = predictor.table(PLAN, times)
+    ending = Ending(shape, device)
+    loop = ClosedLoop(predictor, times, device, shape.dtype)
+    full = [step for step in PLAN.full_steps if step <= AFTER]
+
+    def make() -> tuple[Any, ...]:
+        history = FeatureHistory(table)
+        common = torch.randn(shape.feature, device=device)
+        features = {}
+        for step in full:
+            features[step] = (common + torch.randn(shape.feature, device=device) / 4).to(shape.dtype)
+            history.keep(step, features[step])
+        stacked = torch.stack(list(features.values()))
+        for step in (s for s in range(AFTER) if s not in features):
+            row = table.coefficients[PLAN.predicted_steps.index(step), : len(full)]
+            made = torch.tensordot(row.to(device, torch.float32), stacked.float(), dims=1)
+            features[step] = made.to(shape.dtype)
+        return history, [features[step] for step in range(AFTER + 1)]
+
+    def ahead(history: FeatureHistory, _: list[Tensor]) -> Tensor:
+        coming = history.coming(STEPS[0]) if len(steps) > 1 else history._from(steps[0], 1)
+        return head(
+            coming.history,
+            coming.coefficients,
+            coming.bias,
+            ending.multiplier[: len(steps)],
+            ending.addend[: len(steps)],
+            ending.weight,
+            eps=EPS,
+            means=coming.means,
+            backend=backend,
+        )
+
+    def step_by_step(history: FeatureHistory, _: list[Tensor]) -> Tensor:
+        return torch.stack([ending(history.predict(step), p) for p, step in enumerate(steps)])
+
+    def closed_loop(_: FeatureHistory, features: list[Tensor]) -> Tensor:
+        window, outputs = list(features), []
+        for p, step in enumerate(steps):
+            window.append(loop(window, step))
+            outputs.append(ending(window[-1], p))
+        return torch.stack(outputs)
+
+    def error(inputs: tuple[Any, ...], result: Tensor) -> float:
+        part = some(shape.tokens)
+        features = inputs[1]
+        stacked = torch.stack([features[step][:, part] for step in full]).double()
+        exact = []
+        for p, step in enumerate(steps):
+            row = table.coefficients[PLAN.predicted_steps.index(step), : len(full)].to(device)
+            bias = table.bias[PLAN.predicted_steps.index(step)].to(device)
+            exact.append(ending(torch.tensordot(row, stacked, dims=1) + bias, p))
+        return relative_error(result[:, :, part], torch.stack(exact))
+
+    functions: dict[str, Callable[..., Any]] = {
+        OURS: ahead,
+        STEP_BY_STEP: step_by_step,
+        CLOSED_LOOP: closed_loop,
+    }
+    return Problem(
+        operation="interval" if len(steps) > 1 else "predicted step",
+        direction="forward",
+        shape=shape.name,
+        nbytes=len(full) * shape.nbytes + len(steps) * shape.nbytes // shape.channels * shape.outputs,
+        make=make,
+        functions=functions,
+        error=error,
+        dtype=shape.dtype,
+    )

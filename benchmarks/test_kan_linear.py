@@ -1,0 +1,18 @@
+"""A KAN layer beside inkan, which computes the same function, and the linear layer that it is not."""
+
+import functools
+
+import pytest
+
+from benchmarks.conftest import DEVICE
+from benchmarks.problems import kan_linear
+
+layers = functools.lru_cache(maxsize=1)(kan_linear.layer)
+
+
+@pytest.mark.parametrize("provider", kan_linear.PROVIDERS)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("name", kan_linear.LAYERS)
+def test_a_layer(bench, request, name, direction, provider):
+    smoke = request.config.getoption("smoke")
+    bench(layers(kan_linear.SMOKE if smoke else kan_linear.LAYERS[name], DEVICE, direction), provider)

@@ -1,0 +1,100 @@
+"""The benchmark suite runs, and its clocks and counts say what they mean to."""
+
+import os
+import subprocess
+import sys
+
+import torch
+
+from benchmarks.census import census
+from benchmarks.clocks import DeviceClock, Timer, measure, one_round
+from benchmarks.report.registry import ROOT
+from benchmarks.shapes import SHAPES
+
+
+def test_every_benchmark_finds_its_providers_right_on_a_tiny_shape():
+    command = ["-m", "pytest", "benchmarks", "--smoke", "--benchmark-disable", "-q", "-k", "not compiled and not inkan"]
+    run = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
+    assert run.returncode == 0, run.stdout[-4000:]
+
+
+class FakeCuda:
+    """A stream whose work takes 10 ms a call once the backlog is over."""
+
+    def __init__(self):
+        self.log, self.now = [], 0.0
+
+    def synchronize(self):
+        self.log.append("synchronize")
+
+    def _sleep(self, cycles):
+        self.log.append("sleep")
+        self.now += 5.0
+
+    def Event(self, enable_timing):  # noqa: N802 (torch's name)
+        cuda = self
+
+        class Event:
+            def record(self):
+                cuda.log.append("record")
+                self.at = cuda.now
+
+            def synchronize(self):
+                cuda.log.append("wait")
+
+            def elapsed_time(self, end):
+                return (end.at - self.at) * 1e3
+
+        return Event()
+
+
+def test_the_device_clock_sees_neither_the_backlog_nor_the_gaps_of_the_host():
+    cuda = FakeCuda()
+
+    def call():
+        cuda.log.append("call")
+        cuda.now += 0.01
+
+    seconds = one_round(call, DeviceClock(0.001, cuda), 3)
+    assert abs(seconds - 0.01) < 1e-9
+    assert cuda.log == ["synchronize", "sleep", "record", "call", "call", "call", "record", "wait"]
+
+
+def test_a_timer_is_a_clock_for_who_subtracts_two_readings():
+    cuda = FakeCuda()
+    timer = Timer(DeviceClock(0.001, cuda))
+    for _ in range(2):
+        start = timer()
+        cuda.now += 0.25
+        assert abs(timer() - start - 0.25) < 1e-9
+
+
+def test_longer_calls_measure_longer():
+    small, large = torch.ones(1 << 10), torch.ones(1 << 22)
+    short = measure(lambda: small.add_(1), "device", "cpu", budget=0.02)
+    assert short.low <= short.median <= short.high
+    assert short.median < measure(lambda: large.add_(1), "device", "cpu", budget=0.02).median
+
+
+def test_a_census_counts_operators_and_bytes():
+    x = torch.ones(1 << 20)
+
+    def call():
+        y = x + x  # 4 MiB, held
+        z = y * x  # 4 MiB more
+        del y
+        return z - x  # and in place of the first
+
+    counted = census(call)
+    assert counted.operators == 3
+    assert counted.allocated == 3 * x.nbytes
+    assert counted.peak == 2 * x.nbytes
+    assert census(call) == counted
+
+
+def test_a_shape_is_cut_to_what_fits_and_says_so():
+    video = SHAPES["HunyuanVideo 720p"]
+    few = video.within(32 * 2**20)
+    assert few.kept * few.nbytes <= 32 * 2**20 < video.kept * video.nbytes
+    assert few.name == f"HunyuanVideo 720p ({few.tokens} tokens)"
+    assert SHAPES["demo"].within(2**30) is SHAPES["demo"]

@@ -1,0 +1,72 @@
+"""What tests look into a transformer with."""
+
+import torch
+
+from lesa import StepPlan
+from lesa.adapters.diffusers import observe
+from lesa.runtime.observer import Observer
+from tests.lesa.adapters.tiny import STEPS, generate
+
+PLAN = StepPlan(STEPS, [0, 1, 4, 7])
+
+
+class BlockRuns:
+    """Counts forwards of anything inside any block, independently of the hooks under test."""
+
+    def __init__(self, transformer):
+        self.count = 0
+        blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+        for block in blocks:
+            for module in block.modules():
+                if module is not block:
+                    module.register_forward_pre_hook(self._tick)
+
+    def _tick(self, *_):
+        self.count += 1
+
+
+class Oracle:
+    """Runs the steps of a plan and answers the others with the features of an earlier generation."""
+
+    def __init__(self, features, plan):
+        self.features, self.plan, self.call = features, plan, None
+
+    def begin(self, call):
+        self.call = call
+        return not self.plan.is_full(call.step)
+
+    def keep(self, head, feature):
+        pass
+
+    def predict(self, head):
+        return self.features[self.call.branch, self.call.step].clone()
+
+    def coming(self, head):
+        return None
+
+    def end(self, *, failed):
+        assert not failed
+
+    def reset(self):
+        pass
+
+
+def record(pipeline, **options):
+    """The features of a generation by (branch, step), and its result."""
+    features = {}
+    with observe(pipeline, Observer(lambda call, f: features.__setitem__((call.branch, call.step), f.clone()))):
+        result = generate(pipeline, **options)
+    return features, result
+
+
+def call_at(transformer, time, batch=2, **changes):
+    """One call of a bare transformer."""
+    inputs = {
+        "hidden_states": torch.randn(batch, 16, 4),
+        "encoder_hidden_states": torch.randn(batch, 3, 8),
+        "pooled_projections": torch.randn(batch, 8),
+        "timestep": time.float().expand(batch),
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(3, 3),
+    }
+    return transformer(**inputs | changes).sample

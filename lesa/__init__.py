@@ -29,6 +29,7 @@ from lesa.table import CoefficientTable, unroll
 
 if TYPE_CHECKING:
     from lesa.adapters.diffusers import disable, enable, from_taylorseer_config
+    from lesa.adapters.official import load_official
     from lesa.calibration.collecting import collect
     from lesa.calibration.training import fit
 
@@ -56,6 +57,7 @@ __all__ = [
     "enable",
     "fit",
     "from_taylorseer_config",
+    "load_official",
     "make_forecaster",
     "register_forecaster",
     "unroll",
@@ -68,6 +70,7 @@ _lazy = {
     "enable": "lesa.adapters.diffusers",
     "fit": "lesa.calibration.training",
     "from_taylorseer_config": "lesa.adapters.diffusers",
+    "load_official": "lesa.adapters.official",
 }
 
 

@@ -56,6 +56,17 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the documents' tables and pictures from benchmarks/results")
     report.set_defaults(run=_report)
 
+    convert = commands.add_parser("convert", help="turn a checkpoint of the authors of LESA into safetensors")
+    convert.add_argument("checkpoint", type=Path, help="their file; nothing in it is executed")
+    convert.add_argument("out", type=Path, help="folder for the predictor, or for a folder for each branch of guidance")
+    convert.add_argument(
+        "--knots", choices=("exact", "released"), default="exact", help="released: rounded to bfloat16 as in the file"
+    )
+    convert.add_argument(
+        "--boundaries", type=float, nargs="*", help="times that separate the stages (0.9 0.5, with branches 0.9 0.4)"
+    )
+    convert.set_defaults(run=_convert)
+
     info = commands.add_parser("info", help="describe a predictor")
     info.add_argument("path", type=Path, help="a folder written by lesa fit")
     info.set_defaults(run=_info)
@@ -116,6 +127,16 @@ def _report(_: argparse.Namespace) -> None:
     if not (root / "benchmarks" / "report").is_dir():
         raise FileNotFoundError("the report is about a clone of the repository, which this installation is not")
     subprocess.run([sys.executable, "-m", "benchmarks.report"], cwd=root, check=True)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    boundaries = None if options.boundaries is None else tuple(options.boundaries)
+    loaded = lesa.load_official(options.checkpoint, knots=options.knots, boundaries=boundaries)
+    predictors = loaded if isinstance(loaded, dict) else {(): loaded}
+    for stream, predictor in predictors.items():
+        out = options.out / ".".join(stream)
+        predictor.save_pretrained(out)
+        print(f"{predictor.config.num_steps} steps, boundaries {predictor.config.boundaries}: {out}")
 
 
 def _info(options: argparse.Namespace) -> None:

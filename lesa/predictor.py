@@ -12,8 +12,9 @@ With ``latent="kan"`` z also has a KAN of the features themselves, which is beyo
 
 import copy
 import dataclasses
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from lesa.gates import MergedGates
 from lesa.plan import StepPlan
 from lesa.schedule import as_times, same_times
 from lesa.table import CoefficientTable, unroll
-from lesa_kernels import KAN, combine, kan_predict
+from lesa_kernels import KAN, KANLinear, combine, kan_predict
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -85,6 +86,44 @@ class LesaConfig:
     def stage(self, time: float) -> int:
         """The stage of a step at ``time``."""
         return sum(time <= boundary for boundary in self.boundaries)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The weights of a predictor: what ``state_dict`` calls them, and their shapes."""
+        bases = self.grid_size + self.spline_order
+        widths = [self.num_steps + 1, self.hidden_dim, self.hidden_dim, 1]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for stage, window in enumerate(self.windows):
+            shapes |= {f"latent.{stage}.weight": (1, window), f"latent.{stage}.bias": (1,)}
+            if self.latent == "kan":
+                shapes |= {
+                    f"latent.{stage}.base_weight": (window,),
+                    f"latent.{stage}.spline_weight": (window, bases),
+                }
+            for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+                name = f"timestep.{stage}.layers.{layer}"
+                shapes |= {
+                    f"{name}.base_weight": (outputs, inputs),
+                    f"{name}.spline_weight": (outputs, inputs, bases),
+                    f"{name}.spline_scaler": (outputs, inputs),
+                    f"{name}.grid": (inputs, bases + self.spline_order + 1),
+                }
+        return shapes
+
+    def check_shapes(self, given: Mapping[str, tuple[int, ...]]) -> None:
+        """Complain of weights that are not those of such a predictor, before room is made for any.
+
+        Raises:
+            ValueError: if one is missing, too many or of another shape.
+        """
+        expected = self.shapes
+        if missing := sorted(expected.keys() - given.keys()):
+            raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
+        if unknown := sorted(given.keys() - expected.keys()):
+            raise ValueError(f"{len(unknown)} weights are none of a LESA predictor's, such as {unknown[0][:80]!a}")
+        for name, shape in expected.items():
+            if tuple(given[name]) != shape:
+                raise ValueError(f"{name} is {list(given[name])}, where this configuration has {list(shape)}")
 
 
 class WindowKAN(nn.Linear):
@@ -145,13 +184,16 @@ class LesaPredictor(nn.Module):
         parameter = self._layer(0).weight
         offsets = (known[:-1, None] - known).to(parameter.device, parameter.dtype)  # [steps, steps + 1]
         stages = torch.tensor([self.config.stage(t) for t in known[:-1].tolist()], device=parameter.device)
-        if parameter.is_cuda and not torch.is_grad_enabled():
+        if parameter.is_cuda and not torch.is_grad_enabled() and self._has_uniform_grids():
             return self._merged_gates()(offsets).gather(1, stages.unsqueeze(1)).squeeze(1)
         result = parameter.new_zeros(self.config.num_steps)
         for stage, gate in enumerate(self.timestep):
             (members,) = torch.nonzero(stages == stage, as_tuple=True)
             result = result.index_put((members,), gate(offsets[members]).squeeze(-1))
         return result
+
+    def _has_uniform_grids(self) -> bool:
+        return all(m.has_uniform_grid for m in self.timestep.modules() if isinstance(m, KANLinear))
 
     def _merged_gates(self) -> MergedGates:
         """All gates side by side, kept until a parameter changes."""

@@ -129,6 +129,18 @@ def test_state_dict_has_the_released_keys():
     assert predictor.timestep[1].layers[2].spline_weight.shape == (1, 256, 8)
 
 
+@pytest.mark.parametrize("latent", ["linear", "kan"])
+def test_a_configuration_knows_the_shapes_of_its_weights(latent):
+    config = LesaConfig(
+        7, hidden_dim=5, history=6, first_history=2, boundaries=(0.4,), grid_size=4, spline_order=2, latent=latent
+    )
+    shapes = {key: tuple(value.shape) for key, value in LesaPredictor(config).state_dict().items() if key != "scale"}
+    assert shapes == config.shapes
+    config.check_shapes(shapes)
+    with pytest.raises(ValueError, match="1 weights are missing"):
+        config.check_shapes({key: shape for key, shape in shapes.items() if key != "latent.1.bias"})
+
+
 def test_another_number_of_steps_is_refused():
     predictor = LesaPredictor(LesaConfig(10, hidden_dim=8))
     with pytest.raises(ValueError, match="made for 10 steps, the plan has 12"):

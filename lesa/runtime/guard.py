@@ -53,7 +53,7 @@ class Guard:
         return float("inf") if expected is None else self.factor * expected
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probes:
     """What would be predicted of each full step from the full steps before it.
 

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from lesa import Reuse, StepPlan, Taylor
 from lesa.runtime.history import FeatureHistory
+from lesa.runtime.layout import Layout
 from lesa.runtime.window import FeatureWindow
 from lesa.table import CoefficientTable
 from tests.lesa.strategies import plans, schedule
@@ -92,3 +93,12 @@ def test_a_window_longer_than_its_buffer_slides():
             layer.weight.mul_(0.05)
         expected = closed_loop(predictor, plan, schedule(40), features)
     torch.testing.assert_close(run(FeatureWindow(predictor, plan, schedule(40)), plan, features)[2:], expected)
+
+
+def test_a_table_is_laid_out_once_for_all_generations_and_devices(monkeypatch):
+    plan, features = StepPlan(10, [0, 3, 6]), torch.randn(10, 4, 5)
+    table = Taylor(1).table(plan, schedule(10))
+    expected = run(FeatureHistory(table), plan, features)
+    monkeypatch.delattr(Layout, "__init__")  # a second one could not be made
+    assert torch.equal(run(FeatureHistory(table), plan, features), expected)
+    torch.testing.assert_close(run(FeatureHistory(table), plan, features.double()), expected.double())

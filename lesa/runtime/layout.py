@@ -1,0 +1,92 @@
+"""Where kept features lie and what is made of them: laid out once for a table, not for each generation."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from lesa.runtime.guard import Probes
+from lesa.table import CoefficientTable
+
+
+class Layout:
+    """A row of a buffer for each full feature that a table uses, and the coefficients by row.
+
+    A feature takes a free row and gives it back after its last use, so reuse takes one row, Taylor of order 2 three,
+    and a folded LESA table one for each full step.
+
+    Args:
+        table: its non-zero coefficients say which features are needed when.
+        probes: what would be predicted of the full steps, if that is to be compared with the truth.
+        spare: full steps that a revised plan may add; each takes a row more where no feature is ever given back.
+        held: the rows and full steps of what is kept already; it stays where it is.
+
+    Attributes:
+        num_rows: as many as are ever needed at once.
+        row_of: the row of each full feature that is used, by its step.
+        needed: the full features that each step is made of, by their steps; of predicted steps, and of probed ones.
+    """
+
+    def __init__(
+        self, table: CoefficientTable, probes: Probes | None, spare: int, held: tuple[tuple[int, int], ...]
+    ) -> None:
+        full, steps = table.plan.full_steps, table.plan.predicted_steps
+        coefficients, self._bias = table.coefficients, table.bias
+        if probes is not None:
+            steps += full
+            coefficients = torch.cat([coefficients, probes.coefficients])
+            self._bias = torch.cat([self._bias, probes.bias])
+        self._index = {step: index for index, step in enumerate(steps)}
+        self.needed = {
+            step: frozenset(full[slot] for slot in slots)
+            for step, slots in zip(steps, _nonzero(coefficients), strict=True)
+        }
+        self.row_of, rows = self._assign_rows(full, dict(held))
+        self.num_rows = rows + (spare if rows == len(self.row_of) else 0)
+        self._by_row = torch.zeros(len(steps), self.num_rows, dtype=torch.float64)
+        for slot, step in enumerate(full):
+            if step in self.row_of:
+                self._by_row[:, self.row_of[step]] += coefficients[:, slot]
+        # how many rows from the top each step reads; a bias alone reads one, for its shape
+        self._extent = [max(row, default=0) + 1 for row in _nonzero(self._by_row)]
+        self._moved: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def _assign_rows(self, full: tuple[int, ...], held: dict[int, int]) -> tuple[dict[int, int], int]:
+        """A row for each full step that some other step uses, and how many rows that takes."""
+        last_use = {feature: step for step, features in sorted(self.needed.items()) for feature in features}
+        row_of = {step: row for row, step in held.items()}
+        occupied = [-1] * (1 + max(held, default=-1))  # the last use of what each row holds
+        for row, step in held.items():
+            occupied[row] = last_use.get(step, -1)
+        for step in full:
+            if step <= max(held.values(), default=-1) or step not in last_use:  # what was given back is gone
+                continue
+            # a full step is compared before it is kept, so that its feature may take the row of one that it used last
+            free = [row for row, last in enumerate(occupied) if last <= step]
+            row = free[0] if free else len(occupied)
+            occupied[row : row + 1] = [last_use[step]]
+            row_of[step] = row
+        return row_of, len(occupied)
+
+    def part(self, step: int, count: int) -> tuple[slice, int]:
+        """Where the coefficients of ``step`` and the next ones are, and how many rows from the top they read."""
+        first = self._index[step]
+        return slice(first, first + count), max(self._extent[first : first + count])
+
+    def coefficients(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Coefficients [steps, num_rows] and bias [steps] where the features are."""
+        if (device, dtype) not in self._moved:
+            self._moved[device, dtype] = self._by_row.to(device, dtype), self._bias.to(device, dtype)
+        return self._moved[device, dtype]
+
+
+@functools.lru_cache(maxsize=64)
+def lay_out(
+    table: CoefficientTable, probes: Probes | None = None, spare: int = 0, held: tuple[tuple[int, int], ...] = ()
+) -> Layout:
+    """The layout of a table; the latest ones are remembered, since it takes as long as a step of a small model."""
+    return Layout(table, probes, spare, held)
+
+
+def _nonzero(rows: Tensor) -> list[list[int]]:
+    return [row.nonzero().flatten().tolist() for row in rows]

@@ -22,18 +22,39 @@ class Control:
         self.inside = False  # a call is going through the forward, under a driver that has been asked
         self.skip = False
         self.shapes = 0  # which of the signatures seen so far this call has
-        self.dtype: torch.dtype | None = None  # that the transformer is called with
+        self.heads: list[Head] = []
+        self._dtype: torch.dtype | None = None  # that the transformer is called with
         self._signatures: dict[Hashable, int] = {}
 
     def begin(self, call: Call, dtype: torch.dtype | None) -> None:
         """Ask the driver what becomes of a call."""
-        self.dtype = dtype
+        self._dtype = dtype
         self.shapes = self._signatures.setdefault(call.signature, len(self._signatures))
         self.skip = self.driver.begin(call)
+
+    def run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Go through the forward, and give the driver the features of a full step.
+
+        It is asked before and told after, so that a compiled forward is one graph.
+        """
+        for head in self.heads:
+            head.prediction = self.driver.predict(head.name) if self.skip and head.was_reached else None
+        self.inside = True
+        output = forward(*args, **kwargs)
+        for head in self.heads:
+            feature, head.feature, head.prediction = head.feature, None, None
+            if feature is not None:
+                head.was_reached = True
+                # Wan's family widens the feature to float32 for its norm: what is kept need not be
+                self.driver.keep(head.name, feature if self._dtype is None else feature.to(self._dtype))
+        return output
 
     def end(self, *, failed: bool) -> None:
         """The call is over; ``failed``: by an exception."""
         self.inside = self.skip = False
+        if failed:
+            for head in self.heads:
+                head.feature = head.prediction = None
         self.driver.end(failed=failed)
 
 
@@ -99,26 +120,34 @@ class Sources:
 
 
 class Head:
-    """Native hook before the final norm: keeps the feature of a full step, puts in that of a predicted one."""
+    """Native hook before the final norm: takes the feature of a full step, puts in the prediction of another.
+
+    Attributes:
+        name: of the head.
+        prediction: what to put in.
+        feature: what was taken in this call.
+        was_reached: whether any call has come by; of several heads some may never be used.
+    """
 
     def __init__(self, control: Control, name: str) -> None:
+        self.name = name
+        self.prediction: Tensor | None = None
+        self.feature: Tensor | None = None
+        self.was_reached = False
         self._control = control
-        self._name = name
 
-    @torch.compiler.disable(recursive=False)
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        control = self._control
-        if not control.inside:
+        if not self._control.inside:
             return None
         key = None if args else next(iter(kwargs))
         feature = args[0] if key is None else kwargs[key]
-        if not control.skip:
-            # Wan's family widens the feature to float32 for its norm: what is kept need not be
-            control.driver.keep(self._name, feature if control.dtype is None else feature.to(control.dtype))
+        if not self._control.skip:
+            self.feature = feature
             return None
-        prediction = control.driver.predict(self._name).to(feature.dtype)
+        assert self.prediction is not None, "no step is predicted before a feature was taken here"
+        prediction = self.prediction.to(feature.dtype)
         return ((prediction, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: prediction})
 
 
@@ -129,5 +158,6 @@ def hook_blocks(control: Control, blocks: Iterable[nn.Module]) -> list[Callable[
 
 def hook_heads(control: Control, heads: Mapping[str, nn.Module]) -> list[Callable[[], None]]:
     """Keep or replace what enters each head; returns what undoes it."""
-    hooks = (module.register_forward_pre_hook(Head(control, name), with_kwargs=True) for name, module in heads.items())
-    return [handle.remove for handle in hooks]
+    control.heads = [Head(control, name) for name in heads]
+    hooks = zip(control.heads, heads.values(), strict=True)
+    return [module.register_forward_pre_hook(head, with_kwargs=True).remove for head, module in hooks]

@@ -1,11 +1,12 @@
 """A driver's hooks on one transformer."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 from lesa.adapters.diffusers.clock import Clock
-from lesa.adapters.diffusers.compat import HookRegistry, active_cache, refresh_hooks, unwrap_module
+from lesa.adapters.diffusers.compat import HookRegistry, StateManager, refresh_hooks, refuse_caches, unwrap_module
 from lesa.adapters.diffusers.discovery import find_blocks, find_heads
 from lesa.adapters.diffusers.endings import find_ending
 from lesa.adapters.diffusers.receiver import Receiver
@@ -27,26 +28,27 @@ class Attachment:
 
     def __init__(self, transformer: nn.Module, component: str, clock: Clock, driver: Driver) -> None:
         inner = unwrap_module(transformer)
-        cache = active_cache(inner)
-        if cache is not None:
-            raise ValueError(
-                f"a cache of diffusers is enabled on this transformer ({type(cache).__name__}); two caches would undo "
-                "each other: call transformer.disable_cache() first"
-            )
+        refuse_caches(inner)
         heads, self._blocks = find_heads(inner), find_blocks(inner)
         self._transformer = inner
-        self._control, receiver = Control(driver), Receiver(driver)
-        root = Root(self._control, inner, component, clock, receiver, next(iter(heads)), self._hook_blocks)
+        self._control, contexts = Control(driver), StateManager(object)
+        root = Root(self._control, inner, component, clock, contexts, next(iter(heads)), self._hook_blocks)
+        receiver = Receiver(contexts, root.reset)
         HookRegistry.check_if_exists_or_initialize(inner).register_hook(receiver, RECEIVER)
         refresh_hooks(inner)
         self._undo: list[Callable[[], None]] = []  # of the blocks
         if find_ending(inner) is None:
             self._hook_blocks()
         self._restore = [*hook_heads(self._control, heads), intercept(transformer, root)]
-        # Pipelines call this at their end if it exists; models with a cache of their own have it already.
-        self._adds_reset = not hasattr(inner, "_reset_stateful_cache")
-        if self._adds_reset:
-            inner._reset_stateful_cache = driver.reset
+        # Attributes of the instance that stand before those of its class. Pipelines call the one at their end if it
+        # exists; models with a cache of their own have it already.
+        self._covered: dict[str, Callable[..., None]] = {}
+        if not hasattr(inner, "_reset_stateful_cache"):
+            self._covered["_reset_stateful_cache"] = root.reset
+        if hasattr(inner, "enable_cache"):
+            self._covered["enable_cache"] = refuse_enable_cache
+        for name, value in self._covered.items():
+            setattr(inner, name, value)
 
     def _hook_blocks(self) -> None:
         """Once, and only if needed: where the end of a model is known its blocks are left alone."""
@@ -58,5 +60,13 @@ class Attachment:
             undo()
         HookRegistry.check_if_exists_or_initialize(self._transformer).remove_hook(RECEIVER, recurse=False)
         refresh_hooks(self._transformer)
-        if self._adds_reset:
-            del self._transformer._reset_stateful_cache
+        for name in self._covered:
+            delattr(self._transformer, name)
+        self._covered = {}
+
+
+def refuse_enable_cache(config: Any) -> None:
+    """In place of ``transformer.enable_cache``."""
+    raise ValueError(
+        "lesa is enabled on this transformer and another cache would undo it; call lesa.disable(...) first"
+    )

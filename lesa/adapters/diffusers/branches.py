@@ -1,13 +1,13 @@
 """The branch of guidance that a call of a transformer belongs to."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor
 
 from lesa.adapters.diffusers.clock import Moment
 
-CHANGING = ("hidden_states", "timestep")  # new at every step; what else a transformer is given tells its branches apart
+MOST = 8  # calls of a step; more are a scheduler that does not go on
 Conditions = tuple[tuple[int, tuple[int, ...]], ...]
 
 
@@ -17,9 +17,13 @@ class Branches:
     A branch is known again by its conditions, the tensors that it is called with beside the latents: guidance may
     start or end part-way, so that the first call of a step is not always of the same branch. They are compared by
     address, and held so that no other tensor can have it. Where they are new at every step, the order of calls tells.
+
+    Args:
+        changing: the arguments that are new at every step, the latents and the time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, changing: Collection[str]) -> None:
+        self._changing = changing
         self._generation: object = None
         self._step = -1
         self._called: list[str] = []  # in this step
@@ -32,14 +36,14 @@ class Branches:
         if moment.generation is not self._generation or moment.step != self._step:
             self._generation, self._step = moment.generation, moment.step
             self._called.clear()
-        tensors = list(_conditions(arguments))
+        tensors = list(self._conditions(arguments))
         conditions = tuple((tensor.data_ptr(), tuple(tensor.shape)) for tensor in tensors)
         free = [name for name in self._known if name not in self._called]
         name = next((name for name in free if self._known[name][0] == conditions), None)
         if name is None:  # new, or with new conditions
-            name = f"call{len(self._called)}"
+            name = f"call{min(len(self._called), MOST - 1)}"
             if name in self._called:
-                name = next(iter(free), f"call{len(self._known)}")
+                name = next(iter(free), f"call{min(len(self._known), MOST - 1)}")
         self._called.append(name)
         self._known[name] = conditions, tensors
         return name
@@ -50,10 +54,9 @@ class Branches:
         self._called.clear()
         self._known.clear()
 
-
-def _conditions(arguments: dict[str, Any]) -> Iterator[Tensor]:
-    for name, value in arguments.items():
-        if name not in CHANGING:
-            for part in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(part, Tensor):
-                    yield part
+    def _conditions(self, arguments: dict[str, Any]) -> Iterator[Tensor]:
+        for name, value in arguments.items():
+            if name not in self._changing:
+                for part in value if isinstance(value, list | tuple) else (value,):
+                    if isinstance(part, Tensor):
+                        yield part

@@ -13,9 +13,25 @@ __all__ = [
     "StateManager",
     "active_cache",
     "context_name",
+    "is_at_hand",
     "refresh_hooks",
+    "refuse_caches",
     "unwrap_module",
 ]
+
+
+# Hooks that answer for modules inside a transformer.
+CACHES = {
+    f"diffusers.hooks.{name}"
+    for name in (
+        "faster_cache",
+        "first_block_cache",
+        "mag_cache",
+        "pyramid_attention_broadcast",
+        "sea_cache",
+        "taylorseer_cache",
+    )
+}
 
 
 def context_name(manager: StateManager) -> str | None:
@@ -29,6 +45,44 @@ def refresh_hooks(module: nn.Module) -> None:
     HookRegistry.check_if_exists_or_initialize(module).invalidate_child_registries_cache()
 
 
-def active_cache(module: nn.Module) -> Any | None:
-    """The configuration of a cache of diffusers' own that is enabled on this module."""
-    return getattr(module, "_cache_config", None) if getattr(module, "is_cache_enabled", False) else None
+def refuse_caches(module: nn.Module) -> None:
+    """Let no other cache work beside ours.
+
+    Raises:
+        ValueError: if one is on the module.
+    """
+    cache = active_cache(module)
+    if cache is not None:
+        raise ValueError(
+            f"another cache is enabled on this transformer ({cache}); two caches would undo each other: call "
+            "transformer.disable_cache() (or cache_dit.disable_cache(pipeline)), or lesa.disable(...)"
+        )
+
+
+def active_cache(module: nn.Module) -> str | None:
+    """The name of a cache that is on this module: by ``enable_cache``, by diffusers' functions, or cache-dit's."""
+    if getattr(module, "is_cache_enabled", False):
+        return type(getattr(module, "_cache_config", None)).__name__
+    if getattr(module, "_is_cached", False):
+        return "cache-dit"
+    for part in module.modules():
+        registry = part.__dict__.get("_diffusers_hook")
+        for hook in registry.hooks.values() if registry is not None else ():
+            if type(hook).__module__ in CACHES:
+                return type(hook).__name__
+    return None
+
+
+def is_at_hand(layer: Any, latents: Any) -> bool:
+    """Whether the weight of a linear layer can be used without calling the layer.
+
+    Not if it is offloaded, stored in another dtype (layerwise casting), quantised, or if its calls do more: gather what
+    context parallelism has split, or move weights.
+    """
+    weight, registry = layer.weight, layer.__dict__.get("_diffusers_hook")
+    return (
+        type(weight) is nn.Parameter
+        and (weight.device, weight.dtype) == (latents.device, latents.dtype)
+        and not hasattr(layer, "_hf_hook")
+        and not (registry is not None and registry.hooks)
+    )

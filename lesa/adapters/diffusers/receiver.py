@@ -1,22 +1,28 @@
 """What diffusers tells a hook of its own kind."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from lesa.adapters.diffusers.compat import ModelHook, StateManager
-from lesa.runtime.driver import Driver
 
 
 class Receiver(ModelHook):
-    """Changes nothing; diffusers tells it the current cache context and the end of each pipeline call."""
+    """Changes nothing; diffusers tells it the current cache context and the end of each pipeline call.
+
+    Args:
+        manager: is told the context.
+        reset: is called at the end.
+    """
 
     _is_stateful = True
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, manager: StateManager, reset: Callable[[], None]) -> None:
         super().__init__()
-        self.driver = driver
-        self.manager = StateManager(object)  # found by cache_context() among the attributes of stateful hooks
+        self.manager = manager  # found by cache_context() among the attributes of stateful hooks
+        self.reset = reset
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.manager.reset()
-        self.driver.reset()
+        self.reset()
         return module

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from lesa.adapters.diffusers.ahead import Ahead, one_step
 from lesa.adapters.diffusers.branches import Branches
 from lesa.adapters.diffusers.clock import Clock, Moment
-from lesa.adapters.diffusers.compat import context_name
-from lesa.adapters.diffusers.discovery import find_layout
+from lesa.adapters.diffusers.compat import StateManager, context_name, is_at_hand, refuse_caches
+from lesa.adapters.diffusers.discovery import TIMES, find_layout
 from lesa.adapters.diffusers.endings import Arguments, find_ending
-from lesa.adapters.diffusers.receiver import Receiver
 from lesa.adapters.hooks import Control
 from lesa.runtime.driver import Call
 
@@ -31,7 +30,7 @@ class Root:
         transformer: the module itself, not a compiled wrapper.
         component: its name in the pipeline.
         clock: tells the moment of a call.
-        receiver: knows the cache context that the pipeline has set.
+        contexts: knows the cache context that the pipeline has set.
         head: the name of the final norm.
         hook_blocks: lets the blocks hand their inputs through, should a predicted step need the forward.
     """
@@ -42,7 +41,7 @@ class Root:
         transformer: nn.Module,
         component: str,
         clock: Clock,
-        receiver: Receiver,
+        contexts: StateManager,
         head: str,
         hook_blocks: Callable[[], None],
     ) -> None:
@@ -50,13 +49,14 @@ class Root:
         self.transformer = transformer
         self.component = component
         self.clock = clock
-        self.receiver = receiver
+        self.contexts = contexts
         self.head = head
         self.hook_blocks = hook_blocks
         self.fills_cache = find_layout(transformer).fills_cache
         self.names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
         self._ahead: dict[str, Ahead] = {}  # by branch
-        self._branches = Branches()
+        self._branches = Branches({self.names[0], *TIMES})
+        self._generation: object = None
 
     @torch.compiler.disable(recursive=False)
     def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -65,22 +65,33 @@ class Root:
             return forward(*args, **kwargs)
         control, failed = self.control, True
         moment = self.clock.read(arguments)
+        if moment.generation is not self._generation:
+            refuse_caches(self.transformer)
+            self._generation = moment.generation
         call = self._identify(moment, arguments)
         control.begin(call, _dtype(arguments))
         try:
             output = self._predicted(call, moment, arguments) if control.skip else None
             if output is None:
-                control.inside = True
-                output = forward(*args, **kwargs)
+                output = control.run(forward, args, kwargs)
             failed = False
             return output
         finally:
+            if failed or (moment.times is not None and moment.step == len(moment.times) - 2):
+                self._ahead.pop(call.branch, None)
             control.end(failed=failed)
+
+    def reset(self) -> None:
+        """Forget everything: the pipeline is done."""
+        self._ahead.clear()
+        self._branches.forget()
+        self._generation = None
+        self.control.driver.reset()
 
     def _identify(self, moment: Moment, arguments: Arguments) -> Call:
         call = Call(
             component=self.component,
-            branch=context_name(self.receiver.manager) or self._branches.name(moment, arguments),
+            branch=context_name(self.contexts) or self._branches.name(moment, arguments),
             step=moment.step,
             times=moment.times,
             generation=moment.generation,
@@ -98,7 +109,10 @@ class Root:
         ahead = self._ahead.get(call.branch)
         if ahead is None or not ahead.holds(call):
             ending = find_ending(self.transformer)
-            if ending is None or not ending.fits(self.transformer, arguments):
+            if ending is None or not (
+                is_at_hand(self.transformer.get_submodule(ending.projection), arguments[self.names[0]])
+                and ending.fits(self.transformer, arguments)
+            ):
                 self.hook_blocks()
                 return None
             if ahead is None:

@@ -45,7 +45,7 @@ class FoCa:
         def rule(step: int, rows: list[Tensor]) -> Tensor:
             k = full.index(last_full(plan, step))
             if k == 0:
-                return rows[0]
+                return rows[full[0]]
             return rows[full[k]] + (step - full[k]) / 2 * (slope(k - 1, rows) + slope(k, rows))
 
         return unroll(plan, times, rule)

@@ -48,6 +48,9 @@ class L2P:
             )
 
         def rule(step: int, rows: list[Tensor]) -> Tensor:
-            return self.weights[step - missing, :step] @ torch.stack(rows)
+            weights = self.weights[step - missing, :step].clone()
+            # what steps before the first weigh goes to it, so that a constant is still predicted as it was
+            weights[plan.start] += weights[: plan.start].sum()
+            return weights[plan.start :] @ torch.stack(list(rows))
 
         return unroll(plan, times, rule)

@@ -215,6 +215,18 @@ def test_parameters_that_make_no_sense_are_refused(make, match):
         make()
 
 
+PART_WAY = [*LINES, Reuse(), Hermite(2), L2P(torch.randn(12, 12, dtype=torch.float64))]
+
+
+@pytest.mark.parametrize("forecaster", PART_WAY, ids=lambda f: type(f).__name__)
+@given(plan=plans(max_steps=12), start=st.integers(0, 11))
+def test_a_generation_that_starts_part_way_has_a_table_too(forecaster, plan, start):
+    plan = StepPlan(12, plan.full_steps).starting_at(start)
+    made = forecaster.table(plan, schedule(12))
+    if not isinstance(forecaster, L2P):
+        torch.testing.assert_close(made.coefficients.sum(1), torch.ones(len(made.coefficients), dtype=torch.float64))
+
+
 def test_l2p_refuses_another_number_of_steps():
     with pytest.raises(ValueError, match="49 or 50 steps, the plan has 28"):
         L2P(torch.zeros(49, 49)).table(StepPlan(28, [0]), schedule(28))

@@ -1,0 +1,91 @@
+"""Every private name of cache-dit that this library touches, and nothing else.
+
+cache-dit makes its calibrators in a factory with a fixed list of types. The name of that factory is replaced where
+cache-dit looks it up by one that knows ours as well. A cache-dit with ``register_calibrator`` is simply told.
+"""
+
+import dataclasses
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any
+
+CALIBRATOR_TYPE = "lesa"
+TESTED = "1.5.3"
+METHODS = ("reset_cache", "mark_step_begin", "update", "approximate")
+FIELDS = {
+    "enable_calibrator",
+    "enable_encoder_calibrator",
+    "calibrator_type",
+    "calibrator_cache_type",
+    "calibrator_kwargs",
+}
+
+
+def changed(what: str) -> ImportError:
+    """The error for a cache-dit that is not as this library knows it."""
+    try:
+        installed = version("cache-dit")
+    except PackageNotFoundError:
+        return ImportError("cache-dit is not installed: pip install 'lesa[cache-dit]'")
+    return ImportError(
+        f"cache-dit {installed} is not as lesa knows it from {TESTED}: {what}. Install that one "
+        f"(pip install 'cache-dit=={TESTED}'), or a lesa that knows this one"
+    )
+
+
+try:
+    import cache_dit
+    from cache_dit.caching.cache_contexts import cache_context
+    from cache_dit.caching.cache_contexts.calibrators import CalibratorBase, CalibratorConfig
+except ImportError as error:
+    raise changed(str(error)) from error
+
+
+def check(module: ModuleType, base: type, config: type) -> None:
+    """Whether cache-dit still looks up and calls calibrators as it did.
+
+    Args:
+        module: where contexts make their calibrators.
+        base: of all calibrators.
+        config: of all configurations of calibrators.
+
+    Raises:
+        ImportError: that names what has changed.
+    """
+    if not callable(getattr(module, "Calibrator", None)):
+        raise changed("its contexts have no factory of calibrators")
+    made = getattr(getattr(module, "CachedContext", None), "__post_init__", None)
+    if made is None or "Calibrator" not in made.__code__.co_names:
+        raise changed("its contexts make their calibrators in another way")
+    if missing := [method for method in METHODS if not hasattr(base, method)]:
+        raise changed(f"its calibrators have no {', '.join(missing)}")
+    if missing := sorted(FIELDS - {field.name for field in dataclasses.fields(config)}):
+        raise changed(f"its configurations have no {', '.join(missing)}")
+
+
+def install(calibrator: type[CalibratorBase]) -> None:
+    """Have cache-dit make ``calibrator`` for configurations of our type; a second time does nothing.
+
+    Raises:
+        ImportError: if cache-dit has changed so that this cannot be done.
+    """
+    if hasattr(cache_dit, "register_calibrator"):
+        cache_dit.register_calibrator(CALIBRATOR_TYPE, calibrator)
+        return
+    check(cache_context, CalibratorBase, CalibratorConfig)
+    theirs: Any = cache_context.Calibrator
+    if getattr(theirs, "makes", None) is calibrator:
+        return
+
+    class Factory(theirs):
+        """cache-dit's own, and ours."""
+
+        makes = calibrator
+
+        def __new__(cls, calibrator_config: CalibratorConfig) -> CalibratorBase:
+            if calibrator_config.calibrator_type == CALIBRATOR_TYPE:
+                return calibrator(**calibrator_config.to_kwargs())
+            made: CalibratorBase = theirs(calibrator_config)
+            return made
+
+    cache_context.Calibrator = Factory

@@ -1,0 +1,70 @@
+"""Tables for generations whose full steps cache-dit decides on as it goes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lesa.adapters.diffusers.noise import noise_levels
+from lesa.forecasters import Forecaster
+from lesa.plan import StepPlan
+from lesa.schedule import as_times
+from lesa.table import CoefficientTable
+
+MAX_TABLES = 256  # one for each full step of a generation, for the plans that a threshold leads to
+
+
+class Tables:
+    """What all calibrators of a configuration share.
+
+    cache-dit copies configurations deeply, and makes new calibrators for each list of blocks, branch and generation.
+
+    Args:
+        forecaster: makes the tables.
+        schedule: a pipeline, whose scheduler is read when a generation begins; or its times [steps + 1]; or the number
+            of steps, for a forecaster that only counts them.
+        max_history: full features that a prediction may look back on.
+
+    Raises:
+        ValueError: if the forecaster needs times and there are none.
+    """
+
+    def __init__(
+        self, forecaster: Forecaster, schedule: Any | Tensor | Sequence[float] | int, max_history: int | None = None
+    ) -> None:
+        if isinstance(schedule, int) and getattr(forecaster, "needs_times", True):
+            raise ValueError(f"{forecaster!r} needs the times of the steps: give the pipeline, or scheduler.sigmas")
+        if max_history is not None and max_history < 1:
+            raise ValueError(f"max_history must be at least 1, not {max_history}")
+        self.forecaster = forecaster
+        self._schedule = schedule
+        self._max_history = max_history
+        self._made: dict[tuple[StepPlan, tuple[float, ...]], CoefficientTable] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tables":
+        return self
+
+    def begin(self) -> tuple[int, Tensor]:
+        """The first step and the times [steps + 1] of the generation that begins.
+
+        It is not step 0 where a generation starts part-way through its schedule, or cache-dit refreshes on the way.
+        """
+        if isinstance(self._schedule, int):
+            return 0, torch.linspace(1, 0, self._schedule + 1, dtype=torch.float64)
+        scheduler = getattr(self._schedule, "scheduler", None)
+        if scheduler is None:
+            return 0, as_times(self._schedule, len(self._schedule) - 1)
+        start = getattr(scheduler, "step_index", None) or getattr(scheduler, "begin_index", None) or 0
+        return start, noise_levels(scheduler)
+
+    def table(self, full_steps: Sequence[int], times: Tensor) -> CoefficientTable:
+        """What the steps after ``full_steps`` are made of, as long as no other full step comes."""
+        plan = StepPlan(len(times) - 1, full_steps, start=full_steps[0])
+        key = (plan, tuple(times.tolist()))
+        if key not in self._made:
+            while len(self._made) >= MAX_TABLES:
+                del self._made[next(iter(self._made))]
+            table = self.forecaster.table(plan, times)
+            self._made[key] = table if self._max_history is None else table.limited(self._max_history)
+        return self._made[key]

@@ -24,6 +24,7 @@ def head(
     *,
     eps: float = 1e-6,
     means: Tensor | None = None,
+    centred: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """The outputs of a transformer at several coming steps, from kept features in one pass.
@@ -48,6 +49,8 @@ def head(
         eps: of the norm.
         means: [m, B, *tokens] float32, the :func:`token_means` of the features, if they were kept with them. They
             save the Triton kernel a pass over the history; nothing else reads them.
+        centred: every token of the history has had its mean subtracted, which the norm would do. It saves a CPU two
+            passes over each prediction; nothing else depends on it.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
     Returns:
@@ -63,9 +66,9 @@ def head(
         return reference.head(history, coefficients, bias, multiplier, addend, weight, projection_bias, eps)
     arguments = (history, coefficients, multiplier, addend, weight, projection_bias)
     if _needs_gradient(bias, *arguments):
-        result: Tensor = Head.apply(bias, *arguments, means, eps, triton)
+        result: Tensor = Head.apply(bias, *arguments, means, eps, centred, triton)
     else:
-        result = _head(*arguments, means, eps, triton)
+        result = _head(*arguments, means, eps, centred, triton)
     return result
 
 
@@ -102,7 +105,7 @@ class Head(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):  # backward may run under it, and would round
             pull_back = torch.func.vjp(outputs, *(tensors[i] for i in wanted))[1]
             gradients = dict(zip(wanted, pull_back(grad), strict=True))
-        return *(gradients.get(i) for i in range(len(tensors))), None, None, None
+        return *(gradients.get(i) for i in range(len(tensors))), None, None, None, None
 
 
 def _run_head(
@@ -114,10 +117,11 @@ def _run_head(
     projection_bias: Tensor | None,
     means: Tensor | None,
     eps: float,
+    centred: bool,
     triton: bool,
 ) -> Tensor:
     if not triton:
-        return cpu.head(history, coefficients, multiplier, addend, weight, projection_bias, eps)
+        return cpu.head(history, coefficients, multiplier, addend, weight, projection_bias, eps, centred)
     from . import launch
 
     return launch.head(history, coefficients, multiplier, addend, weight, projection_bias, means, eps)
@@ -132,6 +136,7 @@ def _fake_head(
     projection_bias: Tensor | None,
     means: Tensor | None,
     eps: float,
+    centred: bool,
     triton: bool,
 ) -> Tensor:
     return history.new_empty(coefficients.shape[0], *history.shape[1:-1], weight.shape[0])
@@ -139,7 +144,7 @@ def _fake_head(
 
 _head = define(
     "head(Tensor history, Tensor coefficients, Tensor multiplier, Tensor addend, Tensor weight, "
-    "Tensor? projection_bias, Tensor? means, float eps, bool triton) -> Tensor",
+    "Tensor? projection_bias, Tensor? means, float eps, bool centred, bool triton) -> Tensor",
     _run_head,
     _fake_head,
 )

@@ -121,6 +121,16 @@ def test_unusual_features(case, dtype, backend, device) -> None:
         assert_accurate(head(history, *rest, means=means, backend=backend), history, *rest)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("common", [0, 100])
+def test_features_without_their_means_give_the_same_outputs(common, backend, device) -> None:
+    history, *rest = inputs(4, 2, 2, (17,), 192, device=device)
+    history += common
+    centred = history - history.mean(-1, keepdim=True)
+    assert_accurate(head(centred, *rest, centred=True, backend=backend), history, *rest)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_large_coefficients_that_cancel(backend, device) -> None:
     history, coefficients, *rest = inputs(8, 2, 1, (17,), 192, device=device)
@@ -205,7 +215,10 @@ def test_cpu_tiles_cut_samples_and_tokens(monkeypatch) -> None:
         monkeypatch.setattr(cpu, "TILE", tile)
         for modulated in (1, 3):
             arguments = inputs(samples=3, tokens=(7,), channels=24, modulated=modulated, dtype=torch.float64)
-            torch.testing.assert_close(head(*arguments), in_float64(*arguments), rtol=1e-12, atol=1e-12)
+            expected = in_float64(*arguments)
+            torch.testing.assert_close(head(*arguments), expected, rtol=1e-12, atol=1e-12)
+            arguments[0] -= arguments[0].mean(-1, keepdim=True)
+            torch.testing.assert_close(head(*arguments, centred=True), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_means_are_those_of_the_tokens_in_float32() -> None:

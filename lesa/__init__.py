@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lesa.adapters.diffusers import disable, enable, from_taylorseer_config
     from lesa.adapters.official import load_official
     from lesa.calibration.collecting import collect
+    from lesa.calibration.live import LiveTrajectories
     from lesa.calibration.training import fit
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "LesaConfig",
     "LesaPredictor",
     "LesaWarning",
+    "LiveTrajectories",
     "Reuse",
     "StepPlan",
     "Taylor",
@@ -65,6 +67,7 @@ __all__ = [
 
 # Loaded when first asked for, since they need more than torch.
 _lazy = {
+    "LiveTrajectories": "lesa.calibration.live",
     "collect": "lesa.calibration.collecting",
     "disable": "lesa.adapters.diffusers",
     "enable": "lesa.adapters.diffusers",

@@ -172,8 +172,8 @@ class LesaPredictor(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def gates(self, times: Tensor | Sequence[float]) -> Tensor:
-        """alpha [steps]: the gate of every step of a schedule.
+    def gates(self, times: Tensor | Sequence[float], steps: Sequence[int] | None = None) -> Tensor:
+        """alpha [steps]: the gate of every step of a schedule, or of the steps asked for.
 
         In one batch for each stage; on a GPU without gradients in one batch for all, three launches in all.
 
@@ -182,14 +182,15 @@ class LesaPredictor(nn.Module):
         """
         known = as_times(times, self.config.num_steps)
         parameter = self._layer(0).weight
-        offsets = (known[:-1, None] - known).to(parameter.device, parameter.dtype)  # [steps, steps + 1]
-        stages = torch.tensor([self.config.stage(t) for t in known[:-1].tolist()], device=parameter.device)
+        asked = known[:-1] if steps is None else known[list(steps)]
+        offsets = (asked[:, None] - known).to(parameter.device, parameter.dtype)  # [steps, all steps + 1]
+        stages = torch.tensor([self.config.stage(t) for t in asked.tolist()], device=parameter.device)
         if parameter.is_cuda and not torch.is_grad_enabled() and self._has_uniform_grids():
             return self._merged_gates()(offsets).gather(1, stages.unsqueeze(1)).squeeze(1)
-        result = parameter.new_zeros(self.config.num_steps)
-        for stage, gate in enumerate(self.timestep):
+        result = parameter.new_zeros(len(asked))
+        for stage in stages.unique().tolist():
             (members,) = torch.nonzero(stages == stage, as_tuple=True)
-            result = result.index_put((members,), gate(offsets[members]).squeeze(-1))
+            result = result.index_put((members,), self.timestep[stage](offsets[members]).squeeze(-1))
         return result
 
     def _has_uniform_grids(self) -> bool:

@@ -1,19 +1,16 @@
 """``collect``: run a pipeline on prompts and keep the feature of every step."""
 
-import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from lesa.calibration.trajectories import Shard, Stream, Trajectories, load_shard, save_shard, shard_path
-from lesa.runtime.driver import Call
-from lesa.runtime.observer import Observer
-
-Prompt = str | list[str] | dict[str, Any]
+from lesa.calibration.footprint import readable
+from lesa.calibration.recorder import Prompt, Recorder
+from lesa.calibration.trajectories import Shard, Trajectories, load_shard, save_shard, shard_path
 
 
 def collect(
@@ -22,10 +19,15 @@ def collect(
     *,
     seed: int = 0,
     out: str | Path | None = None,
+    tokens: int | None = None,
+    dtype: torch.dtype | None = None,
+    accelerator: Any = None,
     progress: bool = True,
     **options: Any,
 ) -> Trajectories:
     """Sample normally and keep the features that a predictor is trained on.
+
+    How many bytes that will take is said at the second step of the first call.
 
     Args:
         pipeline: a diffusers pipeline.
@@ -33,87 +35,53 @@ def collect(
         seed: call i starts from a generator seeded with ``seed + i``, unless its arguments bring a generator.
         out: a folder for one safetensors file a call. What is there already is not sampled again, so an interrupted
             run goes on where it was. None: keep everything in memory.
-        progress: show a progress bar.
+        tokens: keep only so many tokens of a feature: a random subset for each call, the same at all of its steps.
+        dtype: that features are kept in, such as ``torch.bfloat16``; None: as they come.
+        accelerator: an ``accelerate.Accelerator`` whose processes share the calls; needs ``out`` where all of them can
+            read it, and gives each process all trajectories.
+        progress: show a progress bar, and say how much will be kept.
         options: keyword arguments for every call, such as ``num_inference_steps=50``.
 
     Returns:
         The trajectories; memory-mapped if there is a folder.
 
     Raises:
-        ValueError: if there are no prompts, a file in ``out`` belongs to another request, or a call ended early.
+        ValueError: if there are no prompts, a file in ``out`` belongs to another request, a call ended early, or the
+            disk has no room for what is to be kept.
     """
-    from lesa.adapters.diffusers import observe
-
-    if not prompts:
-        raise ValueError("no prompts to collect features on")
+    recorder = Recorder(pipeline, prompts, seed, tokens, dtype, options)
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     directory = None if out is None else Path(out)
+    if directory is None and world > 1:
+        raise ValueError("several processes collect into a folder that all of them can read: out=...")
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-    shards: list[Shard] = []
-    recording = _Recording()
-    with observe(pipeline, Observer(recording.add)):
-        for i, prompt in enumerate(tqdm(prompts, desc="collecting features", disable=not progress, delay=2)):
-            call = prompt if isinstance(prompt, dict) else {"prompt": prompt}
-            call = {"generator": torch.Generator().manual_seed(seed + i), **options, **call}
-            if directory is None:
-                shards.append(recording.run(pipeline, call))
-                continue
-            path, request = shard_path(directory, i), _fingerprint(call)
-            if path.exists():
-                recording.times, shard = load_shard(path, request)
-            else:
-                save_shard(path, recording.times, recording.run(pipeline, call), request)
-                _, shard = load_shard(path, request)
-            shards.append(shard)
-    return Trajectories(recording.times, shards)
+    mine = range(rank, len(prompts), world)
+    missing = [i for i in mine if directory is None or not shard_path(directory, i).exists()]
+    shards: dict[int, Shard] = {}
 
+    def announce(size: int, shapes: str) -> None:
+        place = "memory" if directory is None else str(directory)
+        text = f"{len(missing)} calls with features {shapes}: {readable(len(missing) * size)} in {place}"
+        if progress:
+            tqdm.write(text)
+        if directory is not None and len(missing) * size > shutil.disk_usage(directory).free:
+            raise ValueError(
+                f"{text}, where {readable(shutil.disk_usage(directory).free)} are free; tokens= keeps less"
+            )
 
-class _Recording:
-    """The features of one pipeline call, by stream."""
-
-    def __init__(self) -> None:
-        self.times = torch.empty(0)
-        self._features: dict[Stream, Tensor] = {}
-        self._steps: dict[Stream, int] = {}
-
-    def add(self, call: Call, feature: Tensor) -> None:
-        assert call.times is not None, "a pipeline knows its times"
-        stream, steps = (call.component, call.branch), len(call.times) - 1
-        if stream not in self._features:
-            # [samples, steps, ...], so that a sample is one piece of memory
-            self._features[stream] = feature.new_empty(len(feature), steps, *feature.shape[1:], device="cpu")
-        self.times = call.times
-        self._features[stream][:, call.step] = feature
-        self._steps[stream] = self._steps.get(stream, 0) + 1
-
-    def run(self, pipeline: Any, call: dict[str, Any]) -> Shard:
-        self._features, self._steps = {}, {}
-        pipeline(**call)
-        steps = len(self.times) - 1
-        if not self._features or any(count != steps for count in self._steps.values()):
-            raise ValueError(f"only {self._steps} of {steps} steps ran; features are collected on whole generations")
-        return self._features
-
-
-def _fingerprint(value: Any) -> str:
-    """The same for the same request, whatever the objects that say it."""
-    digest = hashlib.sha256()
-
-    def add(part: Any) -> None:
-        if isinstance(part, dict):
-            for key in sorted(part):
-                digest.update(key.encode())
-                add(part[key])
-        elif isinstance(part, list | tuple):
-            digest.update(str(len(part)).encode())
-            for item in part:
-                add(item)
-        elif isinstance(part, Tensor):
-            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        elif isinstance(part, torch.Generator):
-            add(part.get_state())
+    recorder.on_start = announce
+    for i in tqdm(mine, desc="collecting features", disable=not progress or rank > 0, delay=2):
+        if directory is None:
+            shards[i] = recorder.record(i)
+        elif i in missing:
+            shard = recorder.record(i)
+            save_shard(shard_path(directory, i), recorder.times, shard, recorder.request(i))
         else:
-            digest.update(repr(part).encode())
-
-    add(value)
-    return digest.hexdigest()[:16]
+            load_shard(shard_path(directory, i), recorder.request(i))  # refuses that of another request
+    if directory is None:
+        return Trajectories(recorder.times, list(shards.values()))
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    times, loaded = zip(*(load_shard(shard_path(directory, i)) for i in range(len(prompts))), strict=True)
+    return Trajectories(times[0], list(loaded))

@@ -1,4 +1,4 @@
-"""``fit``: the two training stages of LESA on recorded trajectories.
+"""``fit``: the two training stages of LESA on the features of whole generations.
 
 Source: Cai et al., https://arxiv.org/abs/2602.20497. The base model is not needed; the loss is L1 to the true feature.
 
@@ -7,31 +7,37 @@ Source: Cai et al., https://arxiv.org/abs/2602.20497. The base model is not need
 """
 
 import dataclasses
-import json
 import math
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from lesa.calibration.trajectories import Stream, Trajectories
+from lesa.calibration.checkpoint import Progress
+from lesa.calibration.interval import interval_error, intervals
+from lesa.calibration.trajectories import Source, Stream
 from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
 
 STAGES = ("guided", "closed loop")
-SAVE_EVERY_SECONDS = 5.0
+
+
+class Processes(Protocol):
+    """What is needed of an ``accelerate.Accelerator``: who this process is, and sums over all of them."""
+
+    process_index: int
+    num_processes: int
+    device: torch.device
+
+    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
+        """The sum of a tensor over all processes, for ``"sum"``."""
+        ...
 
 
 def fit(
-    trajectories: Trajectories,
+    trajectories: Source,
     plan: StepPlan,
     config: LesaConfig | None = None,
     *,
@@ -42,22 +48,30 @@ def fit(
     weight_decay: float = 0.0,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    device: torch.device | str | None = None,
+    accelerator: Processes | None = None,
     progress: bool = True,
 ) -> LesaPredictor:
     """Train a predictor for a plan on the features of one stream.
 
+    Features may be of any dtype; parameters, loss and optimizer are float32. An update sees all predicted steps of one
+    interval, in one pass over the features.
+
     Args:
-        trajectories: true features of whole generations, from :func:`lesa.collect`.
+        trajectories: true features of whole generations: recorded by :func:`lesa.collect`, or :class:`lesa.Live`.
         plan: the full steps that sampling will run.
         config: the shape of the predictor; None: the paper's, for this number of steps.
         stream: (component, branch), where several were recorded.
         epochs: passes over the samples in the guided and in the closed-loop stage.
-        batch: samples an update sees.
+        batch: samples an update sees, over all processes.
         learning_rate: of AdamW, falling to zero along a cosine over all updates. The released recipe (1e-4, halved
             every 500 updates) leaves small models where they started.
         weight_decay: of AdamW.
         seed: of the initial weights and the order of samples; the same seed gives the same predictor.
         checkpoint: a file that keeps the state of the training. If it is there already, training goes on from it.
+        device: where to train; None: on the accelerator's, else on the GPU if there is one.
+        accelerator: an ``accelerate.Accelerator`` whose processes share every batch: each reads its part of the
+            samples, and gradients are added up over all of them. The result is that of one process.
         progress: show a progress bar.
 
     Returns:
@@ -74,12 +88,17 @@ def fit(
         raise ValueError(f"plan, config and trajectories must have the same number of steps, not {steps}")
     if not plan.predicted_steps:
         raise ValueError("every step of this plan is full; there is nothing to learn")
+    trajectories.stream(stream)  # refuses a wrong one before the first update
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
+    if device is None:
+        device = accelerator.device if accelerator is not None else "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     predictor = LesaPredictor(config).train()
     if config.latent == "kan":
-        predictor.scale = _scale(trajectories, stream, plan)
+        predictor.scale = _scale(next(iter(trajectories.batches(batch, stream=stream))), plan)
+    predictor.to(device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    run = _Run(predictor, optimizer, losses={stage: [] for stage in STAGES})
+    state = Progress(predictor, optimizer, losses={stage: [] for stage in STAGES})
     arguments = {
         "config": dataclasses.asdict(config),
         "full_steps": plan.full_steps,
@@ -88,113 +107,70 @@ def fit(
     }
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
-        run.restore(path, arguments)
+        state.restore(path, arguments)
 
-    intervals = list(_intervals(plan))
-    trajectories.stream(stream)  # refuses a wrong one before the first update
     batches_per_epoch = trajectories.num_batches(batch)
     total = sum(epochs) * batches_per_epoch
-    with tqdm(total=total, initial=run.batches, desc="fitting", disable=not progress, delay=2) as bar:
-        for epoch in range(run.batches // batches_per_epoch, sum(epochs)):
+    with tqdm(total=total, initial=state.batches, desc="fitting", disable=not progress or rank > 0, delay=2) as bar:
+        for epoch in range(state.batches // batches_per_epoch, sum(epochs)):
             stage = STAGES[epoch >= epochs[0]]
-            done = run.batches - epoch * batches_per_epoch
-            for features in trajectories.batches(batch, stream=stream, seed=seed + epoch, skip=done):
+            done = state.batches - epoch * batches_per_epoch
+            for features in trajectories.batches(
+                batch, stream=stream, seed=seed + epoch, skip=done, part=(rank, world)
+            ):
                 if not bool(features.isfinite().all()):
                     raise ValueError("a recorded feature holds NaN or infinity; collect these trajectories again")
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * run.batches / total))
-                loss = _train_on(run, features, trajectories.times, plan, intervals, closed=stage == STAGES[1])
-                run.losses[stage].append(loss)
-                run.batches += 1
+                    group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * state.batches / total))
+                features = features.to(device, non_blocking=True)
+                loss = _train_on(state, features, trajectories.times, plan, accelerator, closed=stage == STAGES[1])
+                state.losses[stage].append(loss)
+                state.batches += 1
                 bar.update()
                 bar.set_postfix(stage=stage, loss=f"{loss:.4f}", refresh=False)
-                if path is not None:
-                    run.save(path, arguments, only_if_due=run.batches < total)
+                if path is not None and rank == 0:
+                    state.save(path, arguments, only_if_due=state.batches < total)
     predictor.schedule = trajectories.times
-    predictor.losses = run.losses
-    return predictor.eval().requires_grad_(False)
+    predictor.losses = state.losses
+    return predictor.cpu().eval().requires_grad_(False)
 
 
 def _train_on(
-    run: "_Run", features: Tensor, times: Tensor, plan: StepPlan, intervals: list[range], *, closed: bool
+    state: Progress, features: Tensor, times: Tensor, plan: StepPlan, accelerator: Processes | None, *, closed: bool
 ) -> float:
-    """One update for each interval of predicted steps, on features [samples, steps, *feature]; the mean loss."""
-    predictor, config = run.predictor, run.predictor.config
-    true = list(features.unbind(1))
-    window = list(true)  # what the predictor sees: in the closed loop its own predictions take their place
-    total = 0.0
-    for interval in intervals:
-        gates = predictor.gates(times)
-        loss = torch.zeros(())
-        for step in interval:
-            stage = config.stage(float(times[step]))
-            prediction = predictor.advance(window[:step], stage, gates[step])
-            loss = loss + F.l1_loss(prediction, true[step])
-            if closed:
-                window[step] = prediction.detach()
-        run.optimizer.zero_grad()
-        (loss / len(interval)).backward()
-        torch.nn.utils.clip_grad_norm_(predictor.parameters(), 1.0)
-        run.optimizer.step()
-        total += loss.item()
-    return total / len(plan.predicted_steps)
+    """One update for each interval, on this process's features [samples, steps, *feature]; the mean error."""
+    true = features.transpose(0, 1).contiguous()
+    window = true.clone() if closed else true
+    errors = []
+    for interval in intervals(plan):
+        error = interval_error(state.predictor, times, interval, true, window, closed=closed)
+        state.optimizer.zero_grad()
+        error.backward()
+        count = torch.tensor(float(true[interval[0]].numel() * len(interval)), dtype=torch.float64)
+        errors.append(_mean_over_all(state.predictor, error.detach(), count, accelerator))
+        torch.nn.utils.clip_grad_norm_(state.predictor.parameters(), 1.0)
+        state.optimizer.step()
+    total, count = torch.stack(errors).sum(0).tolist()
+    return total / count
 
 
-def _scale(trajectories: Trajectories, stream: Stream | None, plan: StepPlan) -> Tensor:
+def _mean_over_all(predictor: LesaPredictor, error: Tensor, count: Tensor, accelerator: Processes | None) -> Tensor:
+    """Turns the gradients of a sum over this process's elements into those of the mean over all; [sum, count] of them.
+
+    One message for all gradients: each is a few thousand numbers, whose latency would add up.
+    """
+    gradients = [p.grad for p in predictor.parameters() if p.grad is not None]
+    message = torch.cat(
+        [g.flatten().double() for g in gradients] + [torch.stack([error.double(), count.to(error.device)])]
+    )
+    if accelerator is not None:
+        message = accelerator.reduce(message, reduction="sum")
+    parts = (message[:-2] / message[-1]).split([g.numel() for g in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+    return message[-2:]
+
+
+def _scale(features: Tensor, plan: StepPlan) -> Tensor:
     """One over the standard deviation of each channel: of normal features 99.7 % lie within the grid, -3 to 3."""
-    features = trajectories.shards[0][trajectories.stream(stream)][:, list(plan.full_steps)].float()
-    return 1 / features.flatten(0, -2).std(0).clamp(min=1e-6)
-
-
-def _intervals(plan: StepPlan) -> Iterator[range]:
-    """The runs of consecutive predicted steps."""
-    ends = (*plan.full_steps[1:], plan.num_steps)
-    for full, end in zip(plan.full_steps, ends, strict=True):
-        if end > full + 1:
-            yield range(full + 1, end)
-
-
-@dataclass
-class _Run:
-    """The state of a training, and its file: safetensors with the rest as JSON in the header."""
-
-    predictor: LesaPredictor
-    optimizer: torch.optim.Optimizer
-    losses: dict[str, list[float]]
-    batches: int = 0
-    _saved_at: float = field(default_factory=time.monotonic)
-
-    def save(self, path: Path, arguments: dict[str, Any], *, only_if_due: bool) -> None:
-        if only_if_due and time.monotonic() - self._saved_at < SAVE_EVERY_SECONDS:
-            return
-        tensors = {f"model.{k}": v for k, v in self.predictor.state_dict().items()}
-        for i, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{k}": v for k, v in values.items()}
-        metadata = {"losses": json.dumps(self.losses), "batches": str(self.batches), "arguments": json.dumps(arguments)}
-        unfinished = path.with_suffix(".unfinished")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, str(unfinished), metadata)
-        unfinished.replace(path)
-        self._saved_at = time.monotonic()
-
-    def restore(self, path: Path, arguments: dict[str, Any]) -> None:
-        try:
-            with safe_open(str(path), "pt") as file:
-                metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is not a complete training checkpoint ({error}); remove it to start anew"
-            ) from error
-        if metadata["arguments"] != json.loads(json.dumps(arguments)):
-            raise ValueError(f"{path} belongs to a training with other arguments; remove it or name another file")
-        self.losses, self.batches = metadata["losses"], metadata["batches"]
-        self.predictor.load_state_dict(
-            {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
-        )
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = value.clone()
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+    return 1 / features[:, list(plan.full_steps)].float().flatten(0, -2).std(0).clamp(min=1e-6)

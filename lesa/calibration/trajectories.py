@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,35 @@ from lesa.runtime.driver import Stream
 from lesa.schedule import as_times, same_times
 
 Shard = Mapping[Stream, Tensor]  # the features [samples, steps, *feature] of one batch of samples
+
+
+class Source(Protocol):
+    """Where a training takes features [samples, steps, *feature] from: a record, or the running model."""
+
+    streams: list[Stream]
+    times: Tensor
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def stream(self, name: Stream | None = None) -> Stream: ...
+
+    def num_batches(self, size: int) -> int: ...
+
+    def batches(
+        self,
+        size: int,
+        *,
+        stream: Stream | None = None,
+        seed: int | None = None,
+        skip: int = 0,
+        part: tuple[int, int] = (0, 1),
+    ) -> Iterator[Tensor]:
+        """All samples, in batches of up to ``size``; of each batch the samples of process part[0] of part[1]."""
+        ...
 
 
 class Trajectories:
@@ -71,22 +101,25 @@ class Trajectories:
         Raises:
             ValueError: if it was not recorded, or none was asked for where there are several.
         """
-        if name is None and len(self.streams) > 1:
-            raise ValueError(f"choose one of the recorded streams {self.streams}: stream=...")
-        if name is not None and name not in self.streams:
-            raise ValueError(f"{name} was not recorded; there are {self.streams}")
-        return self.streams[0] if name is None else name
+        return choose_stream(self.streams, name)
 
     def num_batches(self, size: int) -> int:
         """How many :meth:`batches` of this size there are; reads nothing."""
         return sum(math.ceil(len(shard[self.streams[0]]) / size) for shard in self.shards)
 
     def batches(
-        self, size: int, *, stream: Stream | None = None, seed: int | None = None, skip: int = 0
+        self,
+        size: int,
+        *,
+        stream: Stream | None = None,
+        seed: int | None = None,
+        skip: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[Tensor]:
         """Features [up to size, steps, *feature] of all samples; in random order if a seed is given.
 
-        The first ``skip`` batches of that order are left out without being read.
+        The first ``skip`` batches of that order are left out without being read. With ``part`` (i, n) only every n-th
+        sample of a batch from the i-th on is read: what process i of n works on, which may be none.
         """
         chosen = self.stream(stream)
         generator = torch.Generator().manual_seed(seed or 0)
@@ -97,7 +130,16 @@ class Trajectories:
         members = [(shard[chosen], batch) for shard in self.shards for batch in order(len(shard[chosen])).split(size)]
         for i in order(len(members)).tolist()[skip:]:
             features, batch = members[i]
-            yield features[batch]
+            yield features[batch[part[0] :: part[1]]]
+
+
+def choose_stream(streams: list[Stream], name: Stream | None) -> Stream:
+    """The one asked for, or the only one there is; a ValueError if there is no such, or no choice was made."""
+    if name is None and len(streams) > 1:
+        raise ValueError(f"choose one of the recorded streams {streams}: stream=...")
+    if name is not None and name not in streams:
+        raise ValueError(f"{name} was not recorded; there are {streams}")
+    return streams[0] if name is None else name
 
 
 def shard_path(directory: Path, index: int) -> Path:

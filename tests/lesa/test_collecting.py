@@ -1,9 +1,15 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import lesa
+import lesa.calibration.collecting as collecting
+from lesa.calibration.footprint import readable, trajectory_bytes
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.tiny import STEPS, arguments
+
+COND = ("transformer", "cond")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,7 @@ def test_an_interrupted_collection_goes_on_where_it_was(pipeline, tmp_path, monk
     resumed = lesa.collect(pipeline, calls(3), out=tmp_path)
     assert len(made) == 1  # two were there already
     for ours, theirs in zip(whole.shards, resumed.shards, strict=True):
-        assert torch.equal(ours["transformer", "cond"], theirs["transformer", "cond"])
+        assert torch.equal(ours[COND], theirs[COND])
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors"}
 
 
@@ -63,9 +69,7 @@ def test_seeds_are_given_to_calls_that_bring_none(pipeline):
     def without_generator(i):
         return {k: v for k, v in arguments(seed=i).items() if k != "generator"}
 
-    a, b, c = (
-        lesa.collect(pipeline, [without_generator(0)], seed=s).shards[0]["transformer", "cond"] for s in (1, 1, 2)
-    )
+    a, b, c = (lesa.collect(pipeline, [without_generator(0)], seed=s).shards[0][COND] for s in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 
@@ -79,3 +83,71 @@ def test_a_generation_that_ends_early_is_an_error(pipeline):
         lesa.collect(pipeline, calls(1), callback_on_step_end=stop)
     with pytest.raises(ValueError, match="no prompts"):
         lesa.collect(pipeline, [])
+
+
+def test_a_subset_of_tokens_is_the_same_at_all_steps_of_a_call(pipeline):
+    whole = lesa.collect(pipeline, calls(guidance=3.0))
+    part = lesa.collect(pipeline, calls(guidance=3.0), tokens=5)
+    subsets = []
+    for all_tokens, some in zip(whole.shards, part.shards, strict=True):
+        for stream in whole.streams:
+            features, kept = all_tokens[stream], some[stream]
+            assert kept.shape == (2, STEPS, 5, 32)
+            found = [(features[0, 0] == token).all(-1).nonzero().item() for token in kept[0, 0]]
+            assert torch.equal(features[:, :, found], kept)
+            subsets.append(found)
+    assert subsets[0] == subsets[1]  # of the two branches of a call
+    assert subsets[0] != subsets[2]  # of two calls
+    more = lesa.collect(pipeline, calls(1, guidance=3.0), tokens=99)  # than there are
+    assert torch.equal(more.shards[0][COND], whole.shards[0][COND])
+
+
+def test_the_bytes_announced_are_those_of_the_files(pipeline, tmp_path, capsys):
+    for tokens, dtype in ((None, None), (5, torch.bfloat16)):
+        out = tmp_path / str(tokens)
+        made = lesa.collect(pipeline, calls(3, guidance=3.0), out=out, tokens=tokens, dtype=dtype)
+        assert made.shards[0][COND].dtype == (dtype or torch.float32)
+        expected = trajectory_bytes(6, STEPS, tokens or 16, 32, streams=2, dtype=dtype or torch.float32)
+        assert sum(f.nbytes for shard in made.shards for f in shard.values()) == expected
+        on_disk = sum(path.stat().st_size for path in out.iterdir())
+        assert expected <= on_disk <= expected + 3 * 2048  # a header for each file
+        assert f"3 calls with features [2, {STEPS}, {tokens or 16}, 32]" in capsys.readouterr().out
+
+
+def test_the_released_recipe_keeps_126_gigabytes_of_flux():
+    assert readable(trajectory_bytes(100, 50, 4096, 3072)) == "126 GB"
+    assert [readable(size) for size in (12, 2_500_000, 3 * 10**12)] == ["0.012 kB", "2.5 MB", "3 TB"]
+
+
+def test_a_disk_without_room_is_known_before_anything_is_written(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(collecting.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ValueError, match="tokens= keeps less"):
+        lesa.collect(pipeline, calls(2), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_live_trajectories_train_the_predictor_of_recorded_ones(pipeline):
+    plan, config = lesa.StepPlan(STEPS, [0, 1, 5]), lesa.LesaConfig(STEPS, hidden_dim=4)
+    prompts, options = calls(3), {"tokens": 7, "dtype": torch.bfloat16}
+    live = lesa.LiveTrajectories(pipeline, prompts, **options)
+    assert (live.samples, live.num_steps, live.streams) == (6, STEPS, [("transformer", "cond")])
+    assert [live.num_batches(size) for size in (1, 2, 4, 6)] == [3, 3, 2, 1]
+    recorded = lesa.collect(pipeline, prompts, **options)
+    every = torch.cat(list(live.batches(4)))
+    assert torch.equal(every, torch.cat(list(recorded.batches(6))))
+    assert torch.equal(torch.cat(list(live.batches(4, skip=1))), every[4:])
+    mine, theirs = (list(live.batches(4, part=(i, 2))) for i in (0, 1))
+    assert [len(batch) for batch in mine + theirs] == [2, 2, 2, 0]
+    one = lesa.LiveTrajectories(pipeline, prompts[:1], **options), lesa.collect(pipeline, prompts[:1], **options)
+    ours, same = (lesa.fit(t, plan, config, batch=2, epochs=(2, 2), progress=False) for t in one)
+    assert ours.losses == {k: pytest.approx(v, rel=1e-4) for k, v in same.losses.items()}
+
+
+def test_live_calls_that_differ_from_the_first_are_refused(pipeline):
+    live = lesa.LiveTrajectories(pipeline, [arguments(seed=0), arguments(seed=1, batch=3)])
+    with pytest.raises(ValueError, match="must be alike"):
+        list(live.batches(2))
+    with pytest.raises(ValueError, match="no prompts"):
+        lesa.LiveTrajectories(pipeline, [])
+    with pytest.raises(ValueError, match="tokens must be at least 1"):
+        lesa.LiveTrajectories(pipeline, calls(1), tokens=0)

@@ -3,6 +3,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import lesa.calibration.checkpoint as checkpoint
 import lesa.calibration.training as training
 from lesa import LeastSquares, LesaConfig, Reuse, StepPlan, Trajectories, fit
 from lesa.demo.run import gram_of
@@ -49,30 +50,9 @@ def test_a_seed_gives_one_predictor():
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
 
-def test_the_first_stage_sees_true_features_and_the_second_its_own(monkeypatch):
-    trajectories = smooth(samples=4)
-    windows = []
-    advance = training.LesaPredictor.advance
-    monkeypatch.setattr(
-        training.LesaPredictor,
-        "advance",
-        lambda self, history, *args: (windows.append(list(history)), advance(self, history, *args))[1],
-    )
-    fit(trajectories, PLAN, CONFIG, epochs=(1, 1), progress=False)
-    true = trajectories.shards[0][STREAM].unbind(1)
-    guided, closed = windows[: len(windows) // 2], windows[len(windows) // 2 :]
-
-    def is_true(feature):
-        return any(torch.equal(feature.sort(0).values, t.sort(0).values) for t in true)  # samples come in any order
-
-    assert all(is_true(h) for window in guided for h in window)
-    assert not all(is_true(h) for window in closed for h in window)
-    assert not any(h.requires_grad for window in closed for h in window)
-
-
 def test_an_interrupted_fit_goes_on_to_the_same_predictor(tmp_path, monkeypatch):
     whole = fit(smooth(), PLAN, CONFIG, epochs=(1, 2), progress=False)
-    monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY_SECONDS", 0.0)
     train_on, calls = training._train_on, 0
 
     def interrupted(*args, **kwargs):
@@ -131,3 +111,11 @@ def test_checkpoints_hold_tensors_and_json_only(tmp_path):
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="checkpoint"):
         fit(smooth(), PLAN, CONFIG, checkpoint=path)
+
+
+def test_features_in_bf16_train_parameters_in_float32():
+    exact, unseen = smooth(), smooth(seed=2)
+    rounded = Trajectories(exact.times, [{STREAM: exact.shards[0][STREAM].bfloat16()}])
+    predictor = fit(rounded, PLAN, CONFIG, epochs=(10, 20), progress=False)
+    assert {p.dtype for p in predictor.parameters()} == {torch.float32}
+    assert error(predictor, unseen) < 1.1 * error(fit(exact, PLAN, CONFIG, epochs=(10, 20), progress=False), unseen)

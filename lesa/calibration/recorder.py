@@ -1,0 +1,154 @@
+"""Runs the calls of a pipeline one by one and hands over the features of all steps."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lesa.calibration.trajectories import Shard, Stream
+from lesa.runtime.driver import Call
+from lesa.runtime.observer import Observer
+
+Prompt = str | list[str] | dict[str, Any]
+
+
+class Recorder:
+    """The features of pipeline calls.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        prompts: one call each: a prompt, a list of prompts for a batch, or the keyword arguments of a call.
+        seed: call i starts from a generator seeded with ``seed + i``, unless its arguments bring a generator.
+        tokens: keep only so many tokens of a feature: a random subset for each call, the same at all of its steps, so
+            that what is kept of two steps belongs together. None: all.
+        dtype: that features are kept in; None: as they come.
+        options: keyword arguments for every call.
+
+    Attributes:
+        times: noise levels [steps + 1] of the latest call.
+        on_start: called once, with the bytes of a call and a description of them, as soon as they are known.
+
+    Raises:
+        ValueError: if there are no prompts, or a number of tokens below one.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        prompts: Sequence[Prompt],
+        seed: int,
+        tokens: int | None,
+        dtype: torch.dtype | None,
+        options: dict[str, Any],
+    ) -> None:
+        if not prompts:
+            raise ValueError("no prompts to collect features on")
+        if tokens is not None and tokens < 1:
+            raise ValueError(f"tokens must be at least 1, not {tokens}")
+        self.times = torch.empty(0)
+        self.on_start: Callable[[int, str], None] | None = None
+        self._pipeline = pipeline
+        self._prompts = prompts
+        self._seed = seed
+        self._tokens = tokens
+        self._dtype = dtype
+        self._options = options
+        self._features: dict[Stream, Tensor] = {}
+        self._steps: dict[Stream, int] = {}
+        self._subsets: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def request(self, index: int) -> str:
+        """Names what call ``index`` keeps: equal for equal arguments, seeds, tokens and dtypes."""
+        return _fingerprint([self._arguments(index), self._tokens, str(self._dtype)])
+
+    def record(self, index: int) -> Shard:
+        """The features [samples, steps, ...] of call ``index``, by stream.
+
+        Raises:
+            ValueError: if it ended before its last step.
+        """
+        from lesa.adapters.diffusers import observe
+
+        self._features, self._steps, self._subsets = {}, {}, {}
+        self._generator = torch.Generator().manual_seed(self._seed + index)
+        with observe(self._pipeline, Observer(self._add)):
+            self._pipeline(**self._arguments(index))
+        steps = len(self.times) - 1
+        if not self._features or any(count != steps for count in self._steps.values()):
+            raise ValueError(f"only {self._steps} of {steps} steps ran; features are collected on whole generations")
+        self._start()
+        return self._features
+
+    def _arguments(self, index: int) -> dict[str, Any]:
+        prompt = self._prompts[index]
+        call = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+        call = {"generator": torch.Generator().manual_seed(self._seed + index), **self._options, **call}
+        return call | {"generator": _copies(call["generator"])}  # a call made again is the same again
+
+    def _add(self, call: Call, feature: Tensor) -> None:
+        assert call.times is not None, "a pipeline knows its times"
+        self.times, feature = call.times, self._subset(feature)
+        stream, steps = (call.component, call.branch), len(call.times) - 1
+        if call.step > 0:  # by now every stream is known
+            self._start()
+        if stream not in self._features:
+            # [samples, steps, ...], so that a sample is one piece of memory
+            shape = len(feature), steps, *feature.shape[1:]
+            self._features[stream] = feature.new_empty(shape, device="cpu", dtype=self._dtype or feature.dtype)
+        self._features[stream][:, call.step] = feature
+        self._steps[stream] = self._steps.get(stream, 0) + 1
+
+    def _subset(self, feature: Tensor) -> Tensor:
+        """The call's tokens of a feature [samples, ..., channels], chosen where it is."""
+        if self._tokens is None or feature.ndim < 3:
+            return feature
+        flat = feature.flatten(1, -2)
+        count = flat.shape[1]
+        if count <= self._tokens:
+            return flat
+        if count not in self._subsets:
+            chosen = torch.randperm(count, generator=self._generator)[: self._tokens].sort().values
+            self._subsets[count] = chosen.to(feature.device)
+        return flat[:, self._subsets[count]]
+
+    def _start(self) -> None:
+        if self.on_start is not None:
+            tell, self.on_start = self.on_start, None
+            streams = self._features.values()
+            shapes = " and ".join(f"{list(f.shape)} {str(f.dtype).removeprefix('torch.')}" for f in streams)
+            tell(sum(f.nbytes for f in streams), shapes)
+
+
+def _copies(generator: Any) -> Any:
+    if isinstance(generator, list | tuple):
+        return [_copies(g) for g in generator]
+    return generator if generator is None else torch.Generator(generator.device).set_state(generator.get_state())
+
+
+def _fingerprint(value: Any) -> str:
+    """The same for the same request, whatever the objects that say it."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, dict):
+            for key in sorted(part):
+                digest.update(key.encode())
+                add(part[key])
+        elif isinstance(part, list | tuple):
+            digest.update(str(len(part)).encode())
+            for item in part:
+                add(item)
+        elif isinstance(part, Tensor):
+            digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        elif isinstance(part, torch.Generator):
+            add(part.get_state())
+        else:
+            digest.update(repr(part).encode())
+
+    add(value)
+    return digest.hexdigest()[:16]

@@ -5,11 +5,12 @@ OUT ?= out
 READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test bench gate lint format report clean
+.PHONY: help setup demo test test-full support bench gate lint format report clean
 
 help:
 	@echo "make demo    accelerate a small FLUX on handwritten digits; writes $(OUT)/"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests; make test-full also the slow ones"
+	@echo "make support check every transformer of diffusers; writes benchmarks/results/models.json"
 	@echo "make lint    formatting, lint and types"
 	@echo "make bench   measure the kernels on this machine"
 	@echo "make gate    compile the kernels for sm_80, sm_90 and sm_100 and look at the machine code"
@@ -49,6 +50,12 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-full: $(READY)
+	$(BIN)/python -m pytest -m ""
+
+support: $(READY)
+	LESA_SUPPORT=benchmarks/results/models.json $(BIN)/python -m pytest tests/lesa/adapters/models
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,29 @@
+"""What the tests of this folder find out about each model is written to ``$LESA_SUPPORT``, the table of docs/models.md."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lesa.environment import describe_environment
+
+Support = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def support() -> Iterator[Support]:
+    """Findings by name of the row."""
+    found: Support = {}
+    yield found
+    if path := os.environ.get("LESA_SUPPORT"):
+        environment = describe_environment(("diffusers", "torch", "transformers"))
+        Path(path).write_text(json.dumps({"environment": environment, "models": found}, indent=1) + "\n")
+
+
+@pytest.fixture
+def blocks_handed_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predicted steps go through the forward: known ends add in another order, and have tests of their own."""
+    monkeypatch.setattr("lesa.adapters.diffusers.endings.KNOWN", {})

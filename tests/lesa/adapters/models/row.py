@@ -1,0 +1,69 @@
+"""What a tiny model of one class is made of: the arguments of its constructor and of its calls."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One class of transformer, or one more way of running it.
+
+    Attributes:
+        config: arguments of the constructor.
+        inputs: arguments of a call at a noise level in (0, 1], in the convention of the class's pipeline. Tensors are
+            drawn anew at each call, so the test's seed says which.
+        module: where the class is, if ``diffusers`` does not export it.
+        embedders: modules inside lists that are no part of a block: they embed what is not predicted.
+    """
+
+    config: dict[str, Any]
+    inputs: Callable[[float], Inputs]
+    module: str = "diffusers"
+    embedders: tuple[str, ...] = field(default=())
+
+
+def build(name: str, row: Row) -> nn.Module:
+    """The tiny model of the class that ``name`` begins with, of random weights none of which is zero."""
+    cls = getattr(importlib.import_module(row.module), name.split(":")[0])
+    model: nn.Module = cls(**row.config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.normal_(std=0.1)  # zero at the start of training: such layers would hide what is behind them
+    return model
+
+
+def exists(name: str, row: Row) -> bool:
+    """Whether the installed diffusers has the class."""
+    try:
+        return hasattr(importlib.import_module(row.module), name.split(":")[0])
+    except ModuleNotFoundError:
+        return False
+
+
+noise = torch.randn
+
+
+def thousand(t: float, *shape: int) -> Tensor:
+    """The time as most pipelines pass it: 1000 at pure noise."""
+    return torch.full(shape or (1,), 1000.0 * t)
+
+
+def unit(t: float, *shape: int) -> Tensor:
+    """The noise level itself."""
+    return torch.full(shape or (1,), t)
+
+
+def growing(t: float, *shape: int) -> Tensor:
+    """0 at pure noise, 1 at the image."""
+    return torch.full(shape or (1,), 1.0 - t)
+
+
+assert diffusers  # rows name classes of it

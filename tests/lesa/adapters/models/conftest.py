@@ -1,4 +1,4 @@
-"""What the tests of this folder find out about each model is written to ``$LESA_SUPPORT``, the table of docs/models.md."""
+"""What these tests find out about each model is written to ``$LESA_SUPPORT``, for the table of docs/models.md."""
 
 import json
 import os

@@ -25,6 +25,7 @@ from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
 from lesa.runtime.guard import Guard
 from lesa.runtime.warning import LesaWarning
+from lesa.sharing import load, push_to_hub, save
 from lesa.table import CoefficientTable, unroll
 
 if TYPE_CHECKING:
@@ -59,9 +60,12 @@ __all__ = [
     "enable",
     "fit",
     "from_taylorseer_config",
+    "load",
     "load_official",
     "make_forecaster",
+    "push_to_hub",
     "register_forecaster",
+    "save",
     "unroll",
 ]
 

@@ -132,11 +132,10 @@ def _report(_: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     boundaries = None if options.boundaries is None else tuple(options.boundaries)
     loaded = lesa.load_official(options.checkpoint, knots=options.knots, boundaries=boundaries)
-    predictors = loaded if isinstance(loaded, dict) else {(): loaded}
-    for stream, predictor in predictors.items():
-        out = options.out / ".".join(stream)
-        predictor.save_pretrained(out)
-        print(f"{predictor.config.num_steps} steps, boundaries {predictor.config.boundaries}: {out}")
+    lesa.save(loaded, options.out)
+    config = (next(iter(loaded.values())) if isinstance(loaded, dict) else loaded).config
+    branches = f", for {' and '.join(map('.'.join, loaded))}" if isinstance(loaded, dict) else ""
+    print(f"{config.num_steps} steps, boundaries {config.boundaries}{branches}: {options.out}")
 
 
 def _info(options: argparse.Namespace) -> None:

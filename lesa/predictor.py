@@ -20,18 +20,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import ModelCard, ModelHubMixin
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lesa import model_card
 from lesa.gates import MergedGates
+from lesa.hub import CONFIG_FILE, LIBRARY, WEIGHTS_FILE, local_folder
+from lesa.model_card import Report
 from lesa.plan import StepPlan
-from lesa.schedule import as_times, same_times
+from lesa.schedule import as_times, difference, same_times
 from lesa.table import CoefficientTable, unroll
 from lesa_kernels import KAN, KANLinear, combine, kan_predict
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ class WindowKAN(nn.Linear):
         self.spline_weight = nn.Parameter(torch.zeros(window, bases))
 
 
-class LesaPredictor(nn.Module):
+class LesaPredictor(
+    nn.Module, ModelHubMixin, library_name=LIBRARY, tags=["lesa", "diffusion", "feature-caching", "acceleration"]
+):
     """One window weight, bias and KAN gate for each stage; one predictor for each branch of guidance.
 
     The keys of ``state_dict`` are the released ones: ``latent.{e}.weight``, ``latent.{e}.bias``,
@@ -144,6 +147,8 @@ class LesaPredictor(nn.Module):
 
     Attributes:
         config: its :class:`LesaConfig`.
+        plan: the plan it was fitted for, or None. It serves any plan of as many steps; this is what
+            :func:`lesa.enable` takes where none is given.
         schedule: the times [steps + 1] it was fitted on, or None. The gates are learned functions of these times, so
             a table for others is refused; set it to None to try all the same.
         losses: the loss curve of :func:`lesa.fit`, one list of numbers for each stage of training.
@@ -153,6 +158,7 @@ class LesaPredictor(nn.Module):
     def __init__(self, config: LesaConfig) -> None:
         super().__init__()
         self.config = config
+        self.plan: StepPlan | None = None
         self.schedule: Tensor | None = None
         self.losses: dict[str, list[float]] = {}
         self._merged: tuple[tuple[tuple[int, int], ...], MergedGates] | None = None
@@ -282,59 +288,114 @@ class LesaPredictor(nn.Module):
         steps = self.config.num_steps
         if plan.num_steps != steps:
             raise ValueError(
-                f"this predictor was made for {steps} steps, the plan has {plan.num_steps}; fit another one"
+                f"this predictor was made for {steps} steps, the plan has {plan.num_steps}; sample {steps} steps with "
+                f"a plan for as many, or fit a predictor for {plan.num_steps} steps"
             )
         known = as_times(times, steps)
         if self.schedule is not None and not same_times(known, self.schedule):
             raise ValueError(
                 f"this predictor was fitted on another schedule of {steps} steps (another time shift, resolution or "
-                "solver), where its gates mean nothing; fit one on this schedule, or set predictor.schedule = None"
+                f"solver), where its gates mean nothing: {difference(self.schedule, known)}. Sample as it was fitted, "
+                "fit one on this schedule, or set predictor.schedule = None to try all the same"
             )
         return known
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        description = {
-            "library": "lesa",
-            "config": dataclasses.asdict(self.config),
-            "schedule": None if self.schedule is None else self.schedule.tolist(),
-            "losses": self.losses,
-        }
-        (directory / CONFIG_FILE).write_text(json.dumps(description, indent=1) + "\n")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, str(directory / WEIGHTS_FILE))
+    def save_pretrained(
+        self, save_directory: str | Path, *, report: Report | None = None, **options: Any
+    ) -> str | None:
+        """Write ``config.json``, ``model.safetensors`` and a ``README.md`` that describes the predictor.
 
-    @classmethod
-    def from_pretrained(cls, directory: str | Path) -> "LesaPredictor":
-        """Read what :meth:`save_pretrained` wrote.
+        Args:
+            save_directory: the folder.
+            report: rows as ``lesa demo`` writes them, or the file that holds them, for the README.md.
+            options: those of :meth:`huggingface_hub.ModelHubMixin.save_pretrained`.
 
         Raises:
-            FileNotFoundError: if the folder holds no predictor.
-            ValueError: if the file is damaged or the weights belong to another configuration.
+            ValueError: if the report is not a list of rows; nothing is written then.
         """
-        directory = Path(directory)
+        described = {"report": report} | (options.pop("model_card_kwargs", None) or {})
+        model_card.write(self.generate_model_card(**described), Path(save_directory))
+        return super().save_pretrained(save_directory, model_card_kwargs=described, **options)
+
+    def push_to_hub(self, repo_id: str, *, report: Report | None = None, **options: Any) -> str:
+        """:meth:`save_pretrained` into a repository of the Hugging Face Hub, which is made if there is none.
+
+        Args:
+            repo_id: such as ``"user/repo"``.
+            report: rows as ``lesa demo`` writes them, or the file that holds them, for the README.md.
+            options: those of :meth:`huggingface_hub.ModelHubMixin.push_to_hub`.
+        """
+        described = {"report": report, "name": repo_id} | (options.pop("model_card_kwargs", None) or {})
+        return super().push_to_hub(repo_id, model_card_kwargs=described, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        description = {
+            "library": LIBRARY,
+            "config": dataclasses.asdict(self.config),
+            "schedule": None if self.schedule is None else self.schedule.tolist(),
+            "plan": None if self.plan is None else dataclasses.asdict(self.plan),
+            "losses": self.losses,
+        }
+        weights = {key: value.contiguous() for key, value in self.state_dict().items()}
+        unfinished = save_directory / f"{WEIGHTS_FILE}.unfinished"
+        save_file(weights, str(unfinished), {"format": "pt"})
+        unfinished.replace(save_directory / WEIGHTS_FILE)
+        (save_directory / CONFIG_FILE).write_text(json.dumps(description, indent=1) + "\n")
+
+    def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
+        """The README.md; ``options`` are those of :func:`lesa.model_card.describe`."""
+        header = self._hub_mixin_info.model_card_data.to_yaml()
+        return ModelCard(f"---\n{header}\n---\n\n{model_card.describe(self, *args, **options)}")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "LesaPredictor":
+        """Read what :meth:`save_pretrained` wrote or ``push_to_hub`` published.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a repository of the Hugging Face Hub where there is no folder of
+                that name.
+            options: ``revision``, ``token``, ``cache_dir``, ``force_download`` and ``local_files_only``, of a
+                repository.
+
+        Raises:
+            FileNotFoundError: if it holds no predictor.
+            ValueError: if a file is damaged or the weights belong to another configuration.
+        """
+        directory = local_folder(pretrained_model_name_or_path, **options)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (directory / name).is_file():
-                raise FileNotFoundError(f"{directory} holds no LESA predictor: {name} is missing")
+                raise FileNotFoundError(
+                    f"{directory} holds no LESA predictor: {name} is missing; lesa.load reads folders with a predictor "
+                    "for each branch"
+                )
         try:
             description: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text())
-            predictor = cls(LesaConfig(**description["config"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            config = LesaConfig(**description["config"])
+            plan, schedule, losses = (description.get(key) for key in ("plan", "schedule", "losses"))
+            made_for = None if plan is None else StepPlan(**plan)
+            times = None if schedule is None else as_times(schedule, config.num_steps)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{directory / CONFIG_FILE} does not describe a LESA predictor: {error}") from error
-        try:
-            weights = load_file(directory / WEIGHTS_FILE)
-        except SafetensorError as error:
-            raise ValueError(f"{directory / WEIGHTS_FILE} is damaged: {error}") from error
+        weights = _read_weights(directory / WEIGHTS_FILE, config)
+        predictor = cls(config)
         if "scale" in weights:
             predictor.scale = torch.empty_like(weights["scale"])  # one number a channel, which the config does not know
-        if "latent.0.weight" in weights:
-            predictor.to(weights["latent.0.weight"].dtype)  # before loading, which would round to what is there
-        try:
-            predictor.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"the weights in {directory} belong to another configuration: {error}") from error
-        if description.get("schedule") is not None:
-            predictor.schedule = as_times(description["schedule"], predictor.config.num_steps)
-        predictor.losses = description.get("losses", {})
+        predictor.to(weights["latent.0.weight"].dtype)  # before loading, which would round to what is there
+        predictor.load_state_dict(weights)
+        predictor.plan, predictor.schedule, predictor.losses = made_for, times, losses or {}
         return predictor
+
+
+def _read_weights(path: Path, config: LesaConfig) -> dict[str, Tensor]:
+    """The weights in a file, if they are those of this configuration; nothing is read or made room for otherwise."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
+            if config.latent == "kan":
+                shapes.pop("scale", None)
+            config.check_shapes(shapes)
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"the weights in {path} belong to another configuration: {error}") from error

@@ -17,7 +17,8 @@ def as_times(times: Tensor | Sequence[float], num_steps: int) -> Tensor:
     Raises:
         ValueError: for another number of times, or times that are not finite or rise.
     """
-    given = torch.as_tensor(times).detach().to("cpu", torch.float64)
+    given = times if isinstance(times, Tensor) else torch.as_tensor(times, dtype=torch.float64)
+    given = given.detach().to("cpu", torch.float64)
     if given.ndim != 1 or len(given) not in (num_steps, num_steps + 1):
         raise ValueError(
             f"{num_steps} steps need {num_steps} times, or {num_steps + 1} with the final one, not {list(given.shape)}"
@@ -32,3 +33,18 @@ def as_times(times: Tensor | Sequence[float], num_steps: int) -> Tensor:
 def same_times(a: Tensor, b: Tensor) -> bool:
     """Whether two schedules agree to within what float32 schedulers differ by."""
     return a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE)
+
+
+def shown(times: Tensor) -> str:
+    """A schedule for people: its ends."""
+    numbers = [f"{time:.4f}" for time in times.tolist()]
+    return ", ".join(numbers if len(numbers) <= 6 else [*numbers[:3], "...", *numbers[-2:]])
+
+
+def difference(made_for: Tensor, given: Tensor) -> str:
+    """What two schedules of as many steps are, and where they differ most, for a message."""
+    step = int((made_for - given).abs().argmax())
+    return (
+        f"it was made for the noise levels {shown(made_for)} and is given {shown(given)}, furthest apart at step "
+        f"{step}: {made_for[step]:.4f} and {given[step]:.4f}"
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lesa.plan import StepPlan
-from lesa.schedule import as_times, same_times
+from lesa.schedule import as_times, difference, same_times
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +70,12 @@ class CoefficientTable:
             raise ValueError(
                 f"this table was made for the plan {self.plan}, not for {plan}; make one from its forecaster"
             )
-        if not same_times(as_times(times, plan.num_steps), self.times):
+        given = as_times(times, plan.num_steps)
+        if not same_times(given, self.times):
             raise ValueError(
                 f"this table ({self.fingerprint}) was made for another schedule of {plan.num_steps} steps (another "
-                "time shift, resolution or solver); make one for these times from its forecaster"
+                f"time shift, resolution or solver): {difference(self.times, given)}. Sample as it was made for, or "
+                "make one for these times from its forecaster"
             )
         return self if plan == self.plan else self._starting_with(plan)
 

@@ -130,7 +130,7 @@ def fit(
                 bar.set_postfix(stage=stage, loss=f"{loss:.4f}", refresh=False)
                 if path is not None and rank == 0:
                     state.save(path, arguments, only_if_due=state.batches < total)
-    predictor.schedule = trajectories.times
+    predictor.plan, predictor.schedule = plan, trajectories.times
     predictor.losses = state.losses
     return predictor.cpu().eval().requires_grad_(False)
 

@@ -1,6 +1,7 @@
 """``enable`` and ``disable``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from lesa.adapters.diffusers.attachment import Attachment
 from lesa.adapters.diffusers.clock import Clock, SchedulerClock, TimestepClock
 from lesa.adapters.diffusers.compat import unwrap_module
+from lesa.forecasters import Forecaster
 from lesa.plan import StepPlan
 from lesa.runtime.accelerator import Accelerator, Forecasters, Plan
 from lesa.runtime.driver import Driver, Stream
 from lesa.runtime.guard import Guard
 from lesa.schedule import as_times
+from lesa.sharing import load
 from lesa.table import CoefficientTable
 
 _attached: WeakKeyDictionary[nn.Module, "Observation"] = WeakKeyDictionary()
@@ -108,7 +111,7 @@ class Handle(Observation):
 
 def enable(
     target: Any,
-    forecaster: Forecasters,
+    forecaster: Forecasters | str | Path,
     plan: Plan | None = None,
     *,
     times: Tensor | Sequence[float] | None = None,
@@ -125,9 +128,10 @@ def enable(
 
     Args:
         target: a diffusers pipeline, whose transformers all take part, or a bare transformer.
-        forecaster: one for all, or one for each (component, branch), such as ``("transformer", "cond")``.
+        forecaster: one for all, or one for each (component, branch), such as ``("transformer", "cond")``; or the folder
+            or repository of the Hugging Face Hub that holds them, which :func:`lesa.load` reads.
         plan: which steps are full: fixed, or a function of the generation's times [steps + 1] float64 that returns
-            one. A :class:`CoefficientTable` brings its own.
+            one. A :class:`CoefficientTable` brings its own; None: of a fitted predictor the one it was fitted for.
         times: for a bare transformer, the noise levels of its schedule, such as ``scheduler.sigmas``. A pipeline's come
             from its scheduler.
         max_history: full features that a prediction may look back on. Each costs the memory of one feature: a folded
@@ -143,10 +147,10 @@ def enable(
     Raises:
         ValueError: if the target cannot be accelerated or the arguments do not fit; the target is unchanged then.
     """
+    if isinstance(forecaster, str | Path):
+        forecaster = load(forecaster)
     if plan is None:
-        if not isinstance(forecaster, CoefficientTable):
-            raise ValueError("say which steps are full: plan=StepPlan.paper(50, interval=7)")
-        plan = forecaster.plan
+        plan = _own_plan(forecaster)
     if not isinstance(plan, StepPlan) and not callable(plan):
         raise ValueError(f"plan must be a StepPlan or a function of the times, not {type(plan).__name__}")
     if isinstance(plan, StepPlan):
@@ -204,11 +208,26 @@ def make_clock(target: Any, times: Tensor | Sequence[float] | None, plan: Plan |
     return TimestepClock(as_times(times, plan.num_steps))
 
 
+def _own_plan(forecasters: Forecasters) -> StepPlan:
+    """The plan that all of the forecasters bring."""
+    plans = {getattr(f, "plan", None) for f in _each(forecasters)}
+    if len(plans) == 1 and isinstance(plan := plans.pop(), StepPlan):
+        return plan
+    raise ValueError("say which steps are full: plan=StepPlan.paper(50, interval=7)")
+
+
+def _each(forecasters: Forecasters) -> list[Forecaster]:
+    return list(forecasters.values()) if isinstance(forecasters, Mapping) else [forecasters]
+
+
 def _rehearse(forecasters: Forecasters, plan: StepPlan) -> None:
     """Complain before the first step about what is wrong already: a fixed table or size for another plan."""
-    for forecaster in forecasters.values() if hasattr(forecasters, "values") else [forecasters]:
+    for forecaster in _each(forecasters):
         if isinstance(forecaster, CoefficientTable):
             forecaster.table(plan, forecaster.times)
         steps = getattr(getattr(forecaster, "config", None), "num_steps", plan.num_steps)
         if steps != plan.num_steps:
-            raise ValueError(f"the forecaster was made for {steps} steps, the plan has {plan.num_steps}")
+            raise ValueError(
+                f"the forecaster was made for {steps} steps, the plan has {plan.num_steps}; give a plan for {steps} "
+                f"steps and sample with num_inference_steps={steps}, or fit one for {plan.num_steps} steps"
+            )

@@ -1,0 +1,137 @@
+"""The README.md of a saved predictor: what it was made for, how to use it and what was measured of it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard
+
+from lesa.schedule import shown
+
+if TYPE_CHECKING:
+    from lesa.predictor import LesaPredictor
+
+FILE = "README.md"
+MARK = "<!-- Written by lesa, and again at every save. Without this line it is yours and stays. -->"
+Report = Sequence[Mapping[str, Any]] | str | Path
+
+# What is shown of a row of a report, if any row has it.
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "plan": ("full steps", str),
+    "method": ("method", str),
+    "full_steps": ("count", str),
+    "speedup_ideal": ("ideal", "{:.2f}x".format),
+    "speedup_wall": ("wall clock", "{:.2f}x".format),
+    "psnr": ("PSNR", "{:.2f} dB".format),
+    "ssim": ("SSIM", "{:.4f}".format),
+    "lpips": ("LPIPS", "{:.4f}".format),
+}
+
+
+def describe(
+    predictor: "LesaPredictor",
+    report: Report | None = None,
+    *,
+    name: str | None = None,
+    streams: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The text of the card, in Markdown.
+
+    Args:
+        predictor: the one that is saved, or one of several alike.
+        report: rows as ``lesa demo`` writes them, or the file that holds them.
+        name: of the repository.
+        streams: (component, branch) of each predictor, where there are several.
+
+    Raises:
+        ValueError: if the report is not a list of rows.
+    """
+    config, plan = predictor.config, predictor.plan
+    where = json.dumps(name or "folder or repository of this card")
+    chosen = "" if plan is not None else f", lesa.StepPlan.paper({config.num_steps}, interval=7)"
+    parts = [
+        MARK,
+        f"# LESA predictor for {config.num_steps} steps",
+        "Predicts what the last block of a diffusion transformer gives at the steps that a plan does not run, from the "
+        "features of earlier steps ([LESA](https://arxiv.org/abs/2602.20497)).",
+        "```python\n"
+        "import lesa\n\n"
+        f"with lesa.enable(pipeline, {where}{chosen}):\n"
+        f"    image = pipeline(prompt, num_inference_steps={config.num_steps}).images[0]\n"
+        "```",
+        "## What it was made for",
+        _table(["", ""], _facts(predictor, streams)),
+        "It belongs to its schedule: for another number of steps, time shift or solver it is refused."
+        if predictor.schedule is not None
+        else "The schedule it was trained on is not known, so a wrong one of as many steps cannot be noticed.",
+    ]
+    rows = _rows(report)
+    if rows:
+        parts += ["## Measured", _evaluation(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(card: ModelCard, directory: Path) -> None:
+    """Put it into a folder, unless the one that is there is somebody's own."""
+    path = directory / FILE
+    if not path.exists() or MARK in path.read_text(encoding="utf-8"):
+        directory.mkdir(parents=True, exist_ok=True)
+        card.save(path)
+
+
+def _facts(predictor: "LesaPredictor", streams: Sequence[tuple[str, str]]) -> list[list[str]]:
+    config, plan = predictor.config, predictor.plan
+    facts = [["steps", str(config.num_steps)]]
+    if plan is not None:
+        facts += [
+            ["full steps", f"{', '.join(map(str, plan.full_steps))} ({plan.speedup:.2f}x fewer than all)"],
+        ]
+    if predictor.schedule is not None:
+        facts += [["noise levels", shown(predictor.schedule)]]
+    if streams:
+        facts += [["predictors", ", ".join(".".join(stream) for stream in streams)]]
+    facts += [
+        ["stages", f"{len(config.windows)}, boundaries {config.boundaries}, windows {config.windows}"],
+        ["gates", f"KAN [{config.num_steps + 1}, {config.hidden_dim}, {config.hidden_dim}, 1]"],
+        ["features", "linear in them" if config.latent == "linear" else "a KAN on them"],
+        ["parameters", f"{sum(p.numel() for p in predictor.parameters()):,}"],
+    ]
+    facts += [
+        [f"training, {stage}", f"mean absolute error {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} batches"]
+        for stage, losses in predictor.losses.items()
+        if losses
+    ]
+    return facts
+
+
+def _rows(report: Report | None) -> list[Mapping[str, Any]]:
+    if report is None:
+        return []
+    rows: Any = json.loads(Path(report).read_text()) if isinstance(report, str | Path) else report
+    if isinstance(rows, str) or not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError("a report is a list of rows, each a mapping from names such as 'method' and 'psnr' to values")
+    return list(rows)
+
+
+def _evaluation(rows: list[Mapping[str, Any]]) -> str:
+    """The rows as a table, and what they were measured on."""
+    columns = {key: how for key, how in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
+    cells = [["" if row.get(key) is None else form(row[key]) for key, (_, form) in columns.items()] for row in rows]
+    parts = [_table([heading for heading, _ in columns.values()], cells)]
+    samples = {row["samples"] for row in rows if "samples" in row}
+    if samples:
+        parts.append(f"{', '.join(map(str, sorted(samples)))} samples, against the full sampler on the same seeds.")
+    parts += dict.fromkeys(_measured_on(row["environment"]) for row in rows if "environment" in row)
+    return "\n\n".join(parts)
+
+
+def _measured_on(environment: Mapping[str, Any]) -> str:
+    versions = (f"{name} {version}" for name, version in environment.get("versions", {}).items() if version)
+    commit = environment.get("commit")
+    return f"Measured on {environment.get('device')}: {', '.join(versions)}{f'; lesa at {commit}' if commit else ''}."
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(' '.join(cell.split()).replace('|', '/') for cell in line)} |" for line in lines)

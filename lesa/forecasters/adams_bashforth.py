@@ -37,6 +37,10 @@ class AdamsBashforth:
     def needs_times(self) -> bool:
         return self.variable == "time"
 
+    @property
+    def reach(self) -> int:
+        return self.order + 1
+
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         position = positions(plan, times, self.variable)
 

@@ -14,7 +14,8 @@ class Forecaster(Protocol):
     """Anything that turns a plan and the times of a generation into a table of coefficients.
 
     One that only counts steps may say so with an attribute ``needs_times = False``; then it also serves a bare
-    transformer whose schedule nobody knows.
+    transformer whose schedule nobody knows. One that looks back on a fixed number of full features, whatever the plan,
+    may say so with ``reach``; then no more are kept where the plan is not known beforehand.
     """
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:

@@ -28,6 +28,7 @@ class FoCa:
     """FoCa, which has no parameters; with two full features it follows their line, with one it is reuse."""
 
     needs_times: ClassVar[bool] = False
+    reach: ClassVar[int] = 4
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         full = plan.full_steps

@@ -40,6 +40,10 @@ class Hermite:
         if not 0 < self.scale <= 1:
             raise ValueError(f"the scale must lie in (0, 1], not {self.scale}")
 
+    @property
+    def reach(self) -> int:
+        return self.order + 1
+
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         position = positions(plan, times, "step")
 

@@ -14,6 +14,7 @@ class Reuse:
     """``feature[s] = feature[last full step]``."""
 
     needs_times: ClassVar[bool] = False
+    reach: ClassVar[int] = 1
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         return unroll(plan, times, lambda step, rows: rows[step - 1])

@@ -215,6 +215,14 @@ def test_parameters_that_make_no_sense_are_refused(make, match):
         make()
 
 
+@pytest.mark.parametrize("forecaster", [*LINES, Reuse(), Hermite(2)], ids=repr)
+@given(plan=plans())
+def test_no_step_looks_back_further_than_its_forecaster_says(forecaster, plan):
+    table = forecaster.table(plan, schedule(plan.num_steps))
+    for row, step in zip(table.coefficients, plan.predicted_steps, strict=True):
+        assert not row[: max(0, len(before(plan, step)) - forecaster.reach)].any()
+
+
 PART_WAY = [*LINES, Reuse(), Hermite(2), L2P(torch.randn(12, 12, dtype=torch.float64))]
 
 

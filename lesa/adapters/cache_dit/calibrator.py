@@ -2,46 +2,64 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lesa.adapters.cache_dit.compat import CalibratorBase
 from lesa.adapters.cache_dit.tables import Tables
-from lesa.runtime.history import FeatureHistory
+from lesa_kernels import combine
+
+FIRST_ROWS = 4  # of a buffer that grows
 
 
 class Stream:
     """One tensor that cache-dit predicts, such as the residual of a list of blocks, through one generation.
 
     A forecaster needs only the full steps before a step, so at each new one the table is made again for the plan that
-    has been seen so far, and the kept features are taken over.
+    has been seen so far. Features lie in a ring of as many rows as the forecaster looks back on; where it does not say,
+    all are kept, in a buffer that is doubled when it is full.
     """
 
     def __init__(self, tables: Tables, times: Tensor) -> None:
         self._tables = tables
         self._times = times
+        self._ring = tables.reach or len(times)
         self._full: list[int] = []
-        self._history: FeatureHistory | None = None
+        self._buffer: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the kept features."""
-        return 0 if self._history is None else self._history.nbytes
+        return 0 if self._buffer is None else self._buffer.nbytes
 
     def keep(self, step: int, feature: Tensor) -> None:
         """Take the feature of a full step, by copy."""
+        slot = len(self._full)
         self._full.append(step)
+        self._make_room(slot, feature)[slot % self._ring].copy_(feature)
         table = self._tables.table(self._full, self._times)
-        self._history = FeatureHistory(table, previous=self._history)
-        self._history.keep(step, feature)
+        self._row_of = {step: row for row, step in enumerate(table.plan.predicted_steps)}
+        kept = range(max(0, slot + 1 - self._ring), slot + 1)
+        by_row = torch.zeros(len(table.coefficients), len(kept), dtype=torch.float64)
+        by_row[:, [slot % self._ring for slot in kept]] = table.coefficients[:, kept.start :]
+        exact = torch.promote_types(feature.dtype, torch.float32)
+        self._coefficients, self._bias = by_row.to(feature.device, exact), table.bias.to(feature.device, exact)
+
+    def _make_room(self, slot: int, feature: Tensor) -> Tensor:
+        """The buffer, with a row for the feature of ``slot``."""
+        if self._buffer is None:
+            self._buffer = feature.new_empty(min(self._ring, FIRST_ROWS), *feature.shape)
+        rows = len(self._buffer)
+        if rows <= slot < self._ring:
+            more = feature.new_empty(min(self._ring, 2 * rows) - rows, *feature.shape)
+            self._buffer = torch.cat([self._buffer, more])
+        return self._buffer
 
     def predict(self, step: int) -> Tensor:
         """The prediction of a step, [*feature]."""
-        if self._history is None or not self._history.can_predict(step):
-            raise RuntimeError(
-                f"step {step} cannot be predicted from the full steps {self._full}: "
-                f"{self._tables.forecaster!r} needs an earlier one whose feature it had let go"
-            )
-        return self._history.predict(step)
+        assert self._buffer is not None, "keep comes first"
+        row, kept = self._row_of[step], self._coefficients.shape[1]
+        return combine(self._buffer[:kept], self._coefficients[row : row + 1], self._bias[row : row + 1])[0]
 
 
 class ForecasterCalibrator(CalibratorBase):

@@ -40,6 +40,8 @@ class Tables:
         self.forecaster = forecaster
         self._schedule = schedule
         self._max_history = max_history
+        limits = [n for n in (getattr(forecaster, "reach", None), max_history) if n is not None]
+        self.reach: int | None = min(limits, default=None)  # full features that are looked back on; None: all
         self._made: dict[tuple[StepPlan, tuple[float, ...]], CoefficientTable] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Tables":

@@ -106,13 +106,28 @@ def test_a_stream_predicts_as_if_it_had_known_the_full_steps_beforehand(forecast
         torch.testing.assert_close(stream.predict(step).flatten().double(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_feature_that_weighs_nothing_for_a_while_is_not_let_go():
+    plan = StepPlan.paper(50, interval=7)  # FoCa's weight of step 9 is zero after step 16, and is not after step 23
+    stream, line = Stream(Tables(FoCa(), 50), schedule(50)), torch.arange(50.0)
+    for step in range(50):
+        if plan.is_full(step):
+            stream.keep(step, line[step : step + 1])
+        else:
+            torch.testing.assert_close(stream.predict(step), line[step : step + 1])
+
+
 def test_a_stream_keeps_no_more_than_its_forecaster_looks_back_on():
     feature = torch.randn(4, 8)
     for forecaster, limit, kept in ((Taylor(1), None, 2), (Taylor(2), None, 3), (FoCa(), None, 4), (FoCa(), 2, 2)):
         stream = Stream(Tables(forecaster, 20, limit), schedule(20))
         for step in range(0, 20, 2):
             stream.keep(step, feature)
+            stream.predict(step + 1)
         assert stream.nbytes == kept * feature.nbytes
+    stream = Stream(Tables(L2P(torch.eye(20)), 20), schedule(20))
+    for step in range(9):
+        stream.keep(step, feature)
+    assert stream.nbytes == 16 * feature.nbytes
 
 
 def test_cache_dit_may_decide_on_the_full_steps_as_it_goes_in_generations_of_any_length_and_batch():
@@ -231,8 +246,8 @@ def test_a_calibrator_that_is_reset_begins_a_new_generation():
     calibrator = ForecasterCalibrator(Tables(Taylor(1), 4))
     for value in (1.0, 5.0):
         calibrator.reset_cache()
+        assert calibrator.nbytes == 0
         calibrator.mark_step_begin()
         calibrator.update(torch.full((2,), value), name="a")
-        assert calibrator.nbytes == 8
         calibrator.mark_step_begin()
         assert calibrator.approximate(name="a").tolist() == [value, value]

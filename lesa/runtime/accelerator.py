@@ -175,7 +175,7 @@ class Accelerator:
             return FeatureWindow(forecaster, plan, times, previous)
         table = self._table(call, forecaster, plan, times)
         if self.guard is None or watch is None:
-            return FeatureHistory(table)
+            return FeatureHistory(table, centre=call.layer_norm)
         assert previous is None or isinstance(previous, FeatureHistory)
         probes = self._probes_of(call, forecaster, plan, times)
         watch.expected = probes.expected

@@ -1,15 +1,14 @@
 """The contract between an adapter, which is inside somebody's transformer, and whoever decides what it does."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 Stream = tuple[str, str]  # (component, branch), such as ("transformer", "cond")
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One evaluation of a transformer for one branch.
 
     Attributes:
@@ -19,6 +18,7 @@ class Call:
         times: noise levels [steps + 1] float64 of the generation, or None where nobody knows them.
         generation: an object that lasts as long as the generation does.
         signature: shapes and dtypes of the inputs; features of another signature do not mix.
+        layer_norm: the head begins with a layer norm, which takes the mean of each token's feature away.
         must_run: what was predicted for this step is no longer true, so that it has to run in full.
     """
 
@@ -28,6 +28,7 @@ class Call:
     times: Tensor | None
     generation: object
     signature: tuple[Any, ...]
+    layer_norm: bool = False
     must_run: bool = False
 
 
@@ -40,13 +41,15 @@ class Coming:
         history: kept features [m, *feature].
         coefficients: [steps, m] and bias: [steps] of each step, on the device of the features.
         means: the mean of each token of each kept feature [m, *feature without channels], if they were kept.
+        centred: those means have been subtracted from the features.
     """
 
     steps: list[int]
     history: Tensor
     coefficients: Tensor
     bias: Tensor | None
-    means: Tensor | None
+    means: Tensor | None = None
+    centred: bool = False
 
 
 class Driver(Protocol):

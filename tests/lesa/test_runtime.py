@@ -102,3 +102,18 @@ def test_a_table_is_laid_out_once_for_all_generations_and_devices(monkeypatch):
     monkeypatch.delattr(Layout, "__init__")  # a second one could not be made
     assert torch.equal(run(FeatureHistory(table), plan, features), expected)
     torch.testing.assert_close(run(FeatureHistory(table), plan, features.double()), expected.double())
+
+
+def test_features_for_a_layer_norm_are_kept_without_their_means_where_nothing_is_rounded():
+    plan = StepPlan(6, [0, 2, 4])
+    table = Taylor(1).table(plan, schedule(6))
+    for dtype, centred in ((torch.float32, True), (torch.float64, True), (torch.bfloat16, False)):
+        features = (10 + torch.randn(6, 3, 64)).to(dtype)
+        plain, history = FeatureHistory(table), FeatureHistory(table, centre=True)
+        for step in plan.full_steps:
+            plain.keep(step, features[step])
+            history.keep(step, features[step])
+        assert history.coming(5).centred == centred
+        assert (history.predict(5).mean(-1).abs().max() < 1e-4) == centred
+        expected, given = (torch.nn.functional.layer_norm(h.predict(5), (64,)) for h in (plain, history))
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,6 @@
 """Outputs made ahead: all predicted steps until the next full one, in one pass over the kept features."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,31 @@ from lesa_kernels import head
 
 CHANGING = ("hidden_states", "timestep")  # new at every step; no output that was made ahead depends on the latents
 # Up to this many numbers the scale and shift of all steps of a generation are made at once: 40 small operators a
-# generation instead of an interval. 32 MiB in float32; larger ones are made an interval at a time.
-MODULATION_ELEMENTS = 1 << 23
+# generation instead of an interval. Beyond, 4 MiB in float32, leaving out the full steps is worth more.
+MODULATION_ELEMENTS = 1 << 20
+
+
+class Input(NamedTuple):
+    """A tensor that a transformer was called with, as far as its outputs depend on it."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    condition: Tensor | None
+    version: int  # counts writes; inference tensors do not count
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> "Input":
+        return cls(tensor.shape, tensor.dtype, None if name in CHANGING else tensor, _version(tensor))
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether a tensor stands for the same; of what is new at every step the shape and dtype are enough."""
+        if self.condition is not None and (tensor is not self.condition or _version(tensor) != self.version):
+            return False
+        return tensor.shape == self.shape and tensor.dtype == self.dtype
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class Ahead:
@@ -33,27 +56,27 @@ class Ahead:
         self._transformer = transformer
         self._ending = ending
         self._generation = call.generation
-        self._signature = call.signature
-        self._conditions = _conditions(arguments)
+        self.signature = call.signature
+        self._inputs = {name: Input.of(name, value) for name, value in arguments.items() if isinstance(value, Tensor)}
         self._outputs: dict[int, Tensor] = {}
         self._modulation: tuple[int, Modulation] | None = None  # of all steps from the given one on
 
-    def holds(self, call: Call) -> bool:
+    def holds(self, moment: Moment) -> bool:
         """Whether the output of this step was made."""
-        return call.generation is self._generation and call.step in self._outputs
+        return moment.generation is self._generation and moment.step in self._outputs
 
-    def is_true_for(self, call: Call, arguments: Arguments) -> bool:
+    def is_true_for(self, moment: Moment, arguments: Arguments) -> bool:
         """Whether this is the generation, and these the shapes and conditions, that outputs are made from."""
-        if call.generation is not self._generation or call.signature != self._signature:
+        if moment.generation is not self._generation:
             return False
-        now = _conditions(arguments)
-        return len(now) == len(self._conditions) and all(
-            a is b and version == then for (a, version), (b, then) in zip(now, self._conditions, strict=True)
+        given = [(name, value) for name, value in arguments.items() if isinstance(value, Tensor)]
+        return len(given) == len(self._inputs) and all(
+            name in self._inputs and self._inputs[name].is_still(value) for name, value in given
         )
 
-    def take(self, call: Call) -> Tensor:
+    def take(self, step: int) -> Tensor:
         """The output of this step, once."""
-        return self._outputs.pop(call.step)
+        return self._outputs.pop(step)
 
     def make(self, arguments: Arguments, moment: Moment, coming: Coming) -> None:
         """The outputs at the coming steps, in one allocation."""
@@ -67,6 +90,7 @@ class Ahead:
             projection.bias,
             eps=norm_eps(self._transformer),
             means=coming.means,
+            centred=coming.centred,
         )
         parts = [self._ending.unpack(self._transformer, arguments, part) for part in tokens.unbind(0)]
         self._outputs = dict(zip(coming.steps, parts, strict=True))
@@ -90,16 +114,7 @@ class Ahead:
         return self._ending.modulation(self._transformer, arguments, times[: len(steps)])
 
 
-def _conditions(arguments: Arguments) -> list[tuple[Tensor, int]]:
-    return [(v, _version(v)) for k, v in arguments.items() if isinstance(v, Tensor) and k not in CHANGING]
-
-
-def _version(tensor: Tensor) -> int:
-    """Counts writes into a tensor; inference tensors do not count."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
 def one_step(prediction: Tensor, step: int) -> Coming:
     """A prediction that is there already, as a combination of itself."""
     ones = torch.ones(1, 1, dtype=torch.promote_types(prediction.dtype, torch.float32), device=prediction.device)
-    return Coming([step], prediction.unsqueeze(0), ones, None, None)
+    return Coming([step], prediction.unsqueeze(0), ones, None)

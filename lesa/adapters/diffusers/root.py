@@ -1,6 +1,5 @@
 """The root: takes every call of a transformer, before its forward and any hook of it."""
 
-import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -57,6 +56,7 @@ class Root:
         self._ahead: dict[str, Ahead] = {}  # by branch
         self._branches = Branches({self.names[0], *TIMES})
         self._generation: object = None
+        self._layer_norm = False  # at the end of the transformer, in this generation
 
     @torch.compiler.disable(recursive=False)
     def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -68,6 +68,7 @@ class Root:
         if moment.generation is not self._generation:
             refuse_caches(self.transformer)
             self._generation = moment.generation
+            self._layer_norm = find_ending(self.transformer) is not None
         call = self._identify(moment, arguments)
         control.begin(call, _dtype(arguments))
         try:
@@ -89,25 +90,28 @@ class Root:
         self.control.driver.reset()
 
     def _identify(self, moment: Moment, arguments: Arguments) -> Call:
-        call = Call(
-            component=self.component,
-            branch=context_name(self.contexts) or self._branches.name(moment, arguments),
-            step=moment.step,
-            times=moment.times,
-            generation=moment.generation,
-            signature=tuple((k, tuple(t.shape), t.dtype) for k, t in arguments.items() if isinstance(t, Tensor)),
+        branch = context_name(self.contexts) or self._branches.name(moment, arguments)
+        ahead = self._ahead.get(branch)
+        must_run = False
+        if ahead is not None and not ahead.is_true_for(moment, arguments):
+            must_run = ahead.holds(moment)
+            ahead = None
+            del self._ahead[branch]
+        return Call(
+            self.component,
+            branch,
+            moment.step,
+            moment.times,
+            moment.generation,
+            _signature(arguments) if ahead is None else ahead.signature,
+            self._layer_norm,
+            must_run,
         )
-        ahead = self._ahead.get(call.branch)
-        if ahead is not None and not ahead.is_true_for(call, arguments):
-            del self._ahead[call.branch]
-            if ahead.holds(call):
-                return dataclasses.replace(call, must_run=True)
-        return call
 
     def _predicted(self, call: Call, moment: Moment, arguments: Arguments) -> Any:
         """The output of a predicted step, where the end of the model is known; else None."""
         ahead = self._ahead.get(call.branch)
-        if ahead is None or not ahead.holds(call):
+        if ahead is None or not ahead.holds(moment):
             ending = find_ending(self.transformer)
             if ending is None or not (
                 is_at_hand(self.transformer.get_submodule(ending.projection), arguments[self.names[0]])
@@ -120,8 +124,12 @@ class Root:
             driver = self.control.driver
             coming = driver.coming(self.head) if moment.timesteps is not None else None
             ahead.make(arguments, moment, coming or one_step(driver.predict(self.head), call.step))
-        sample = ahead.take(call)
+        sample = ahead.take(call.step)
         return Transformer2DModelOutput(sample=sample) if arguments.get("return_dict", True) else (sample,)
+
+
+def _signature(arguments: Arguments) -> tuple[Any, ...]:
+    return tuple((name, value.shape, value.dtype) for name, value in arguments.items() if isinstance(value, Tensor))
 
 
 def _dtype(arguments: Arguments) -> torch.dtype | None:

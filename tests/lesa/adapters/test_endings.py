@@ -152,6 +152,13 @@ def test_outputs_made_ahead_are_dropped_when_the_prompt_changes():
             assert handle.records[0].predicted == [3, 10, 11]
 
 
+def test_outputs_made_ahead_are_dropped_when_an_input_comes_or_goes():
+    loop = Loop("qwen image")
+    with lesa.enable(loop, Taylor(1), PLAN) as handle:
+        loop(lambda step, inputs: inputs.update(encoder_hidden_states_mask=None) if step == 4 else None)
+    assert handle.records[0].predicted == [3, 10, 11]
+
+
 def test_each_output_is_a_tensor_of_its_own():
     loop = Loop("flux")
     with lesa.enable(loop, Reuse(), PLAN):

@@ -5,14 +5,14 @@ OUT ?= out
 READY := .venv/.ready
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-full support bench gate lint format report clean
+.PHONY: help setup demo test test-full support bench bench-check bench-expect gate lint format report clean
 
 help:
 	@echo "make demo    accelerate a small FLUX on handwritten digits; writes $(OUT)/"
 	@echo "make test    run the tests; make test-full also the slow ones"
 	@echo "make support check every transformer of diffusers; writes benchmarks/results/models.json"
 	@echo "make lint    formatting, lint and types"
-	@echo "make bench   measure the kernels on this machine"
+	@echo "make bench   measure the kernels on this machine; bench-check fails where something became slower"
 	@echo "make gate    compile the kernels for sm_80, sm_90 and sm_100 and look at the machine code"
 	@echo "make report  write the documents' tables and pictures from benchmarks/results/"
 	@echo "make format  let ruff format and fix what it can"
@@ -43,7 +43,14 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 bench: $(READY)
-	$(BIN)/python -m pytest benchmarks -s
+	mkdir -p $(OUT)
+	$(BIN)/python -m pytest benchmarks --condensed $(OUT)/bench.json
+
+bench-check: $(READY)
+	$(BIN)/python -m benchmarks.check
+
+bench-expect: $(READY)
+	$(BIN)/python -m benchmarks.check --write
 
 demo: $(READY)
 	$(BIN)/lesa demo --out $(OUT)

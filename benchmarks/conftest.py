@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.census import census
 from benchmarks.clocks import Timer, WallClock, make_clock
+from benchmarks.memory import keep_freed_memory
 from benchmarks.problems.problem import Problem
 from benchmarks.shapes import SHAPES, SMOKE, Shape
 from lesa.environment import describe_environment
@@ -39,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for option, usual, ours in (("benchmark_max_time", 1.0, SECONDS), ("benchmark_min_rounds", 5, 3)):
         if float(getattr(config.option, option)) == usual:  # nobody asked for something else
             setattr(config.option, option, ours)
+    keep_freed_memory()
     config.option.benchmark_columns = ["median", "iqr", "rounds"]
     config.option.benchmark_group_by = "group"
 

@@ -111,11 +111,12 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
         return history, [features[step] for step in range(AFTER + 1)]
 
     def ahead(history: FeatureHistory, _: list[Tensor]) -> Tensor:
-        coming = history.coming(STEPS[0]) if len(steps) > 1 else history._from(steps[0], 1)
+        coming = history.coming(STEPS[0])
+        assert coming.bias is not None
         return head(
             coming.history,
-            coming.coefficients,
-            coming.bias,
+            coming.coefficients[: len(steps)],
+            coming.bias[: len(steps)],
             ending.multiplier[: len(steps)],
             ending.addend[: len(steps)],
             ending.weight,

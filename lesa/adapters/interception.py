@@ -32,8 +32,10 @@ def intercept(module: nn.Module, answer: Answer) -> Callable[[], None]:
 def _answering(original: Any) -> Any:
     """The subclass: one for all instances, since torch.compile makes code for each class anew."""
 
+    forward = original.__call__  # looked up here, since torch.compile cannot do it
+
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._lesa_answer(functools.partial(original.__call__, self), args, kwargs)
+        return self._lesa_answer(functools.partial(forward, self), args, kwargs)
 
     def refuse(self: Any, protocol: Any) -> Any:
         raise TypeError(f"this {original.__name__} cannot be copied or pickled while lesa is enabled; disable it first")

@@ -58,7 +58,11 @@ class Root:
         self._generation: object = None
         self._layer_norm = False  # at the end of the transformer, in this generation
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable(
+        recursive=False,
+        reason="lesa decides outside of compiled code: call torch.compile(transformer) before lesa.enable, or "
+        "transformer.compile() at any time",
+    )
     def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arguments = dict(zip(self.names, args, strict=False)) | kwargs
         if self.fills_cache(arguments) or _needs_gradients(self.transformer, arguments):

@@ -29,13 +29,12 @@ pytestmark = pytest.mark.usefixtures("blocks_handed_through")
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_with_true_features_nothing_changes_and_no_block_runs(name, support):
-    loop, recorder, oracle = Loop(name, ROWS[name]), Recorder(), Oracle()
+    loop, recorder = Loop(name, ROWS[name]), Recorder()
     untouched = loop()
     with observe(loop, recorder):
         assert equal(loop(), untouched)
-    oracle.features = recorder.features
     runs = BlockRuns(loop.transformer, ROWS[name].embedders)
-    with observe(loop, oracle):
+    with observe(loop, Oracle(PLAN, recorder.features)):
         assert equal(loop(each=runs.take), untouched)
     assert {runs.taken[step, branch] for step in PLAN.predicted_steps for branch in BRANCHES} == {0}
     assert min(runs.taken[step, branch] for step in PLAN.full_steps for branch in BRANCHES) > 0

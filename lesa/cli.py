@@ -141,9 +141,10 @@ def _convert(options: argparse.Namespace) -> None:
 def _info(options: argparse.Namespace) -> None:
     predictor = lesa.LesaPredictor.from_pretrained(options.path)
     config = predictor.config
-    print(f"LESA predictor for {config.num_steps} steps, {sum(p.numel() for p in predictor.parameters()):,} parameters")
+    steps, parameters = config.num_steps or "any number of", sum(p.numel() for p in predictor.parameters())
+    print(f"LESA predictor for {steps} steps, {parameters:,} parameters")
     print(f"stages     {len(config.windows)}, boundaries {config.boundaries}, windows {config.windows}")
-    print(f"gates      KAN [{config.num_steps + 1}, {config.hidden_dim}, {config.hidden_dim}, 1]")
+    print(f"gates      KAN {config.gate_widths}")
     if predictor.schedule is not None:
         times = predictor.schedule.tolist()
         print(f"schedule   {times[0]:.4f}, {times[1]:.4f} ... {times[-2]:.4f}, {times[-1]:.4f}")

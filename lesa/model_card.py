@@ -49,21 +49,25 @@ def describe(
     """
     config, plan = predictor.config, predictor.plan
     where = json.dumps(name or "folder or repository of this card")
-    chosen = "" if plan is not None else f", lesa.StepPlan.paper({config.num_steps}, interval=7)"
+    steps = config.num_steps or 50  # with anchors any number will do
+    chosen = "" if plan is not None else f", lesa.StepPlan.paper({steps}, interval=7)"
     parts = [
         MARK,
-        f"# LESA predictor for {config.num_steps} steps",
+        f"# LESA predictor for {config.num_steps or 'any number of'} steps",
         "Predicts what the last block of a diffusion transformer gives at the steps that a plan does not run, from the "
         "features of earlier steps ([LESA](https://arxiv.org/abs/2602.20497)).",
         "```python\n"
         "import lesa\n\n"
         f"with lesa.enable(pipeline, {where}{chosen}):\n"
-        f"    image = pipeline(prompt, num_inference_steps={config.num_steps}).images[0]\n"
+        f"    image = pipeline(prompt, num_inference_steps={steps}).images[0]\n"
         "```",
         "## What it was made for",
         _table(["", ""], _facts(predictor, streams)),
         "It belongs to its schedule: for another number of steps, time shift or solver it is refused."
         if predictor.schedule is not None
+        else "Its gates are functions of the time alone: it serves any number of steps and any time shift, as far as it "
+        "was trained on such."
+        if config.anchors is not None
         else "The schedule it was trained on is not known, so a wrong one of as many steps cannot be noticed.",
     ]
     rows = _rows(report)
@@ -82,7 +86,7 @@ def write(card: ModelCard, directory: Path) -> None:
 
 def _facts(predictor: "LesaPredictor", streams: Sequence[tuple[str, str]]) -> list[list[str]]:
     config, plan = predictor.config, predictor.plan
-    facts = [["steps", str(config.num_steps)]]
+    facts = [["steps", str(config.num_steps or "any number")]]
     if plan is not None:
         facts += [
             ["full steps", f"{', '.join(map(str, plan.full_steps))} ({plan.speedup:.2f}x fewer than all)"],
@@ -93,7 +97,7 @@ def _facts(predictor: "LesaPredictor", streams: Sequence[tuple[str, str]]) -> li
         facts += [["predictors", ", ".join(".".join(stream) for stream in streams)]]
     facts += [
         ["stages", f"{len(config.windows)}, boundaries {config.boundaries}, windows {config.windows}"],
-        ["gates", f"KAN [{config.num_steps + 1}, {config.hidden_dim}, {config.hidden_dim}, 1]"],
+        ["gates", f"KAN {config.gate_widths}"],
         ["features", "linear in them" if config.latent == "linear" else "a KAN on them"],
         ["parameters", f"{sum(p.numel() for p in predictor.parameters()):,}"],
     ]

@@ -40,7 +40,8 @@ class LesaConfig:
     """The shape of a :class:`LesaPredictor`.
 
     Args:
-        num_steps: steps of the schedule; the gates see one offset for each, and one for the final time.
+        num_steps: steps of the schedule; the gates see one offset for each, and one for the final time. None with
+            ``anchors``.
         hidden_dim: width of the two hidden layers of a gate.
         history: features that the stages after the first look back on.
         boundaries: times that separate the stages, falling; a step at time t is in the first stage with t above it.
@@ -49,12 +50,16 @@ class LesaConfig:
         grid_size, spline_order, grid_range: the splines of the gates.
         latent: ``"linear"`` as in the paper, or ``"kan"``: window weights and a spline on every feature of the window.
             Such a predictor is not a linear combination of full features, so it has no table.
+        anchors: times that the gates measure their offsets from in place of the schedule's, or how many of them, evenly
+            spread from 1 to 0. A gate is then a function of t alone: one predictor serves any number of steps, time
+            shift and plan, as far as it was trained on them.
 
     Raises:
-        ValueError: for sizes below one or boundaries that do not fall within (0, 1).
+        ValueError: for sizes below one, boundaries that do not fall within (0, 1), or anything but one of num_steps and
+            anchors.
     """
 
-    num_steps: int
+    num_steps: int | None = None
     hidden_dim: int = 256
     history: int = 8
     boundaries: tuple[float, ...] = (0.9, 0.5)
@@ -63,14 +68,23 @@ class LesaConfig:
     spline_order: int = 3
     grid_range: tuple[float, float] = (-3.0, 3.0)
     latent: Literal["linear", "kan"] = "linear"
+    anchors: tuple[float, ...] | int | None = None
 
     def __post_init__(self) -> None:
+        if (self.num_steps is None) == (self.anchors is None):
+            raise ValueError("a predictor is either for a number of steps, num_steps=, or for any, anchors=")
+        if isinstance(self.anchors, int):
+            object.__setattr__(self, "anchors", tuple(torch.linspace(1, 0, max(0, self.anchors)).tolist()))
+        elif self.anchors is not None:
+            object.__setattr__(self, "anchors", tuple(float(anchor) for anchor in self.anchors))
+        if self.anchors is not None and not self.anchors:
+            raise ValueError("there must be at least one anchor")
         object.__setattr__(self, "boundaries", tuple(float(b) for b in self.boundaries))
         object.__setattr__(self, "grid_range", (float(self.grid_range[0]), float(self.grid_range[1])))
         if self.latent not in ("linear", "kan"):
             raise ValueError(f"latent must be 'linear' or 'kan', not {self.latent!r}")
         for name in ("num_steps", "hidden_dim", "history"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.first_history is not None and self.first_history < 1:
             raise ValueError(f"first_history must be at least 1, not {self.first_history}")
@@ -84,6 +98,26 @@ class LesaConfig:
         first = max(1, self.history // 2) if self.first_history is None else self.first_history
         return (first, *(self.history for _ in self.boundaries))
 
+    @property
+    def references(self) -> Tensor | None:
+        """The anchors, float64, or None where a schedule's own times take their place."""
+        return None if self.anchors is None else torch.tensor(self.anchors, dtype=torch.float64)
+
+    @property
+    def gate_widths(self) -> list[int]:
+        """The layers of a gate: one input for each time it measures an offset from, one output."""
+        references = self.references
+        inputs = (self.num_steps or 0) + 1 if references is None else len(references)
+        return [inputs, self.hidden_dim, self.hidden_dim, 1]
+
+    def known_times(self, times: Tensor | Sequence[float]) -> Tensor:
+        """A schedule as float64 [steps + 1]; with anchors it has to hold the final time.
+
+        Raises:
+            ValueError: for another number of times than ``num_steps`` wants.
+        """
+        return as_times(times, len(times) - 1 if self.num_steps is None else self.num_steps)
+
     def stage(self, time: float) -> int:
         """The stage of a step at ``time``."""
         return sum(time <= boundary for boundary in self.boundaries)
@@ -92,7 +126,6 @@ class LesaConfig:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The weights of a predictor: what ``state_dict`` calls them, and their shapes."""
         bases = self.grid_size + self.spline_order
-        widths = [self.num_steps + 1, self.hidden_dim, self.hidden_dim, 1]
         shapes: dict[str, tuple[int, ...]] = {}
         for stage, window in enumerate(self.windows):
             shapes |= {f"latent.{stage}.weight": (1, window), f"latent.{stage}.bias": (1,)}
@@ -101,7 +134,7 @@ class LesaConfig:
                     f"latent.{stage}.base_weight": (window,),
                     f"latent.{stage}.spline_weight": (window, bases),
                 }
-            for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+            for layer, (inputs, outputs) in enumerate(itertools.pairwise(self.gate_widths)):
                 name = f"timestep.{stage}.layers.{layer}"
                 shapes |= {
                     f"{name}.base_weight": (outputs, inputs),
@@ -167,9 +200,13 @@ class LesaPredictor(
         self.latent = nn.ModuleList(WindowKAN(w, bases) if kan else nn.Linear(w, 1) for w in config.windows)
         self.scale: Tensor | None
         self.register_buffer("scale", torch.ones(1) if kan else None)
-        widths = [config.num_steps + 1, config.hidden_dim, config.hidden_dim, 1]
         self.timestep = nn.ModuleList(
-            KAN(widths, grid_size=config.grid_size, spline_order=config.spline_order, grid_range=config.grid_range)
+            KAN(
+                config.gate_widths,
+                grid_size=config.grid_size,
+                spline_order=config.spline_order,
+                grid_range=config.grid_range,
+            )
             for _ in config.windows
         )
 
@@ -186,10 +223,10 @@ class LesaPredictor(
         Raises:
             ValueError: for another number of times than the predictor was made for.
         """
-        known = as_times(times, self.config.num_steps)
+        known = self.config.known_times(times)
         parameter = self._layer(0).weight
         asked = known[:-1] if steps is None else known[list(steps)]
-        offsets = (asked[:, None] - known).to(parameter.device, parameter.dtype)  # [steps, all steps + 1]
+        offsets = self._offsets(asked, known).to(parameter.device, parameter.dtype)
         stages = torch.tensor([self.config.stage(t) for t in asked.tolist()], device=parameter.device)
         if parameter.is_cuda and not torch.is_grad_enabled() and self._has_uniform_grids():
             return self._merged_gates()(offsets).gather(1, stages.unsqueeze(1)).squeeze(1)
@@ -198,6 +235,11 @@ class LesaPredictor(
             (members,) = torch.nonzero(stages == stage, as_tuple=True)
             result = result.index_put((members,), self.timestep[stage](offsets[members]).squeeze(-1))
         return result
+
+    def _offsets(self, asked: Tensor, known: Tensor) -> Tensor:
+        """What the gates see at the times asked for, [asked, inputs], on a schedule."""
+        references = self.config.references
+        return asked[:, None] - (known if references is None else references)
 
     def _has_uniform_grids(self) -> bool:
         return all(m.has_uniform_grid for m in self.timestep.modules() if isinstance(m, KANLinear))
@@ -224,8 +266,8 @@ class LesaPredictor(
         t = float(t)
         stage = self.config.stage(t)
         parameter = self._layer(stage).weight
-        offsets = (t - as_times(times, self.config.num_steps)).to(parameter.device, parameter.dtype)
-        return self.advance(history, stage, self.timestep[stage](offsets))
+        offsets = self._offsets(torch.tensor([t], dtype=torch.float64), self.config.known_times(times))
+        return self.advance(history, stage, self.timestep[stage](offsets[0].to(parameter.device, parameter.dtype)))
 
     def advance(self, history: Tensor | Sequence[Tensor], stage: int, alpha: Tensor) -> Tensor:
         """``h[last] + alpha z`` over the latest features of ``history``, in the stage given."""
@@ -285,7 +327,7 @@ class LesaPredictor(
         Raises:
             ValueError: if the plan has another number of steps, or the schedule is not the one it was fitted on.
         """
-        steps = self.config.num_steps
+        steps = self.config.num_steps or plan.num_steps
         if plan.num_steps != steps:
             raise ValueError(
                 f"this predictor was made for {steps} steps, the plan has {plan.num_steps}; sample {steps} steps with "
@@ -373,7 +415,7 @@ class LesaPredictor(
             config = LesaConfig(**description["config"])
             plan, schedule, losses = (description.get(key) for key in ("plan", "schedule", "losses"))
             made_for = None if plan is None else StepPlan(**plan)
-            times = None if schedule is None else as_times(schedule, config.num_steps)
+            times = None if schedule is None else config.known_times(schedule)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{directory / CONFIG_FILE} does not describe a LESA predictor: {error}") from error
         weights = _read_weights(directory / WEIGHTS_FILE, config)

@@ -8,6 +8,7 @@ Source: Cai et al., https://arxiv.org/abs/2602.20497. The base model is not need
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,10 @@ from lesa.calibration.interval import interval_error, intervals
 from lesa.calibration.trajectories import Source, Stream
 from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
+from lesa.schedule import same_times
 
+Plans = StepPlan | Sequence[StepPlan]
+Lesson = tuple[Source, list[StepPlan]]
 STAGES = ("guided", "closed loop")
 
 
@@ -37,8 +41,8 @@ class Processes(Protocol):
 
 
 def fit(
-    trajectories: Source,
-    plan: StepPlan,
+    trajectories: Source | Sequence[tuple[Source, Plans]],
+    plan: Plans | None = None,
     config: LesaConfig | None = None,
     *,
     stream: Stream | None = None,
@@ -59,7 +63,8 @@ def fit(
 
     Args:
         trajectories: true features of whole generations: recorded by :func:`lesa.collect`, or :class:`lesa.Live`.
-        plan: the full steps that sampling will run.
+            Several schedules at once, for a predictor with ``anchors``: pairs of trajectories and a plan or plans.
+        plan: the full steps that sampling will run. Of several plans each batch is trained on one, drawn at random.
         config: the shape of the predictor; None: the paper's, for this number of steps.
         stream: (component, branch), where several were recorded.
         epochs: passes over the samples in the guided and in the closed-loop stage.
@@ -75,64 +80,107 @@ def fit(
         progress: show a progress bar.
 
     Returns:
-        The predictor, with ``schedule`` the times it was trained on and ``losses`` the curve of each stage: one mean
-        absolute error for each batch.
+        The predictor, with ``schedule`` the times it was trained on (None with anchors) and ``losses`` the curve of
+        each stage: one mean absolute error for each batch.
 
     Raises:
-        ValueError: if plan, config and trajectories have different numbers of steps, a feature holds NaN, the plan
-            leaves nothing to predict, or the checkpoint belongs to another training.
+        ValueError: if plan, config and trajectories have different numbers of steps, a feature holds NaN, a plan leaves
+            nothing to predict, there are several schedules without anchors, or the checkpoint belongs to another
+            training.
     """
-    config = config or LesaConfig(trajectories.num_steps)
-    steps = {"plan": plan.num_steps, "config": config.num_steps, "trajectories": trajectories.num_steps}
-    if len(set(steps.values())) > 1:
-        raise ValueError(f"plan, config and trajectories must have the same number of steps, not {steps}")
-    if not plan.predicted_steps:
-        raise ValueError("every step of this plan is full; there is nothing to learn")
-    trajectories.stream(stream)  # refuses a wrong one before the first update
+    lessons = _lessons(trajectories, plan)
+    config = config or LesaConfig(lessons[0][0].num_steps)
+    _check(lessons, config, stream)
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     if device is None:
         device = accelerator.device if accelerator is not None else "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     predictor = LesaPredictor(config).train()
     if config.latent == "kan":
-        predictor.scale = _scale(next(iter(trajectories.batches(batch, stream=stream))), plan)
+        predictor.scale = _scale(next(iter(lessons[0][0].batches(batch, stream=stream))), lessons[0][1][0])
     predictor.to(device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=learning_rate, weight_decay=weight_decay)
     state = Progress(predictor, optimizer, losses={stage: [] for stage in STAGES})
     arguments = {
         "config": dataclasses.asdict(config),
-        "full_steps": plan.full_steps,
-        "samples": trajectories.samples,
+        "full_steps": [[p.full_steps for p in plans] for _, plans in lessons],
+        "samples": [source.samples for source, _ in lessons],
         "settings": [epochs, batch, learning_rate, weight_decay, seed],
     }
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         state.restore(path, arguments)
 
-    batches_per_epoch = trajectories.num_batches(batch)
+    batches_per_epoch = sum(source.num_batches(batch) for source, _ in lessons)
     total = sum(epochs) * batches_per_epoch
     with tqdm(total=total, initial=state.batches, desc="fitting", disable=not progress or rank > 0, delay=2) as bar:
         for epoch in range(state.batches // batches_per_epoch, sum(epochs)):
             stage = STAGES[epoch >= epochs[0]]
             done = state.batches - epoch * batches_per_epoch
-            for features in trajectories.batches(
-                batch, stream=stream, seed=seed + epoch, skip=done, part=(rank, world)
-            ):
+            batches = _batches(lessons, batch, stream, seed=seed + epoch, skip=done, part=(rank, world))
+            for features, times, chosen in batches:
                 if not bool(features.isfinite().all()):
                     raise ValueError("a recorded feature holds NaN or infinity; collect these trajectories again")
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * state.batches / total))
                 features = features.to(device, non_blocking=True)
-                loss = _train_on(state, features, trajectories.times, plan, accelerator, closed=stage == STAGES[1])
+                loss = _train_on(state, features, times, chosen, accelerator, closed=stage == STAGES[1])
                 state.losses[stage].append(loss)
                 state.batches += 1
                 bar.update()
                 bar.set_postfix(stage=stage, loss=f"{loss:.4f}", refresh=False)
                 if path is not None and rank == 0:
                     state.save(path, arguments, only_if_due=state.batches < total)
-    predictor.plan, predictor.schedule = plan, trajectories.times
+    if config.anchors is None:
+        predictor.schedule = lessons[0][0].times
+    if len(lessons) == len(lessons[0][1]) == 1:
+        predictor.plan = lessons[0][1][0]
     predictor.losses = state.losses
     return predictor.cpu().eval().requires_grad_(False)
+
+
+def _lessons(trajectories: Source | Sequence[tuple[Source, Plans]], plan: Plans | None) -> list[Lesson]:
+    """Each source of features with the plans to learn on it."""
+    if not isinstance(trajectories, Sequence):
+        if plan is None:
+            raise ValueError("say which steps are full: plan=StepPlan.paper(50, interval=7)")
+        trajectories = [(trajectories, plan)]
+    elif plan is not None:
+        raise ValueError("the plans come with the trajectories, as pairs; leave plan= away")
+    return [(source, [plans] if isinstance(plans, StepPlan) else list(plans)) for source, plans in trajectories]
+
+
+def _check(lessons: list[Lesson], config: LesaConfig, stream: Stream | None) -> None:
+    if not lessons or not all(plans for _, plans in lessons):
+        raise ValueError("there are no trajectories, or no plan for them")
+    for source, plans in lessons:
+        source.stream(stream)
+        for plan in plans:
+            steps = {"plan": plan.num_steps, "trajectories": source.num_steps}
+            steps |= {} if config.anchors else {"config": config.num_steps or 0}
+            if len(set(steps.values())) > 1:
+                raise ValueError(f"plan, config and trajectories must have the same number of steps, not {steps}")
+            if not plan.predicted_steps:
+                raise ValueError("every step of this plan is full; there is nothing to learn")
+    if config.anchors is None and not all(same_times(source.times, lessons[0][0].times) for source, _ in lessons):
+        raise ValueError("these trajectories have several schedules, which takes config=LesaConfig(anchors=16)")
+
+
+def _batches(
+    lessons: list[Lesson], size: int, stream: Stream | None, *, seed: int, skip: int, part: tuple[int, int]
+) -> Iterator[tuple[Tensor, Tensor, StepPlan]]:
+    """All batches of an epoch but the first ``skip``, the lessons in random turns: features, times, and a plan."""
+    generator = torch.Generator().manual_seed(seed)
+    turns = torch.tensor([i for i, (source, _) in enumerate(lessons) for _ in range(source.num_batches(size))])
+    turns = turns[torch.randperm(len(turns), generator=generator)]
+    draws = torch.rand(len(turns), generator=generator)
+    sources = [
+        source.batches(size, stream=stream, seed=seed, skip=int((turns[:skip] == i).sum()), part=part)
+        for i, (source, _) in enumerate(lessons)
+    ]
+    for lesson, draw in zip(turns[skip:].tolist(), draws[skip:].tolist(), strict=True):
+        source, plans = lessons[lesson]
+        yield next(sources[lesson]), source.times, plans[int(draw * len(plans))]
 
 
 def _train_on(

@@ -226,7 +226,7 @@ def _rehearse(forecasters: Forecasters, plan: StepPlan) -> None:
         if isinstance(forecaster, CoefficientTable):
             forecaster.table(plan, forecaster.times)
         steps = getattr(getattr(forecaster, "config", None), "num_steps", plan.num_steps)
-        if steps != plan.num_steps:
+        if steps not in (None, plan.num_steps):  # None: one that serves any number
             raise ValueError(
                 f"the forecaster was made for {steps} steps, the plan has {plan.num_steps}; give a plan for {steps} "
                 f"steps and sample with num_inference_steps={steps}, or fit one for {plan.num_steps} steps"

@@ -65,8 +65,8 @@ def describe(
         _table(["", ""], _facts(predictor, streams)),
         "It belongs to its schedule: for another number of steps, time shift or solver it is refused."
         if predictor.schedule is not None
-        else "Its gates are functions of the time alone: it serves any number of steps and any time shift, as far as it "
-        "was trained on such."
+        else "Its gates are functions of the time alone: it serves any number of steps and any time shift, as far as "
+        "it was trained on such."
         if config.anchors is not None
         else "The schedule it was trained on is not known, so a wrong one of as many steps cannot be noticed.",
     ]

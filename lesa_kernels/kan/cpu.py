@@ -12,7 +12,7 @@ k B_{g+1,k-1} / (t_{g+k+1} - t_{g+1})``, on any knots.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 ORDERS = (1, 2, 3)
 # Numbers in a tile for each thread. In float32 it is 1 MiB, and a few of them fit into a second-level cache of 2; from
-# a quarter to twice of this the time is the same to 10 %. With fewer rows the matrix products would be slow.
+# a quarter to twice of this the time is the same to 10 %. Matrix products want rows in whole vectors.
 TILE = 1 << 18
-FEWEST_ROWS = 32
+ROWS = 32
+DENSE = 16  # bases up to which all are evaluated
 
 
 @dataclass(frozen=True)
@@ -35,41 +36,53 @@ class Grid:
     grid_range: tuple[float, float]
     knots: Tensor | None = None
 
-    def expand(self, x: Tensor) -> Tensor:
-        """x [in, rows], float32 or float64 -> the bases [in, C, rows]."""
-        return self._expand(x, self.bases, self.order)
+    def expand(self, x: Tensor, space: Tensor) -> Tensor:
+        """x [in, rows], float32 or float64 -> the bases [in, C, rows], in ``space`` as ``_space`` makes it."""
+        return self._expand(x, space, self.bases, self.order)
 
-    def slopes(self, x: Tensor) -> Tensor:
-        """x [in, rows], float32 or float64 -> the derivatives of the bases [in, C, rows]."""
-        lower = self._expand(x, self.bases + 1, self.order - 1)
-        if self.knots is None:
-            lower.mul_(self._per_interval)
-        else:
+    def contract_slopes(self, x: Tensor, factors: Tensor, space: Tensor) -> Tensor:
+        """x [in, rows], factors [in, C, rows] -> the sum of the bases' derivatives times their factors, [in, rows]."""
+        lower = self._expand(x, space, self.bases + 1, self.order - 1)
+        per_interval = self._per_interval
+        if self.knots is not None:
             knots = self.knots.to(x.dtype)
             lower.mul_(self.order * _inverse(knots[:, self.order :] - knots[:, : -self.order])[:, :, None])
-        return lower[:, :-1] - lower[:, 1:]
+            per_interval = 1.0
+        slopes = torch.sub(lower[:, :-1], lower[:, 1:], out=_shaped(space[1], factors.shape))
+        return slopes.mul_(factors).sum(1).mul_(per_interval)
 
     @property
     def _per_interval(self) -> float:
         low, high = self.grid_range
         return (self.bases - self.order) / (high - low)
 
-    def _expand(self, x: Tensor, count: int, order: int) -> Tensor:
+    def _expand(self, x: Tensor, space: Tensor, count: int, order: int) -> Tensor:
         if self.knots is not None:
             return _recursion(x, self.knots.to(x.dtype), order)
-        position = (x - self.grid_range[0]).mul_(self._per_interval)
-        middles = torch.arange(count, dtype=x.dtype, device=x.device) + ((order + 1) / 2 - self.order)
-        return _even(position[:, None] - middles[:, None], order)
+        # in intervals, with the middle of basis g at g + (1 - order) / 2
+        position = (x - self.grid_range[0]).mul_(self._per_interval).add_(self.order - order)
+        shape = len(x), count, x.shape[1]
+        if count <= DENSE:
+            middles = (torch.arange(count, device=x.device) + (1 - order) / 2).to(x.dtype)
+            distance, inner = (_shaped(part, shape) for part in space)
+            return _even(torch.sub(position[:, None], middles[:, None], out=distance), inner, order)
+        # Of many bases only the order + 1 that reach x are evaluated; at the ends these too may be zero.
+        start = position.floor().clamp_(0, count - order - 1).nan_to_num_(0)
+        local = torch.arange(order + 1, device=x.device)[:, None]
+        distance = (position - start)[:, None] - (local + (1 - order) / 2).to(x.dtype)
+        values = _even(distance, torch.empty_like(distance), order)
+        return _shaped(space[0], shape).zero_().scatter_(1, start.long()[:, None] + local, values)
 
 
 def forward(x: Tensor, base_weight: Tensor, spline_weight: Tensor, grid: Grid) -> Tensor:
     """x [..., in], base_weight [out, in], spline_weight [out, in, C] -> [..., out]."""
     rows, weight = _as_rows(x), spline_weight.flatten(1)
     y = x.new_empty(len(rows), len(weight))
-    for tile in _tiles(rows, grid.bases):
-        phi = grid.expand(_columns(rows[tile])).flatten(0, 1).to(x.dtype)
-        torch.mm(F.silu(rows[tile]), base_weight.T, out=y[tile])
-        y[tile].addmm_(phi.T, weight.T)
+    space = _space(rows, grid)
+    for tile in _tiles(rows, grid):
+        columns = rows[tile].T.contiguous()
+        phi = grid.expand(_exactly(columns), space).flatten(0, 1).to(x.dtype)
+        y[tile] = (weight @ phi).addmm_(base_weight, F.silu(columns)).T
     return y.view(*x.shape[:-1], len(weight))
 
 
@@ -77,11 +90,12 @@ def input_gradient(dy: Tensor, x: Tensor, base_weight: Tensor, spline_weight: Te
     """dy [..., out], x [..., in] -> dx [..., in]."""
     dy, rows, weight = _as_rows(dy), _as_rows(x), spline_weight.flatten(1)
     dx = x.new_empty(rows.shape)
-    for tile in _tiles(rows, grid.bases):
-        slopes = grid.slopes(_columns(rows[tile]))
-        through_spline = slopes.mul_((weight.T @ dy[tile].T).view(slopes.shape)).sum(1).T
-        through_base = torch.ops.aten.silu_backward(dy[tile] @ base_weight, rows[tile])
-        dx[tile] = through_base + through_spline
+    space = _space(rows, grid)
+    for tile in _tiles(rows, grid):
+        columns, change = (t[tile].T.contiguous() for t in (rows, dy))
+        along = (weight.T @ change).unflatten(0, (len(columns), grid.bases))
+        through_spline = grid.contract_slopes(_exactly(columns), along, space)
+        dx[tile] = through_spline.add_(torch.ops.aten.silu_backward(base_weight.T @ change, columns)).T
     return dx.view(x.shape)
 
 
@@ -95,8 +109,9 @@ def weight_gradients(dy: Tensor, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]
     exact = torch.promote_types(x.dtype, torch.float32)
     base = torch.zeros(out_features, in_features, dtype=exact, device=x.device)
     spline = torch.zeros(out_features, in_features * grid.bases, dtype=exact, device=x.device)
-    for tile in _tiles(rows, grid.bases):
-        phi = grid.expand(_columns(rows[tile])).flatten(0, 1).to(x.dtype)
+    space = _space(rows, grid)
+    for tile in _tiles(rows, grid):
+        phi = grid.expand(_exactly(rows[tile].T.contiguous()), space).flatten(0, 1).to(x.dtype)
         _add_product(base, dy[tile].T, F.silu(rows[tile]))
         _add_product(spline, dy[tile].T, phi.T)
     return base.to(x.dtype), spline.to(x.dtype).view(out_features, in_features, grid.bases)
@@ -107,16 +122,30 @@ def _as_rows(x: Tensor) -> Tensor:
     return x.flatten(0, -2) if x.ndim > 1 else x.unsqueeze(0)
 
 
-def _tiles(rows: Tensor, bases: int) -> Iterator[slice]:
+def _tile_rows(rows: Tensor, grid: Grid) -> int:
+    fitting = TILE * torch.get_num_threads() // max(1, rows.shape[1] * grid.bases)
+    return min(len(rows), max(1, fitting // ROWS) * ROWS)
+
+
+def _tiles(rows: Tensor, grid: Grid) -> Iterator[slice]:
     """The rows of each tile."""
-    count, in_features = rows.shape
-    step = max(FEWEST_ROWS, TILE * torch.get_num_threads() // max(1, in_features * bases))
-    return (slice(start, start + step) for start in range(0, count, step))
+    step = max(1, _tile_rows(rows, grid))
+    return (slice(start, start + step) for start in range(0, len(rows), step))
 
 
-def _columns(rows: Tensor) -> Tensor:
-    """[rows, in] -> [in, rows], contiguous, in float32 at least."""
-    return rows.T.contiguous().to(torch.promote_types(rows.dtype, torch.float32))
+def _space(rows: Tensor, grid: Grid) -> Tensor:
+    """What all tiles compute in, [2, in * (C + 1) * rows]: fresh memory for each would cost 2 to 3 passes."""
+    size = rows.shape[1] * (grid.bases + 1) * _tile_rows(rows, grid)
+    return rows.new_empty(2, size, dtype=torch.promote_types(rows.dtype, torch.float32))
+
+
+def _shaped(space: Tensor, shape: Sequence[int]) -> Tensor:
+    """The beginning of ``space``."""
+    return space[: math.prod(shape)].view(shape)
+
+
+def _exactly(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -126,13 +155,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.add_(left @ right)
 
 
-def _even(e: Tensor, order: int) -> Tensor:
-    """The basis at signed distances e from its middle, which are overwritten."""
+def _even(e: Tensor, inner: Tensor, order: int) -> Tensor:
+    """The basis at signed distances e from its middle, which are overwritten, as is ``inner`` of their shape."""
     if order == 0:
-        return ((e >= -0.5) & (e < 0.5)).to(e.dtype)
-    outer = e.abs_().neg_().add_((order + 1) / 2).clamp_min_(0)
-    inner = (outer - 1).clamp_min_(0)
-    return outer.pow_(order).sub_(inner.pow_(order), alpha=order + 1).div_(math.factorial(order))
+        return e.copy_((e >= -0.5) & (e < 0.5))
+    outer = e.abs_().sub_((order + 1) / 2).clamp_max_(0)  # -s, which saves a pass
+    torch.add(outer, 1, out=inner).clamp_max_(0)
+    return outer.pow_(order).sub_(inner.pow_(order), alpha=order + 1).mul_((-1) ** order / math.factorial(order))
 
 
 def _recursion(x: Tensor, knots: Tensor, order: int) -> Tensor:

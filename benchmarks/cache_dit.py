@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import lesa
 from benchmarks.census import Census, census
+from benchmarks.demo_loop import timed_calls
 from lesa.adapters.cache_dit import ForecasterConfig, steps_mask
 from lesa.demo.measure import labels_of
 from lesa.demo.model import load_pipeline, request, unpack
@@ -117,12 +118,12 @@ def wide(rounds: int) -> Model:
             "pooled_prompt_embeds": prompt[:, 0],
             "height": 512,
             "width": 512,
-            "num_inference_steps": 20,
+            "num_inference_steps": 12,
             "generator": torch.Generator().manual_seed(number),
             "output_type": "latent",
         }
 
-    return Model("wide FLUX, random weights", load, lesa.StepPlan.paper(20, interval=5), call, rounds, None)
+    return Model("wide FLUX, random weights", load, lesa.StepPlan.paper(12, interval=4), call, rounds, None)
 
 
 @contextmanager
@@ -145,14 +146,14 @@ def enabled(pipeline: FluxPipeline, plan: lesa.StepPlan, calibrator: Any) -> Ite
 
 
 @contextmanager
-def watched(*, counting: bool) -> Iterator[Calls]:
-    """The calls of ``approximate`` of every calibrator, timed, or counted: a profiler takes time."""
+def watched(*, count_after: int | None = None) -> Iterator[Calls]:
+    """The calls of ``approximate`` of every calibrator, timed; those after the first ``count_after`` are counted."""
     calls = Calls()
     originals = {kind: kind.approximate for kind in CalibratorBase.__subclasses__()}
 
     def watch(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def approximate(self: Any, name: str = "default") -> Tensor:
-            if counting:
+            if count_after is not None and len(calls.seconds) >= count_after:
                 calls.kept_bytes = max(calls.kept_bytes, sum(storages(self).values()))
                 calls.censuses.append(census(lambda: original(self, name=name)))
             start = time.perf_counter()
@@ -199,15 +200,14 @@ def measure(model: Model) -> list[dict[str, Any]]:
     full, pipelines = model.load(), {method: model.load() for method in methods}
     psnr: dict[Any, list[float]] = defaultdict(list)
     seconds: dict[Any, list[float]] = defaultdict(list)
+    whole: dict[Any, list[float]] = defaultdict(list)
     for number in tqdm(range(model.rounds + 1), desc=model.name, delay=2):
         expected = None if model.image is None else model.image(full(**model.call(number)).images)
         for method, make in methods.items():
             pipeline = pipelines[method]
-            with enabled(pipeline, model.plan, make(pipeline)):
-                if number == 0:
-                    pipeline(**model.call(number))  # tables are made
-                with watched(counting=False) as calls:
-                    tokens = pipeline(**model.call(number)).images
+            cache = enabled(pipeline, model.plan, make(pipeline))
+            with cache, watched() as calls, timed_calls(pipeline) as steps:
+                tokens = pipeline(**model.call(number)).images
             if model.image is not None and expected is not None:
                 image = model.image(tokens)
                 psnr[method] += peak_signal_noise_ratio(
@@ -215,13 +215,15 @@ def measure(model: Model) -> list[dict[str, Any]]:
                 ).tolist()
             if number > 0:
                 seconds[method] += calls.seconds
+                whole[method] += [steps[step] for step in model.plan.predicted_steps]
     rows = []
+    streams = 2  # a predicted step is one call for the image's tokens and one for the text's
     for (by, name), make in methods.items():
-        with enabled(pipelines[by, name], model.plan, make(pipelines[by, name])), watched(counting=True) as calls:
-            pipelines[by, name](**model.call(0))
-        # of the last interval, when histories are full; the image's tokens, which are most
+        pipeline, earlier = pipelines[by, name], streams * (len(model.plan.predicted_steps) - 1)
+        with enabled(pipeline, model.plan, make(pipeline)), watched(count_after=earlier) as calls:
+            pipeline(**model.call(0))
+        # of the last step, when histories are full; the image's tokens, which are most
         last = max(calls.censuses, key=lambda c: c.allocated, default=None)
-        streams = 2  # a predicted step is one call for the image's tokens and one for the text's
         per_step = [sum(pair) for pair in zip(*[iter(seconds[by, name])] * streams, strict=True)]
         rows.append(
             {
@@ -230,10 +232,11 @@ def measure(model: Model) -> list[dict[str, Any]]:
                 "method": name,
                 "full_steps": len(model.plan.full_steps),
                 "steps": model.plan.num_steps,
-                "psnr": statistics.mean(psnr[by, name]) if psnr else None,
+                "psnr": statistics.mean(psnr[by, name]) if model.image else None,
                 "images": len(psnr[by, name]),
                 "feature_bytes": calls.feature_bytes,
                 "ms": statistics.median(per_step) * 1e3 if per_step else None,
+                "ms_whole_step": statistics.median(whole[by, name]) * 1e3,
                 "operators": last.operators if last else None,
                 "allocated_features": last.allocated / calls.feature_bytes if last else None,
                 "kept_features": calls.kept_bytes / calls.feature_bytes if last else None,
@@ -245,14 +248,15 @@ def measure(model: Model) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--batch", type=int, default=64, help="digits in a round of the demo model (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each model (%(default)s)")
+    parser.add_argument("--batch", type=int, default=48, help="digits in a round of the demo model (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="timed rounds of each model (%(default)s)")
     options = parser.parse_args()
     environment = describe_environment(["torch", "diffusers", "cache-dit"])
     rows = [row for model in (demo(options.batch, options.rounds), wide(options.rounds)) for row in measure(model)]
     for row in rows:
         quality = "" if row["psnr"] is None else f"{row['psnr']:6.2f} dB "
         cost = "" if row["ms"] is None else f"{row['ms']:7.3f} ms {row['operators']:4d} operators "
+        cost = f"{row['ms_whole_step']:7.3f} ms {cost}"
         memory = (
             "" if row["ms"] is None else f"{row['allocated_features']:.1f} allocated {row['kept_features']:.1f} kept"
         )

@@ -29,14 +29,14 @@ from lesa_kernels import KANLinear
 
 RANGE, ORDER = (-3.0, 3.0), 3
 OURS = "KANLinear"
-# rows, in, out, grid size, rounds
-SHAPES = [
-    (1, 64, 64, 5, 301),
-    (256, 64, 64, 5, 101),
-    (512, 784, 64, 5, 21),
-    (4096, 256, 256, 5, 7),
-    (4096, 64, 64, 50, 11),
-]
+# rows, in, out, grid size: rounds
+SHAPES = {
+    (1, 64, 64, 5): 301,
+    (256, 64, 64, 5): 101,
+    (512, 784, 64, 5): 15,
+    (4096, 256, 256, 5): 9,
+    (4096, 64, 64, 50): 7,
+}
 PYKAN_NUMBERS = 1 << 21
 
 

@@ -91,9 +91,11 @@ def input_gradient(dy: Tensor, x: Tensor, base_weight: Tensor, spline_weight: Te
     dy, rows, weight = _as_rows(dy), _as_rows(x), spline_weight.flatten(1)
     dx = x.new_empty(rows.shape)
     space = _space(rows, grid)
+    products = space.new_empty(space.shape[1], dtype=x.dtype)
     for tile in _tiles(rows, grid):
         columns, change = (t[tile].T.contiguous() for t in (rows, dy))
-        along = (weight.T @ change).unflatten(0, (len(columns), grid.bases))
+        along = torch.mm(weight.T, change, out=_shaped(products, (weight.shape[1], change.shape[1])))
+        along = along.unflatten(0, (len(columns), grid.bases))
         through_spline = grid.contract_slopes(_exactly(columns), along, space)
         dx[tile] = through_spline.add_(torch.ops.aten.silu_backward(base_weight.T @ change, columns)).T
     return dx.view(x.shape)

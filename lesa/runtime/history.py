@@ -148,10 +148,8 @@ class FeatureHistory:
     def _rows(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """What ``step`` and the next ones are made of: features, coefficients and bias."""
         assert self._buffer is not None, "can_predict comes first"
-        exact = torch.promote_types(self._buffer.dtype, torch.float32)
-        coefficients, bias = self._layout.coefficients(self._buffer.device, exact)
-        part, rows = self._layout.part(step, count)
-        return self._buffer[:rows], coefficients[part, :rows], bias[part]
+        coefficients, bias = self._layout.part(step, count, self._buffer)
+        return self._buffer[: coefficients.shape[1]], coefficients, bias
 
     def clear(self) -> None:
         """Forget the features and free their memory."""

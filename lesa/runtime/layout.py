@@ -1,6 +1,7 @@
 """Where kept features lie and what is made of them: laid out once for a table, not for each generation."""
 
 import functools
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Layout:
                 self._by_row[:, self.row_of[step]] += coefficients[:, slot]
         # how many rows from the top each step reads; a bias alone reads one, for its shape
         self._extent = [max(row, default=0) + 1 for row in _nonzero(self._by_row)]
-        self._moved: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._parts: dict[Hashable, tuple[Tensor, Tensor]] = {}
 
     def _assign_rows(self, full: tuple[int, ...], held: dict[int, int]) -> tuple[dict[int, int], int]:
         """A row for each full step that some other step uses, and how many rows that takes."""
@@ -68,16 +69,21 @@ class Layout:
             row_of[step] = row
         return row_of, len(occupied)
 
-    def part(self, step: int, count: int) -> tuple[slice, int]:
-        """Where the coefficients of ``step`` and the next ones are, and how many rows from the top they read."""
-        first = self._index[step]
-        return slice(first, first + count), max(self._extent[first : first + count])
+    def part(self, step: int, count: int, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``step`` and the next ones are made of: coefficients [count, rows] of the first rows, and bias [count].
 
-    def coefficients(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Coefficients [steps, num_rows] and bias [steps] where the features are."""
-        if (device, dtype) not in self._moved:
-            self._moved[device, dtype] = self._by_row.to(device, dtype), self._bias.to(device, dtype)
-        return self._moved[device, dtype]
+        They lie where the features are. Every part is cut out and moved once.
+        """
+        key = step, count, features.device, features.dtype
+        if key not in self._parts:
+            first = self._index[step]
+            steps, rows = slice(first, first + count), max(self._extent[first : first + count])
+            exact = torch.promote_types(features.dtype, torch.float32)
+            self._parts[key] = (
+                self._by_row[steps, :rows].to(features.device, exact),
+                self._bias[steps].to(features.device, exact),
+            )
+        return self._parts[key]
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
-"""``head`` on a CPU: as few passes as PyTorch's operators allow, over tiles whose predictions share one buffer.
+"""``head`` on a CPU: the definition where operators cost more than their work, and else as few passes as they allow.
 
 A tile is large, since an operator costs 10 us with two threads: for 6 predictions from 7 centred features [256, 16, 96]
-in float32, tiles of 2^17, 2^19 and 2^21 elements take 2.2, 1.9 and 1.5 ms (2 cores). A single sample is one tile.
+in float32, tiles of 2^17, 2^19 and 2^21 elements take 2.2, 1.9 and 1.5 ms (2 cores).
 """
 
 import math
@@ -9,8 +9,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-TILE = 1 << 21  # elements of all predictions together, 8 MB in float32
+FEW = 1 << 15  # elements of all predictions together; layer_norm takes 0.5 ms for a million, 5 times as long as a pass
+TILE = 1 << 21  # 8 MB in float32
 
 
 def head(
@@ -34,33 +36,37 @@ def head(
     exact = torch.promote_types(history.dtype, torch.float32)
     (m, samples), (outputs, channels), count = history.shape[:2], weight.shape, len(coefficients)
     tokens = math.prod(history.shape[2:-1])
-    out = history.new_empty(count, *history.shape[1:-1], outputs)
+    shape = count, *history.shape[1:-1], outputs
     if multiplier.shape[1] == addend.shape[1] == 1:  # what all samples share makes one long sample of them
         samples, tokens = 1, samples * tokens
-    features, results = history.view(m, samples, tokens, channels), out.view(count, samples, tokens, outputs)
+    features = history.view(m, samples, tokens, channels)
     coefficients, weight = coefficients.to(exact), weight.to(exact)
     bias = None if projection_bias is None else projection_bias.to(exact)
-    scale = multiplier.to(exact).unsqueeze(2).expand(-1, samples, -1, -1)  # [P, B, 1, D]
-    offset = torch.nn.functional.linear(addend.to(exact).unsqueeze(2), weight, bias).expand(-1, samples, -1, -1)
+    scale, shift = multiplier.to(exact).unsqueeze(2), addend.to(exact).unsqueeze(2)  # [P, B or 1, 1, D]
+
+    def combined(tile: Tensor) -> Tensor:
+        return torch.mm(coefficients, tile.to(exact).reshape(m, -1)).view(count, *tile.shape[1:])
+
+    if count * samples * tokens * channels <= FEW:
+        normalised = functional.layer_norm(combined(features), (channels,), eps=eps)
+        return functional.linear(torch.addcmul(shift, normalised, scale), weight, bias).view(shape).to(history.dtype)
+    out = history.new_empty(count, samples, tokens, outputs)
+    scale, offset = (t.expand(-1, samples, -1, -1) for t in (scale, functional.linear(shift, weight, bias)))
     floor = coefficients.new_full((), math.sqrt(channels * eps))
-    most = max(1, TILE // (count * channels))  # tokens of a tile
-    buffer = coefficients.new_empty(count * channels * min(most, samples * tokens))
-    for b, t in _tiles(samples, tokens, most):
-        tile = features[:, b, t]
-        x = buffer[: count * tile[0].numel()].view(count, *tile.shape[1:])
-        torch.mm(coefficients, tile.to(exact).reshape(m, -1), out=x.view(count, -1))
+    for b, t in _tiles(samples, tokens, max(1, TILE // (count * channels))):
+        x = combined(features[:, b, t])
         # A layer norm in pieces: dividing by the deviation waits for the projection, which leaves fewer to divide.
         if not centred:
             x -= x.mean(-1, keepdim=True)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(floor)  # sqrt(D (variance + eps))
         x *= scale[:, b]
         projected = torch.mm(x.view(-1, channels), weight.t()).view(*x.shape[:-1], outputs)
-        torch.addcdiv(offset[:, b], projected, length, value=math.sqrt(channels), out=results[:, b, t])
-    return out
+        torch.addcdiv(offset[:, b], projected, length, value=math.sqrt(channels), out=out[:, b, t])
+    return out.view(shape)
 
 
 def _tiles(samples: int, tokens: int, most: int) -> Iterator[tuple[slice, slice]]:
-    """Even parts of at most ``most`` tokens, one at least: whole samples, or of a long one some of its tokens."""
+    """Even parts of at most ``most`` tokens: whole samples, or of a long one some of its tokens."""
     for sample in _even(samples, max(1, most // tokens)):
         for token in _even(tokens, most):
             yield sample, token

@@ -16,6 +16,14 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["triton", "torch"]
 
 
+@pytest.fixture(params=[*BACKENDS, "torch, in passes"])
+def backend(request, monkeypatch) -> str:
+    """A CPU has two ways; here all sizes take the one for large ones too."""
+    if request.param not in BACKENDS:
+        monkeypatch.setattr(cpu, "FEW", 0)
+    return request.param.partition(",")[0]
+
+
 def inputs(
     m=3, count=2, samples=2, tokens=(20,), channels=72, outputs=6, *, modulated=None, dtype=torch.float32, device="cpu"
 ) -> list[Tensor]:
@@ -75,7 +83,6 @@ def test_reference_is_the_definition() -> None:
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "shape",
@@ -95,7 +102,6 @@ def test_matches_float64(shape, dtype, backend, device) -> None:
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("m", "count", "outputs"), [(1, 1, 4), (16, 9, 17), (2, 7, 1), (8, 6, 64), (16, 3, 384)])
 def test_any_number_of_features_predictions_and_outputs(m, count, outputs, backend, device) -> None:
     arguments = inputs(m, count, 1, (5,), 64, outputs, dtype=torch.bfloat16, device=device)
@@ -109,7 +115,6 @@ def test_more_outputs_or_features_than_the_kernel_serves_are_the_reference(outpu
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", ["common-mean", "tiny", "huge", "constant", "zero"])
 def test_unusual_features(case, dtype, backend, device) -> None:
@@ -122,7 +127,6 @@ def test_unusual_features(case, dtype, backend, device) -> None:
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("common", [0, 100])
 def test_features_without_their_means_give_the_same_outputs(common, backend, device) -> None:
     history, *rest = inputs(4, 2, 2, (17,), 192, device=device)
@@ -131,7 +135,6 @@ def test_features_without_their_means_give_the_same_outputs(common, backend, dev
     assert_accurate(head(centred, *rest, centred=True, backend=backend), history, *rest)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_large_coefficients_that_cancel(backend, device) -> None:
     history, coefficients, *rest = inputs(8, 2, 1, (17,), 192, device=device)
     history = history[:1] + 0.05 * history
@@ -139,14 +142,12 @@ def test_large_coefficients_that_cancel(backend, device) -> None:
     assert_accurate(head(history, coefficients, *rest, backend=backend), history, coefficients, *rest)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_eps_and_optional_arguments(backend, device) -> None:
     history, coefficients, _, multiplier, addend, weight, _ = inputs(device=device)
     arguments = history, coefficients, None, multiplier, addend, weight, None
     assert_accurate(head(*arguments, eps=0.5, backend=backend), *arguments, eps=0.5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_modulation_may_be_in_the_dtype_of_the_history_and_shared_by_halves(backend, device) -> None:
     history, coefficients, bias, multiplier, addend, *rest = inputs(dtype=torch.bfloat16, device=device)
     arguments = history, coefficients, bias, multiplier.bfloat16(), addend.bfloat16(), *rest
@@ -167,7 +168,6 @@ VIEWS = {
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("view", VIEWS)
 def test_history_and_the_others_may_be_any_view(view, backend, device) -> None:
     history = VIEWS[view](torch.randn(8, 2, 3, 64, device=device).bfloat16())
@@ -187,7 +187,6 @@ def test_history_and_the_others_may_be_any_view(view, backend, device) -> None:
     assert_accurate(head(*arguments, backend=backend), *arguments)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("empty", [{"count": 0}, {"samples": 0}, {"tokens": (0,)}, {"outputs": 0}], ids=str)
 def test_nothing_in_gives_nothing_out(empty, backend, device) -> None:
     arguments = [t.requires_grad_() for t in inputs(**empty, device=device)]
@@ -198,7 +197,6 @@ def test_nothing_in_gives_nothing_out(empty, backend, device) -> None:
     assert not any(t.grad.any() for t in arguments)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_shards_of_the_tokens_need_nothing_of_each_other(backend, device) -> None:
     history, *rest = inputs(tokens=(37,), dtype=torch.bfloat16, device=device)
     means = token_means(history)
@@ -211,7 +209,8 @@ def test_shards_of_the_tokens_need_nothing_of_each_other(backend, device) -> Non
 
 
 def test_cpu_tiles_cut_samples_and_tokens(monkeypatch) -> None:
-    for tile in (1, 100, 1000, 5000):
+    monkeypatch.setattr(cpu, "FEW", 0)
+    for tile in (1, 100, 1000, 5000, cpu.TILE):
         monkeypatch.setattr(cpu, "TILE", tile)
         for modulated in (1, 3):
             arguments = inputs(samples=3, tokens=(7,), channels=24, modulated=modulated, dtype=torch.float64)

@@ -168,6 +168,25 @@ def test_without_the_hub_the_error_says_what_was_looked_for(tmp_path, the_hub):
         lesa.load("user/one")
 
 
+def test_what_is_in_the_cache_of_the_hub_is_found_offline(tmp_path):
+    """With huggingface_hub itself, and its layout: a snapshot of links to blobs."""
+    lesa.save({stream: fitted(seed) for seed, stream in enumerate(STREAMS)}, tmp_path / "made")
+    repository = tmp_path / "cache" / "models--user--both"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for path in (tmp_path / "made").rglob("*.*"):
+        if path.is_file():
+            link = repository / "snapshots" / commit / path.relative_to(tmp_path / "made")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for options in ({}, {"local_files_only": True}, {"revision": commit}):
+        loaded = lesa.load("user/both", cache_dir=tmp_path / "cache", **options)
+        assert all(same(fitted(seed), loaded[stream]) for seed, stream in enumerate(STREAMS))
+    with pytest.raises(FileNotFoundError, match=r"no folder user/other, and no such repository .* on this machine"):
+        lesa.load("user/other", cache_dir=tmp_path / "cache")
+
+
 @pytest.mark.usefixtures("no_hub")
 def test_names_that_are_no_repository_never_reach_the_hub(tmp_path):
     for name in ("nowhere", "./a/b", "/a/b", "../a", "a/b/c", "~/nowhere", Path("user/one")):

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 import lesa
 from lesa.adapters.official import read_official
+from lesa.adapters.official.archive import Archive
 from lesa.cli import main
+from tests.lesa.adapters import tiny
 from tests.lesa.strategies import schedule
 
 STEPS, HIDDEN, HISTORY = 12, 16, 8
@@ -172,6 +174,36 @@ def test_a_guided_checkpoint_has_a_predictor_for_each_branch(tmp_path, save_offi
         predictor = loaded["transformer", branch]
         assert predictor.config.boundaries == (0.9, 0.4)
         assert_table_is(predictor, plain, (0.9, 0.4), UNIFORM)
+
+
+def test_enable_takes_a_checkpoint_with_branches_as_it_is_loaded(tmp_path, save_official):
+    weights = released_weights("_cond", seed=1) | released_weights("_uncond", seed=2)
+    pipeline, plan = tiny.pipeline(), lesa.StepPlan.paper(STEPS, 4)
+    loaded = lesa.load_official(save_official(tmp_path / "qwen.pt", weights))
+    with lesa.enable(pipeline, loaded, plan) as handle:
+        tiny.generate(pipeline, steps=STEPS, guidance=2.0)
+        assert [(r.branch, r.full) for r in handle.records] == [(b, list(plan.full_steps)) for b in ("cond", "uncond")]
+
+
+@given(st.data())
+def test_tensors_are_read_as_torch_saved_them(tmp_path_factory, data):
+    """Views with any strides and offset, shared storages, every dtype."""
+    dtype = data.draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64]))
+    whole = torch.randn(4, 3, 6).mul(100).to(dtype)
+    views = {
+        "plain": whole,
+        "part": whole[1:, :, data.draw(st.integers(0, 5)) :: data.draw(st.integers(1, 4))],
+        "turned": whole.permute(data.draw(st.permutations(range(3)))),
+        "scalar": whole[0, 0, 0],
+        "empty": whole[:0],
+        "other": torch.arange(data.draw(st.integers(0, 9))) > 3,
+    }
+    path = tmp_path_factory.mktemp("views") / "views.pt"
+    torch.save(views, path, pickle_protocol=data.draw(st.sampled_from([2, 3, 4, 5])))
+    with Archive(path) as file:
+        read = {name: file.tensors({name: stored})[name] for name, stored in file.content().items()}
+    assert all(read[name].dtype == value.dtype and torch.equal(read[name], value) for name, value in views.items())
+    assert all(value.is_contiguous() for value in read.values())
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def taylor(shape: Shape, device: str, backend: str = "auto") -> Problem:
         REFERENCE: lambda history, *_: reference.combine(history, coefficients, None)[0],
         COPY: copier((len(FULL) + 1) * shape.nbytes, device),
     }
-    if find_spec("cache_dit"):
+    if find_spec("cache_dit") and find_spec("diffusers"):
         functions["cache-dit"] = lambda history, theirs, _: theirs.approximate()
     if find_spec("diffusers"):
         functions["diffusers"] = lambda history, _, theirs: theirs.predict()[0]
@@ -59,7 +59,7 @@ def taylor(shape: Shape, device: str, backend: str = "auto") -> Problem:
 
 def _cache_dit(history: Tensor) -> Any:
     """cache-dit's state for one stream after the full steps, at the predicted one."""
-    if not find_spec("cache_dit"):
+    if not (find_spec("cache_dit") and find_spec("diffusers")):
         return None
     from cache_dit.caching.cache_contexts.calibrators.taylorseer import TaylorSeerState
 

@@ -1,0 +1,71 @@
+"""benchmarks/gpu.py runs from end to end where there is no GPU, so that it does where there is one."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.architectures import ARCHITECTURES
+from benchmarks.report.registry import ROOT
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    out = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--smoke", "--out", str(out)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    return json.loads(out.read_text())
+
+
+def test_nothing_fails_and_nothing_is_left_out(result):
+    assert result["smoke"]
+    assert result["failed"] == []
+    if not torch.cuda.is_available():
+        assert result["skipped"] == []
+
+
+def test_every_provider_was_found_right_and_timed(result):
+    rows = result["kernels"] + result["kan"]
+    assert {"combine, 1 of 4", "head, 3 of 4", "interval", "kan_linear"} <= {row["operation"] for row in rows}
+    assert all(row["wall_median"] > 0 and row["gb_per_s"] > 0 for row in rows)
+    assert all(row["error"] < 0.1 for row in rows if row["provider"] in ("ours", "reference", "closed loop"))
+
+
+def test_every_architecture_denoises_with_as_many_full_steps_by_every_method(result):
+    rows = result["loops"]
+    assert {row["architecture"] for row in rows} == set(ARCHITECTURES)
+    for row in rows:
+        expected = 12 if row["method"] == "full sampler" else 5
+        assert (row["full_steps"], row["method"]) == (expected, row["method"])
+        assert row["ideal"] == 12 / expected
+
+
+def test_the_kernels_own_tests_and_the_sanitizers_calls_ran(result):
+    assert result["tests"]["status"] == 0
+    assert "passed" in result["tests"]["summary"][-1]
+    if not torch.cuda.is_available():
+        assert "were right" in result["sanitizer"]["summary"][-1]
+
+
+def test_without_diffusers_the_loops_are_left_out_with_a_line_that_says_so(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert gpu.main(["--smoke", "--only", "loops", "--out", str(tmp_path / "gpu.json")]) == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["loops"] == []
+    assert found["skipped"] == ["denoising loops: diffusers is not installed"]
+
+
+def test_what_fails_is_noted_and_the_rest_goes_on(tmp_path):
+    run = gpu.Run(tmp_path / "gpu.json", smoke=True, budget=60)
+    run.section("first", lambda _: 1 / 0)
+    run.section("second", lambda _: [1])
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["failed"] == ["first: ZeroDivisionError: division by zero"]
+    assert found["second"] == [1]
+    late = gpu.Run(None, smoke=True, budget=-1)
+    late.section("third", lambda _: [1])
+    assert late.result["skipped"] == ["third: no time left"]

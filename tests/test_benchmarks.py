@@ -6,10 +6,12 @@ import sys
 
 import torch
 
+from benchmarks import optimisations, scaling
 from benchmarks.census import census
 from benchmarks.clocks import DeviceClock, Timer, measure, one_round
 from benchmarks.report.registry import ROOT
-from benchmarks.shapes import SHAPES
+from benchmarks.scaling import exponent
+from benchmarks.shapes import SHAPES, SMOKE
 
 
 def test_every_benchmark_finds_its_providers_right_on_a_tiny_shape():
@@ -98,3 +100,23 @@ def test_a_shape_is_cut_to_what_fits_and_says_so():
     assert few.kept * few.nbytes <= 32 * 2**20 < video.kept * video.nbytes
     assert few.name == f"HunyuanVideo 720p ({few.tokens} tokens)"
     assert SHAPES["demo"].within(2**30) is SHAPES["demo"]
+
+
+def test_a_power_law_has_its_exponent_whatever_a_call_costs_besides():
+    sizes = [1 << power for power in range(10, 24)]
+    assert abs(exponent(sizes, [1e-4 + 1e-9 * n**1.5 for n in sizes]) - 1.5) < 0.01
+
+
+def test_every_curve_can_be_measured(monkeypatch):
+    monkeypatch.setattr(scaling, "SECONDS", 0.0)
+    for row in scaling.points(scaling.CURVES, most=2):
+        assert len(row["seconds"]) == 2
+        assert all(seconds > 0 for seconds in row["seconds"])
+
+
+def test_every_stage_of_optimisation_makes_the_same_outputs():
+    with torch.inference_mode():
+        rows = optimisations.stages(SMOKE, rounds=1)
+    assert [row["way"] for row in rows] == list(optimisations.STAGES)
+    assert all(row["error"] < 1e-5 for row in rows)
+    assert rows[-1]["operators"] < rows[0]["operators"]

@@ -16,13 +16,14 @@ from benchmarks.problems.problem import OURS, Problem, relative_error, some
 from benchmarks.shapes import Shape
 from lesa import LesaConfig, LesaPredictor, StepPlan
 from lesa.runtime.history import FeatureHistory
-from lesa_kernels import head
+from lesa_kernels import combine, head
 from lesa_kernels.kan import reference
 
 PLAN, AFTER = StepPlan.paper(50, 7), 23
 STEPS = tuple(range(AFTER + 1, min(f for f in PLAN.full_steps if f > AFTER)))
-CLOSED_LOOP, STEP_BY_STEP = "closed loop", "one combine a step"
-PROVIDERS = (OURS, STEP_BY_STEP, CLOSED_LOOP)
+CLOSED_LOOP, KNOWN_GATES = "closed loop", "closed loop, gates known"
+STEP_BY_STEP, ONE_PASS = "one combine a step", "one combine an interval"
+PROVIDERS = (OURS, ONE_PASS, STEP_BY_STEP, KNOWN_GATES, CLOSED_LOOP)
 EPS = 1e-6
 
 
@@ -67,13 +68,13 @@ class ClosedLoop:
             x = reference.kan_linear(x, base, spline, order=3, grid_range=self.config.grid_range)
         return x
 
-    def __call__(self, window: list[Tensor], step: int) -> Tensor:
-        """The feature of ``step`` from the ones before it."""
+    def __call__(self, window: list[Tensor], step: int, gate: Tensor | None = None) -> Tensor:
+        """The feature of ``step`` from the ones before it; with a ``gate`` that is known already."""
         stage = self.config.stage(float(self.times[step]))
         latest = window[-self.config.windows[stage] :]
         weight, bias = self.latent[stage]
         z = F.linear(torch.stack(latest, dim=-1), weight[:, -len(latest) :], bias).squeeze(-1)
-        return latest[-1] + self.gate(step, stage, z) * z
+        return latest[-1] + (self.gate(step, stage, z) if gate is None else gate) * z
 
 
 def interval(shape: Shape, device: str, backend: str = "auto") -> Problem:
@@ -128,10 +129,21 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
     def step_by_step(history: FeatureHistory, _: list[Tensor]) -> Tensor:
         return torch.stack([ending(history.predict(step), p) for p, step in enumerate(steps)])
 
-    def closed_loop(_: FeatureHistory, features: list[Tensor]) -> Tensor:
+    def one_pass(history: FeatureHistory, _: list[Tensor]) -> Tensor:
+        coming = history.coming(STEPS[0])
+        assert coming.bias is not None
+        predictions = combine(
+            coming.history, coming.coefficients[: len(steps)], coming.bias[: len(steps)], backend=backend
+        )
+        return torch.stack([ending(prediction, p) for p, prediction in enumerate(predictions)])
+
+    like = torch.zeros((), device=device, dtype=shape.dtype)
+    known = {step: loop.gate(step, predictor.config.stage(float(times[step])), like) for step in steps}
+
+    def closed_loop(_: FeatureHistory, features: list[Tensor], gates: dict[int, Tensor] | None = None) -> Tensor:
         window, outputs = list(features), []
         for p, step in enumerate(steps):
-            window.append(loop(window, step))
+            window.append(loop(window, step, None if gates is None else gates[step]))
             outputs.append(ending(window[-1], p))
         return torch.stack(outputs)
 
@@ -148,7 +160,9 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
 
     functions: dict[str, Callable[..., Any]] = {
         OURS: ahead,
+        ONE_PASS: one_pass,
         STEP_BY_STEP: step_by_step,
+        KNOWN_GATES: lambda history, features: closed_loop(history, features, known),
         CLOSED_LOOP: closed_loop,
     }
     return Problem(

@@ -32,12 +32,14 @@ class Part:
 
     document: str
     name: str
-    result: str
+    result: str | None
     command: str | None
     write: Callable[[Any], str]
 
     def text(self) -> str:
         """As it stands in the document, without the markers."""
+        if self.result is None:
+            return self.write(None)
         measured = load(self.result)
         if measured is None:
             how = f": `{self.command}` writes `benchmarks/results/{self.result}`" if self.command else ""
@@ -60,14 +62,14 @@ PICTURES: dict[str, Picture] = {}
 
 
 def part(
-    document: str, name: str, result: str, *, command: str | None
+    document: str, name: str, result: str | None, *, command: str | None
 ) -> Callable[[Callable[[Any], str]], Callable[[Any], str]]:
     """Register the function that writes a part from the content of ``benchmarks/results/RESULT``.
 
     Args:
         document: path of a Markdown file in the repository.
         name: of the markers.
-        result: file name.
+        result: file name; None: the part follows from the code alone.
         command: makes the result anew, without its ``--out``; None where another part of the document says it.
     """
 

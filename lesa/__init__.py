@@ -24,12 +24,14 @@ from lesa.forecasters import (
 from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
 from lesa.runtime.guard import Guard
+from lesa.runtime.history import FeatureHistory
 from lesa.runtime.warning import LesaWarning
 from lesa.sharing import load, push_to_hub, save
 from lesa.table import CoefficientTable, unroll
 
 if TYPE_CHECKING:
     from lesa.adapters.diffusers import disable, enable, from_taylorseer_config
+    from lesa.adapters.modules import enable_module
     from lesa.adapters.official import load_official
     from lesa.calibration.collecting import collect
     from lesa.calibration.live import LiveTrajectories
@@ -41,6 +43,7 @@ __all__ = [
     "L2P",
     "AdamsBashforth",
     "CoefficientTable",
+    "FeatureHistory",
     "FoCa",
     "Forecaster",
     "GramMatrix",
@@ -58,6 +61,7 @@ __all__ = [
     "collect",
     "disable",
     "enable",
+    "enable_module",
     "fit",
     "from_taylorseer_config",
     "load",
@@ -75,6 +79,7 @@ _lazy = {
     "collect": "lesa.calibration.collecting",
     "disable": "lesa.adapters.diffusers",
     "enable": "lesa.adapters.diffusers",
+    "enable_module": "lesa.adapters.modules",
     "fit": "lesa.calibration.training",
     "from_taylorseer_config": "lesa.adapters.diffusers",
     "load_official": "lesa.adapters.official",

@@ -24,11 +24,12 @@ class Control:
         self.shapes = 0  # which of the signatures seen so far this call has
         self.heads: list[Head] = []
         self._dtype: torch.dtype | None = None  # that the transformer is called with
+        self._branch = ""
         self._signatures: dict[Hashable, int] = {}
 
     def begin(self, call: Call, dtype: torch.dtype | None) -> None:
         """Ask the driver what becomes of a call."""
-        self._dtype = dtype
+        self._dtype, self._branch = dtype, call.branch
         self.shapes = self._signatures.setdefault(call.signature, len(self._signatures))
         self.skip = self.driver.begin(call)
 
@@ -38,13 +39,15 @@ class Control:
         It is asked before and told after, so that a compiled forward is one graph.
         """
         for head in self.heads:
-            head.prediction = self.driver.predict(head.name) if self.skip and head.was_reached else None
+            predicted = self.skip and self._branch in head.reached_by
+            head.prediction = self.driver.predict(head.name) if predicted else None
         self.inside = True
         output = forward(*args, **kwargs)
         for head in self.heads:
             feature, head.feature, head.prediction = head.feature, None, None
+            if not self.skip:
+                (head.reached_by.discard if feature is None else head.reached_by.add)(self._branch)
             if feature is not None:
-                head.was_reached = True
                 # Wan's family widens the feature to float32 for its norm: what is kept need not be
                 self.driver.keep(head.name, feature if self._dtype is None else feature.to(self._dtype))
         return output
@@ -126,14 +129,14 @@ class Head:
         name: of the head.
         prediction: what to put in.
         feature: what was taken in this call.
-        was_reached: whether any call has come by; of several heads some may never be used.
+        reached_by: branches whose latest full step came by; of several heads some may not be used.
     """
 
     def __init__(self, control: Control, name: str) -> None:
         self.name = name
         self.prediction: Tensor | None = None
         self.feature: Tensor | None = None
-        self.was_reached = False
+        self.reached_by: set[str] = set()
         self._control = control
 
     def __call__(
@@ -161,3 +164,10 @@ def hook_heads(control: Control, heads: Mapping[str, nn.Module]) -> list[Callabl
     control.heads = [Head(control, name) for name in heads]
     hooks = zip(control.heads, heads.values(), strict=True)
     return [module.register_forward_pre_hook(head, with_kwargs=True).remove for head, module in hooks]
+
+
+def needs_gradients(module: nn.Module, inputs: Iterable[Tensor]) -> bool:
+    """Whether somebody may differentiate through a call: then it runs as it is."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(t.requires_grad for t in inputs) or any(p.requires_grad for p in module.parameters())

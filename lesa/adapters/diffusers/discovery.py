@@ -79,7 +79,7 @@ def find_heads(transformer: nn.Module) -> dict[str, nn.Module]:
     if not heads:
         raise ValueError(
             f"{type(transformer).__name__} has no final norm under a known name ({', '.join(HEADS)}); "
-            "lesa.adapters.modules.enable takes any module whose blocks and head you name"
+            "lesa.enable_module takes any module whose blocks and head you name"
         )
     return heads
 
@@ -95,7 +95,7 @@ def find_blocks(transformer: nn.Module) -> list[nn.Module]:
     if not blocks:
         raise ValueError(
             f"{type(transformer).__name__} has no list of blocks to skip; "
-            "lesa.adapters.modules.enable takes any module whose blocks and head you name"
+            "lesa.enable_module takes any module whose blocks and head you name"
         )
     return blocks
 

@@ -14,7 +14,7 @@ from lesa.adapters.diffusers.clock import Clock, Moment
 from lesa.adapters.diffusers.compat import StateManager, context_name, is_at_hand, refuse_caches
 from lesa.adapters.diffusers.discovery import TIMES, find_layout
 from lesa.adapters.diffusers.endings import Arguments, find_ending
-from lesa.adapters.hooks import Control
+from lesa.adapters.hooks import Control, needs_gradients
 from lesa.runtime.driver import Call
 
 
@@ -65,7 +65,8 @@ class Root:
     )
     def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arguments = dict(zip(self.names, args, strict=False)) | kwargs
-        if self.fills_cache(arguments) or _needs_gradients(self.transformer, arguments):
+        tensors = (value for value in arguments.values() if isinstance(value, Tensor))
+        if self.fills_cache(arguments) or needs_gradients(self.transformer, tensors):
             return forward(*args, **kwargs)
         control, failed = self.control, True
         moment = self.clock.read(arguments)
@@ -139,10 +140,3 @@ def _signature(arguments: Arguments) -> tuple[Any, ...]:
 def _dtype(arguments: Arguments) -> torch.dtype | None:
     latents = arguments.get("hidden_states")
     return latents.dtype if isinstance(latents, Tensor) and latents.is_floating_point() else None
-
-
-def _needs_gradients(transformer: nn.Module, arguments: Arguments) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    inputs = (value for value in arguments.values() if isinstance(value, Tensor))
-    return any(t.requires_grad for t in inputs) or any(p.requires_grad for p in transformer.parameters())

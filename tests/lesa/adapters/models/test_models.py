@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -114,3 +115,16 @@ def test_a_cache_of_glm_image_is_filled_before_the_first_step():
         assert not handle.records
         loop()
     assert [record.predicted for record in handle.records] == [list(PLAN.predicted_steps)] * 2
+
+
+def test_a_head_that_is_not_used_in_one_generation_is_not_asked_for():
+    name = "Kandinsky6Transformer3DModel"
+    loop, row = Loop(name, ROWS[name]), ROWS[name]
+    with lesa.enable(loop, Taylor(1), PLAN) as handle:
+        with_sound = loop()
+        loop.row = replace(row, inputs=lambda t: {**row.inputs(t), "audio_hidden_states": None})
+        without = loop()
+        assert [record.predicted for record in handle.records] == [list(PLAN.predicted_steps)] * 2
+        loop.row = row
+        assert equal(loop(), with_sound)
+    assert len(without[0, "cond"]) == 1

@@ -1,0 +1,156 @@
+"""Any module that denoises: you name its blocks and its head, and say which step a call is. Needs no diffusers."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lesa.adapters.hooks import Control, hook_blocks, hook_heads, needs_gradients
+from lesa.adapters.interception import intercept
+from lesa.plan import StepPlan
+from lesa.runtime.accelerator import Accelerator, Forecasters
+from lesa.runtime.driver import Call
+from lesa.runtime.generation import Record
+from lesa.schedule import as_times
+
+
+class Steps:
+    """A module whose blocks run at the full steps of a plan. A context manager that takes everything off at its end.
+
+    Made by :func:`enable_module`. A call outside of :meth:`step` is none and runs as it is; so does one that needs
+    gradients.
+
+    Args:
+        module: answers its calls through this.
+        accelerator: decides which of them run in full.
+        times: of the schedule, [steps + 1], if they are known.
+        blocks: hand their inputs through at predicted steps.
+        heads: by name; what enters each is the feature that is predicted.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        accelerator: Accelerator,
+        times: Tensor | None,
+        blocks: Iterable[nn.Module],
+        heads: Mapping[str, nn.Module],
+    ) -> None:
+        self._module = module
+        self._accelerator = accelerator
+        self._times = times
+        self._control = Control(accelerator)
+        self._generation = object()
+        self._step: int | None = None  # the latest
+        self._branch: str | None = None
+        self._inside = False
+        self._calls = 0  # at this step
+        self._undo = [
+            intercept(module, self._call),
+            *hook_blocks(self._control, blocks),
+            *hook_heads(self._control, heads),
+        ]
+
+    @contextmanager
+    def step(self, index: int, branch: str | None = None) -> Iterator[None]:
+        """Calls in this context are step ``index`` of the plan; going back to an earlier one begins a new generation.
+
+        Args:
+            index: from 0.
+            branch: such as ``"cond"``; None: the calls at a step are ``call0``, ``call1``, ... by their order.
+        """
+        if self._step is None or index != self._step:
+            self._calls = 0
+        if self._step is not None and index < self._step:
+            self._generation = object()
+        self._step, self._branch, self._inside = index, branch, True
+        try:
+            yield
+        finally:
+            self._inside = False
+
+    @property
+    def records(self) -> list[Record]:
+        """For each branch of the latest generation the steps that were full and predicted, and the bytes kept."""
+        return self._accelerator.records
+
+    def disable(self) -> None:
+        """Restore the module exactly; a second time does nothing."""
+        while self._undo:
+            self._undo.pop()()
+        self._accelerator.reset()
+
+    def __enter__(self) -> "Steps":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is not None:
+            self._accelerator.end(failed=True)
+        self.disable()
+
+    @torch.compiler.disable(recursive=False)
+    def _call(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if not self._inside or needs_gradients(self._module, inputs):
+            return forward(*args, **kwargs)
+        assert self._step is not None, "set by step()"
+        call = Call(
+            component="transformer",
+            branch=self._branch or f"call{self._calls}",
+            step=self._step,
+            times=self._times,
+            generation=self._generation,
+            signature=tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs),
+        )
+        self._calls += 1
+        self._control.begin(call, None)
+        failed = True
+        try:
+            output = self._control.run(forward, args, kwargs)
+            failed = False
+            return output
+        finally:
+            self._control.end(failed=failed)
+
+
+def enable_module(
+    module: nn.Module,
+    forecaster: Forecasters,
+    plan: StepPlan,
+    *,
+    blocks: Iterable[nn.Module],
+    head: nn.Module | Mapping[str, nn.Module],
+    times: Tensor | Sequence[float] | None = None,
+    max_history: int | None = None,
+) -> Steps:
+    """Predict the steps that a plan does not run, in any module.
+
+    At a predicted step every block returns, for each of its outputs, an input of the same shape, and what enters the
+    head is replaced by the prediction. So the head must come after all blocks, and nothing but it may use what they
+    return; a block whose outputs have other shapes than its inputs keeps running.
+
+    Args:
+        module: called once a step for each branch, inside ``steps.step(i)``.
+        forecaster: one for all branches, or one for each ``("transformer", branch)``.
+        plan: which steps are full.
+        blocks: modules inside ``module``, such as ``module.blocks``.
+        head: a module inside ``module``, such as its final norm; what enters it as first argument is the feature that
+            is predicted. Several by name if the model has several outputs.
+        times: noise levels [steps + 1], falling to 0; None serves a forecaster that only counts steps.
+        max_history: as in :func:`lesa.enable`.
+
+    Returns:
+        A context manager that says with :meth:`Steps.step` which step a call is.
+
+    Raises:
+        ValueError: if blocks or head are not inside the module, or the times do not fit the plan.
+    """
+    blocks, heads = list(blocks), dict(head) if isinstance(head, Mapping) else {"head": head}
+    inside = set(module.modules())
+    if not blocks or not heads or not inside.issuperset([*blocks, *heads.values()]):
+        raise ValueError(f"name blocks and a head that are inside {type(module).__name__}, such as its final norm")
+    schedule = None if times is None else as_times(times, plan.num_steps)
+    return Steps(module, Accelerator(forecaster, plan, max_history), schedule, blocks, heads)

@@ -7,6 +7,8 @@ import lesa
 
 
 class Block(nn.Module):
+    """Attention and a small network."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
@@ -22,6 +24,8 @@ class Block(nn.Module):
 
 
 class MyDiT(nn.Module):
+    """Latents [B, T, channels] and a time to velocities of the same shape."""
+
     def __init__(self, width: int = 64, channels: int = 16) -> None:
         super().__init__()
         self.embed, self.time = nn.Linear(channels, width), nn.Linear(1, width)

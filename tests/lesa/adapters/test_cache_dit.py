@@ -9,7 +9,7 @@ import cache_dit
 import pytest
 import torch
 from cache_dit.caching.cache_contexts import cache_context
-from cache_dit.caching.cache_contexts.calibrators import CalibratorBase
+from cache_dit.caching.cache_contexts.calibrators import CalibratorBase, FoCaCalibrator, TaylorSeerCalibrator
 from hypothesis import given
 
 from lesa import L2P, AdamsBashforth, FoCa, Hermite, LesaConfig, LesaPredictor, Reuse, StepPlan, Taylor
@@ -251,3 +251,30 @@ def test_a_calibrator_that_is_reset_begins_a_new_generation():
         calibrator.update(torch.full((2,), value), name="a")
         calibrator.mark_step_begin()
         assert calibrator.approximate(name="a").tolist() == [value, value]
+
+
+def test_cache_dits_foca_overshoots_a_straight_line():
+    """What docs/cache-dit.md says of it."""
+    theirs, stream = FoCaCalibrator(), Stream(Tables(FoCa(), 9), schedule(9))
+    for step in range(5):
+        theirs.mark_step_begin()
+        if step in (0, 2, 4):
+            theirs.update(torch.tensor([float(step)]))
+            stream.keep(step, torch.tensor([float(step)]))
+    theirs.mark_step_begin()
+    assert (stream.predict(5).item(), theirs.approximate().item()) == (5, 6)
+
+
+def test_cache_dits_taylorseer_has_no_slope_before_its_fourth_full_step():
+    """What docs/cache-dit.md says of it."""
+    theirs, ours = (TaylorSeerCalibrator(n_derivatives=1), ForecasterCalibrator(Tables(Taylor(1), 9)))
+    for full in (3, 4):
+        predictions = []
+        for calibrator in (theirs, ours):
+            calibrator = copy.deepcopy(calibrator)
+            for step in range(full + 1):
+                calibrator.mark_step_begin()
+                if step < full:
+                    calibrator.update(torch.tensor([float(step)]))
+            predictions.append(calibrator.approximate().item())
+        assert predictions == [full - 1 if full == 3 else full, full]

@@ -51,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     fit.add_argument("--features", type=Path, help="folder that keeps the recorded features, to go on after a break")
+    fit.add_argument("--tokens", type=int, help="keep a random subset of so many tokens of a feature (all)")
+    fit.add_argument("--dtype", choices=("bfloat16", "float32"), help="that features are kept in (as they come)")
     fit.set_defaults(run=_fit)
 
     report = commands.add_parser("report", help="write the documents' tables and pictures from benchmarks/results")
@@ -88,12 +90,16 @@ def _fit(options: argparse.Namespace) -> None:
         return
     if options.prompts is None:
         raise ValueError("say what to sample: --prompts FILE, one prompt a line")
+    import torch
+
     prompts = [line for line in options.prompts.read_text().splitlines() if line.strip()]
     trajectories = lesa.collect(
         _load_pipeline(options.model),
         prompts,
         seed=options.seed,
         out=options.features,
+        tokens=options.tokens,
+        dtype=None if options.dtype is None else getattr(torch, options.dtype),
         num_inference_steps=options.steps,
     )
     plan = StepPlan.paper(options.steps, options.interval)

@@ -59,7 +59,8 @@ def fit(
     """Train a predictor for a plan on the features of one stream.
 
     Features may be of any dtype; parameters, loss and optimizer are float32. An update sees all predicted steps of one
-    interval, in one pass over the features.
+    interval, in one pass over the features. Where several plans or schedules are learned at once, the loss of an update
+    is the logarithm of its error, so that long intervals, which are hard, do not drown the short ones.
 
     Args:
         trajectories: true features of whole generations: recorded by :func:`lesa.collect`, or :class:`lesa.Live`.
@@ -111,6 +112,7 @@ def fit(
     if path is not None and path.exists():
         state.restore(path, arguments)
 
+    several = sum(len(plans) for _, plans in lessons) > 1
     batches_per_epoch = sum(source.num_batches(batch) for source, _ in lessons)
     total = sum(epochs) * batches_per_epoch
     with tqdm(total=total, initial=state.batches, desc="fitting", disable=not progress or rank > 0, delay=2) as bar:
@@ -124,7 +126,9 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * state.batches / total))
                 features = features.to(device, non_blocking=True)
-                loss = _train_on(state, features, times, chosen, accelerator, closed=stage == STAGES[1])
+                loss = _train_on(
+                    state, features, times, chosen, accelerator, closed=stage == STAGES[1], relative=several
+                )
                 state.losses[stage].append(loss)
                 state.batches += 1
                 bar.update()
@@ -184,7 +188,14 @@ def _batches(
 
 
 def _train_on(
-    state: Progress, features: Tensor, times: Tensor, plan: StepPlan, accelerator: Processes | None, *, closed: bool
+    state: Progress,
+    features: Tensor,
+    times: Tensor,
+    plan: StepPlan,
+    accelerator: Processes | None,
+    *,
+    closed: bool,
+    relative: bool,
 ) -> float:
     """One update for each interval, on this process's features [samples, steps, *feature]; the mean error."""
     true = features.transpose(0, 1).contiguous()
@@ -195,17 +206,20 @@ def _train_on(
         state.optimizer.zero_grad()
         error.backward()
         count = torch.tensor(float(true[interval[0]].numel() * len(interval)), dtype=torch.float64)
-        errors.append(_mean_over_all(state.predictor, error.detach(), count, accelerator))
+        errors.append(_mean_over_all(state.predictor, error.detach(), count, accelerator, relative))
         torch.nn.utils.clip_grad_norm_(state.predictor.parameters(), 1.0)
         state.optimizer.step()
     total, count = torch.stack(errors).sum(0).tolist()
     return total / count
 
 
-def _mean_over_all(predictor: LesaPredictor, error: Tensor, count: Tensor, accelerator: Processes | None) -> Tensor:
-    """Turns the gradients of a sum over this process's elements into those of the mean over all; [sum, count] of them.
+def _mean_over_all(
+    predictor: LesaPredictor, error: Tensor, count: Tensor, accelerator: Processes | None, relative: bool
+) -> Tensor:
+    """Turns the gradients of a sum over this process's elements into those of the mean over all, or of its logarithm.
 
-    One message for all gradients: each is a few thousand numbers, whose latency would add up.
+    Returns [sum, count] over all. One message for all gradients: each is a few thousand numbers, whose latency would
+    add up.
     """
     gradients = [p.grad for p in predictor.parameters() if p.grad is not None]
     message = torch.cat(
@@ -213,7 +227,8 @@ def _mean_over_all(predictor: LesaPredictor, error: Tensor, count: Tensor, accel
     )
     if accelerator is not None:
         message = accelerator.reduce(message, reduction="sum")
-    parts = (message[:-2] / message[-1]).split([g.numel() for g in gradients])
+    scale = message[-2].clamp(min=torch.finfo(message.dtype).tiny) if relative else message[-1]
+    parts = (message[:-2] / scale).split([g.numel() for g in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
     return message[-2:]

@@ -9,6 +9,7 @@ import lesa
 import lesa.calibration.checkpoint as checkpoint
 import lesa.calibration.training as training
 from lesa import LesaConfig, LesaPredictor, Reuse, StepPlan, Trajectories, fit
+from lesa.calibration.interval import interval_error
 from tests.lesa.adapters import tiny
 from tests.lesa.strategies import plans, schedule
 from tests.lesa.test_predictor import closed_loop, trained_size
@@ -66,6 +67,28 @@ def test_one_training_serves_step_counts_shifts_and_plans_it_has_not_seen():
     for steps, shift, interval in ((12, 1.15, 3), (24, 1.15, 6), (18, 1.15, 4), (24, 0.5, 5)):
         unseen, plan = smooth(steps, seed=2, shift=shift), StepPlan.paper(steps, interval)
         assert error(predictor, unseen, plan) < 0.6 * error(Reuse(), unseen, plan)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_loss_is_the_error_and_of_several_plans_its_logarithm(several, monkeypatch):
+    """So that each plan counts by its relative error: the first update follows the gradient of that."""
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
+    gradients = []
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self: gradients.append(
+            [p.grad.clone() for g in self.param_groups for p in g["params"] if p.grad is not None]
+        ),
+    )
+    source, plan = smooth(6), StepPlan(6, [0, 1, 2])
+    fit([(source, [plan, plan] if several else plan)], None, CONFIG, batch=16, epochs=(1, 0), progress=False)
+    torch.manual_seed(0)
+    predictor = LesaPredictor(CONFIG)
+    true = source.shards[0][STREAM].transpose(0, 1)
+    mean = interval_error(predictor, source.times, range(3, 6), true, true, closed=False) / true[3:].numel()
+    (mean.log() if several else mean).backward()
+    torch.testing.assert_close(gradients[0], [p.grad for p in predictor.parameters() if p.grad is not None])
 
 
 def test_an_interrupted_training_on_several_schedules_goes_on_to_the_same_predictor(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""LESA with a KAN on the features: bound by arithmetic, so a CPU gets few tokens."""
+"""LESA with a KAN on the features: bound by arithmetic, so a GPU gets an eighth of the tokens and a CPU very few."""
 
 import functools
 
@@ -6,13 +6,16 @@ import pytest
 
 from benchmarks.conftest import DEVICE
 from benchmarks.problems import kan_predict
+from benchmarks.shapes import SHAPES, SMOKE, Shape
 
 predictions = functools.lru_cache(maxsize=1)(kan_predict.predictions)
-SHARE = 1 if DEVICE == "cuda" else 1 / 16
+FEW = Shape("64 tokens of 256 channels", 1, 64, 256, 64)
+FEATURES = [shape.within(shape.nbytes) for shape in SHAPES.values()] if DEVICE == "cuda" else [FEW]
 
 
 @pytest.mark.parametrize("provider", kan_predict.PROVIDERS)
 @pytest.mark.parametrize("whole", [False, True], ids=["step", "interval"])
-def test_predictions(bench, shape, whole, provider):
-    few = shape.within(SHARE * shape.kept * shape.nbytes)
-    bench(predictions(few, DEVICE, shape.coming if whole else 1), provider)
+@pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.name)
+def test_predictions(bench, request, feature, whole, provider):
+    feature = SMOKE if request.config.getoption("smoke") else feature
+    bench(predictions(feature, DEVICE, feature.coming if whole else 1), provider)

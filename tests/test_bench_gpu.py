@@ -10,6 +10,7 @@ import torch
 from benchmarks import gpu
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.report.registry import ROOT
+from benchmarks.shapes import SHAPES
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,13 @@ def test_what_fails_is_noted_and_the_rest_goes_on(tmp_path):
     late = gpu.Run(None, smoke=True, budget=-1)
     late.section("third", lambda _: [1])
     assert late.result["skipped"] == ["third: no time left"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda made: made.name)
+def test_a_published_size_makes_the_feature_that_its_shape_says(architecture):
+    features = []
+    with torch.device("meta"), torch.no_grad():
+        transformer, inputs = architecture.build(2, False)
+        transformer.norm_out.register_forward_pre_hook(lambda _, given: features.append(given[0].shape))
+        transformer(**inputs, timestep=torch.ones(1), return_dict=False)
+    assert features == [SHAPES[architecture.name].feature]

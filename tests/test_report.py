@@ -7,6 +7,7 @@ from importlib.metadata import version
 import pytest
 
 from benchmarks.report import drawing, registry
+from lesa.cli import main
 
 registry.find_parts()
 DOCUMENTS = {path.relative_to(registry.ROOT).as_posix(): path for path in registry.ROOT.glob("docs/*.md")}
@@ -76,3 +77,9 @@ def test_results_name_what_they_were_measured_on(path):
     for row in measured if isinstance(measured, list) else [measured]:
         assert {"device", "versions", "commit"} <= row["environment"].keys()
         assert "+changes" not in (row["environment"]["commit"] or "")
+
+
+def test_the_command_says_that_it_is_about_a_clone(monkeypatch, tmp_path):
+    monkeypatch.setattr("lesa.__file__", str(tmp_path / "lesa" / "__init__.py"))
+    with pytest.raises(SystemExit, match="clone of the repository"):
+        main(["report"])

@@ -10,7 +10,7 @@ y = torch.sin(2 * x[:, :1]) + x[:, 1:] ** 2
 
 model = KAN([2, 8, 1], grid_range=(-2, 2))  # efficient-kan's constructor; its checkpoints load with load_state_dict
 optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-for step in range(300):
+for _ in range(300):
     optimizer.zero_grad()
     loss = (model(x) - y).square().mean() + 1e-5 * model.regularization_loss()
     loss.backward()

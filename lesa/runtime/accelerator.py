@@ -208,6 +208,10 @@ class Accelerator:
                 f"the plan is for {self.plan.num_steps} steps, this generation has {steps}; give a plan for {steps} "
                 "steps, or a function of the times: plan=lambda times: StepPlan.paper(len(times) - 1, interval=7)"
             )
+        if call.step >= steps:
+            raise ValueError(
+                f"the plan is for {steps} steps and this generation goes on; give a plan for as many as it has"
+            )
         return self.plan.starting_at(call.step) if call.step > 0 else self.plan
 
     def _forecaster(self, call: Call) -> Forecaster:

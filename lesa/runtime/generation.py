@@ -86,17 +86,8 @@ class Generation:
         return call.generation is self.identity and call.step > self.last_step
 
     def begin(self, call: Call) -> bool:
-        """Whether this step is predicted. A step whose prediction cannot be made runs in full.
-
-        Raises:
-            ValueError: if the generation goes on after the last step of its plan.
-        """
+        """Whether this step is predicted. A step whose prediction cannot be made runs in full."""
         step = self.last_step = call.step
-        if step >= self._plan.num_steps:
-            raise ValueError(
-                f"the plan is for {self._plan.num_steps} steps and this generation goes on; give a plan for as many "
-                "steps as it has, and for a bare transformer times="
-            )
         self._started = self.record.stopwatch.start()
         if call.signature != self._signature:
             self._forget("the shapes of its inputs changed")

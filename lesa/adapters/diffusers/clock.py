@@ -115,11 +115,14 @@ def _counting(kind: Any) -> type:
         return result
 
     def reduce(self: Any, protocol: Any) -> Any:
-        make, (_, *rest), *state = kind.__reduce_ex__(self, protocol)
-        return (make, (kind, *rest), *state)
+        return _new, (kind,), {name: value for name, value in vars(self).items() if name != "steps_taken"}
 
     names = {"step": step, "counts_steps": True, "__reduce_ex__": reduce, "__module__": kind.__module__}
     return type(kind.__name__, (kind,), names)
+
+
+def _new(kind: Any) -> Any:
+    return kind.__new__(kind)
 
 
 def is_counted(scheduler: Any) -> bool:

@@ -1,11 +1,12 @@
 """Every private name of diffusers that this library touches, and nothing else."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import StateManager
 from diffusers.utils.torch_utils import unwrap_module
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "HookRegistry",
@@ -73,16 +74,17 @@ def active_cache(module: nn.Module) -> str | None:
     return None
 
 
-def is_at_hand(layer: Any, latents: Any) -> bool:
-    """Whether the weight of a linear layer can be used without calling the layer.
+def is_at_hand(layer: Any, latents: Tensor, arguments: Iterable[Any]) -> bool:
+    """Whether the weight of a linear layer can be used without calling the layer, and arguments as they are.
 
     Not if it is offloaded, stored in another dtype (layerwise casting), quantised, or if its calls do more: gather what
-    context parallelism has split, or move weights.
+    context parallelism has split, or move weights; nor if arguments still have to be moved.
     """
     weight, registry = layer.weight, layer.__dict__.get("_diffusers_hook")
     return (
         type(weight) is nn.Parameter
         and (weight.device, weight.dtype) == (latents.device, latents.dtype)
+        and all(value.device == latents.device for value in arguments if isinstance(value, Tensor))
         and not hasattr(layer, "_hf_hook")
         and not (registry is not None and registry.hooks)
     )

@@ -13,7 +13,7 @@ from lesa.adapters.diffusers.branches import Branches
 from lesa.adapters.diffusers.clock import Clock, Moment
 from lesa.adapters.diffusers.compat import StateManager, context_name, is_at_hand, refuse_caches
 from lesa.adapters.diffusers.discovery import TIMES, find_layout
-from lesa.adapters.diffusers.endings import Arguments, find_ending
+from lesa.adapters.diffusers.endings import Arguments, Ending, find_ending
 from lesa.adapters.hooks import Control, needs_gradients
 from lesa.runtime.driver import Call
 
@@ -118,10 +118,7 @@ class Root:
         ahead = self._ahead.get(call.branch)
         if ahead is None or not ahead.holds(moment):
             ending = find_ending(self.transformer)
-            if ending is None or not (
-                is_at_hand(self.transformer.get_submodule(ending.projection), arguments[self.names[0]])
-                and ending.fits(self.transformer, arguments)
-            ):
+            if ending is None or not self._can_go_to(ending, arguments):
                 self.hook_blocks()
                 return None
             if ahead is None:
@@ -131,6 +128,12 @@ class Root:
             ahead.make(arguments, moment, coming or one_step(driver.predict(self.head), call.step))
         sample = ahead.take(call.step)
         return Transformer2DModelOutput(sample=sample) if arguments.get("return_dict", True) else (sample,)
+
+    def _can_go_to(self, ending: Ending, arguments: Arguments) -> bool:
+        layer = self.transformer.get_submodule(ending.projection)
+        return is_at_hand(layer, arguments[self.names[0]], arguments.values()) and ending.fits(
+            self.transformer, arguments
+        )
 
 
 def _signature(arguments: Arguments) -> tuple[Any, ...]:

@@ -35,10 +35,10 @@ def pipeline(seed: int = 0) -> FluxPipeline:
 
 
 def arguments(
-    batch: int = 2, seed: int = 0, steps: int = STEPS, guidance: float = 1.0, size: int = 64
+    batch: int = 2, seed: int = 0, steps: int = STEPS, guidance: float = 1.0, size: int = 64, device: Any = "cpu"
 ) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
-    prompt, negative = torch.randn(2, batch, 3, 8, generator=generator)
+    prompt, negative = torch.randn(2, batch, 3, 8, generator=generator).to(device)
     made: dict[str, Any] = {
         "prompt_embeds": prompt,
         "pooled_prompt_embeds": prompt[:, 0],

@@ -27,7 +27,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         try:
             self._zip = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, ValueError, RuntimeError) as error:  # what zipfile has for a damaged directory
             raise ValueError(f"{_what_it_is(path)} ({error})") from error
         try:
             self._root = _root(self._zip.namelist())
@@ -79,7 +79,7 @@ class Archive:
     def _read(self, name: str) -> bytes:
         try:
             return self._zip.read(name)
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError) as error:
             raise ValueError(f"damaged: {error}") from error
 
 

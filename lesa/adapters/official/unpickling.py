@@ -65,6 +65,8 @@ DTYPES = {
     "BoolStorage": "bool",
 }
 
+KNOWN_PACKAGES = sys.stdlib_module_names | {"__builtin__", "copy_reg", "torch", "numpy"}  # two are Python 2's
+
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
     """Of ``torch._utils._rebuild_tensor_v2``; what follows the stride is about gradients."""
@@ -221,7 +223,7 @@ def _name(module: str, name: str) -> Any:
     if module == "torch" and name in DTYPES.values():
         return str(named)
     # a class of the authors' is not installed here, so it cannot be known by name; the standard library's can
-    if module.partition(".")[0] in {*sys.stdlib_module_names, "__builtin__", "copy_reg", "torch", "numpy"}:
+    if module.partition(".")[0] in KNOWN_PACKAGES:
         raise RefusedError(f"it asks for {named}")
     return named
 

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import lesa
@@ -488,6 +489,22 @@ def test_a_damaged_description_ends_in_a_value_error(tmp_path_factory, data):
         whole[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
     path = archive(tmp_path_factory.mktemp("fuzz") / "damaged.pt", bytes(whole))
     with pytest.raises(ValueError, match=r"damaged\.pt was not opened"):
+        lesa.load_official(path)
+
+
+@example([(6, 255)], 0)  # a version of zip that does not exist
+@example([(8, 32)], 0)  # "patched data", which zipfile does not implement
+@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=3), st.integers(0, 40))
+def test_a_damaged_archive_is_read_or_ends_in_a_value_error(tmp_path_factory, changes, missing):
+    buffer = io.BytesIO()
+    torch.save({"model": released_weights()}, buffer)
+    whole = bytearray(buffer.getvalue())
+    directory = whole.index(b"PK\x01\x02")
+    for place, value in changes:
+        whole[directory + place] = value
+    path = tmp_path_factory.mktemp("fuzz") / "archive.pt"
+    path.write_bytes(whole[: len(whole) - missing])
+    with contextlib.suppress(ValueError):
         lesa.load_official(path)
 
 

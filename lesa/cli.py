@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert)
 
     info = commands.add_parser("info", help="describe a predictor")
-    info.add_argument("path", type=Path, help="a folder written by lesa fit")
+    info.add_argument("path", type=Path, help="a folder written by lesa fit or lesa convert")
     info.set_defaults(run=_info)
     return parser
 
@@ -145,7 +145,15 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    predictor = lesa.LesaPredictor.from_pretrained(options.path)
+    loaded = lesa.load(options.path)
+    for stream, forecaster in loaded.items() if isinstance(loaded, dict) else [((), loaded)]:
+        if stream:
+            print(".".join(stream))
+        if isinstance(forecaster, lesa.LesaPredictor):
+            _describe(forecaster)
+
+
+def _describe(predictor: "lesa.LesaPredictor") -> None:
     config = predictor.config
     steps, parameters = config.num_steps or "any number of", sum(p.numel() for p in predictor.parameters())
     print(f"LESA predictor for {steps} steps, {parameters:,} parameters")
@@ -154,6 +162,8 @@ def _info(options: argparse.Namespace) -> None:
     if predictor.schedule is not None:
         times = predictor.schedule.tolist()
         print(f"schedule   {times[0]:.4f}, {times[1]:.4f} ... {times[-2]:.4f}, {times[-1]:.4f}")
+    if predictor.plan is not None:
+        print(f"plan       {predictor.plan} {predictor.plan.speedup:.2f}x")
     for stage, losses in predictor.losses.items():
         if losses:
             print(

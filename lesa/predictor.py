@@ -34,6 +34,8 @@ from lesa.schedule import as_times, difference, same_times
 from lesa.table import CoefficientTable, unroll
 from lesa_kernels import KAN, KANLinear, combine, kan_predict
 
+MAX_ANCHORS = 10_000  # a config.json could ask for room for any number
+
 
 @dataclass(frozen=True)
 class LesaConfig:
@@ -73,6 +75,8 @@ class LesaConfig:
     def __post_init__(self) -> None:
         if (self.num_steps is None) == (self.anchors is None):
             raise ValueError("a predictor is either for a number of steps, num_steps=, or for any, anchors=")
+        if isinstance(self.anchors, int) and self.anchors > MAX_ANCHORS:
+            raise ValueError(f"{self.anchors} anchors are too many; the most is {MAX_ANCHORS}")
         if isinstance(self.anchors, int):
             object.__setattr__(self, "anchors", tuple(torch.linspace(1, 0, max(0, self.anchors)).tolist()))
         elif self.anchors is not None:

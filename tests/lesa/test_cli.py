@@ -18,10 +18,17 @@ def test_info_describes_a_predictor(tmp_path, capsys):
     assert "for 10 steps" in out
     assert "KAN [11, 8, 8, 1]" in out
     assert "guided: mean absolute error 0.5000 -> 0.2500 in 2 batches" in out
+    predictor.plan = lesa.StepPlan.paper(10, 4)
+    lesa.save({("transformer", "cond"): predictor, ("transformer", "uncond"): predictor}, tmp_path / "both")
+    main(["info", str(tmp_path / "both")])
+    out = capsys.readouterr().out
+    assert out.startswith("transformer.cond\nLESA predictor for 10 steps")
+    assert "\ntransformer.uncond\n" in out
+    assert "plan       ####..#... 2.00x" in out
 
 
 def test_mistakes_end_in_one_line(tmp_path):
-    with pytest.raises(SystemExit, match=r"lesa info: .* holds no LESA predictor"):
+    with pytest.raises(SystemExit, match=r"lesa info: .* holds nothing that lesa has written"):
         main(["info", str(tmp_path)])
     with pytest.raises(SystemExit, match="--prompts"):
         main(["fit", "some/model", "--out", str(tmp_path)])

@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu --out benchmarks/results/gpu.json
 
-Sections follow each other by what they are worth; the file is written after each, so that nothing is lost, and what
-the time does not allow is left out with a line that says so. A provider that fails is a row that says why. The exit
-status is 1 if anything failed. ``--smoke`` runs all of it with tiny sizes, on a CPU in Triton's interpreter.
+Sections follow each other by what they are worth, each group in a process of its own, since a kernel that writes where
+it must not takes its process's device along. Rows are written as they come, so that nothing is lost, and what the time
+does not allow is left out with a line that says so. A provider that fails is a row that says why. The exit status is 1
+if anything failed. ``--smoke`` runs all of it with tiny sizes, on a CPU in Triton's interpreter.
 """
 
 import argparse
@@ -15,9 +16,10 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,16 +77,39 @@ class Run:
             return
         print(f"{name}: at most {self.left:.0f} s", flush=True)
         try:
-            self.result[name] = measure_it(self)
+            rows = self.result[name] = []
+            for row in measure_it(self):
+                rows.append(row)
+                if len(rows) % 10 == 0:
+                    self.save()
         except Exception as error:
             traceback.print_exc()
             self.fail(name, error)
         self.result["seconds"][name] = round(time.monotonic() - start, 1)
+        self.save()
+
+    def save(self) -> None:
+        """What there is so far."""
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(json.dumps(self.result, indent=1) + "\n")
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
+
+    def elsewhere(self, sections: list[str]) -> None:
+        """These sections in a process of their own; what it wrote becomes part of this result."""
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "part.json"
+            command = [sys.executable, "-m", "benchmarks.gpu", "--here", *sections, "--out", str(part)]
+            command += ["--budget", str(self._end - time.monotonic()), *(["--smoke"] if self.smoke else [])]
+            done = subprocess.run(command, cwd=ROOT)
+            found = json.loads(part.read_text()) if part.exists() else {}
+        for key, value in found.items():
+            if isinstance(value, list):
+                self.result.setdefault(key, []).extend(value)
+            elif key == "seconds":
+                self.result[key] |= value
+        if done.returncode not in (0, 1):
+            self.fail(", ".join(sections), RuntimeError(f"its process ended with status {done.returncode}"))
+        self.save()
 
 
 def bandwidth(run: Run) -> list[Row]:
@@ -95,7 +120,7 @@ def bandwidth(run: Run) -> list[Row]:
     ]
 
 
-def kernels(run: Run) -> list[Row]:
+def kernels(run: Run) -> Iterator[Row]:
     """Every function on the feature of every model."""
     from benchmarks.problems import combine, gram, head, interval, kan_predict, taylor
     from benchmarks.shapes import SHAPES, SMOKE
@@ -104,7 +129,7 @@ def kernels(run: Run) -> list[Row]:
     if run.device == "cuda":
         largest = torch.cuda.get_device_properties(0).total_memory / 8
         shapes = [shape.within(largest) for shape in shapes]
-    rows: list[Row] = []
+    first = True
     for shape in tqdm(shapes, desc="kernels", delay=2):
         few = shape.within(shape.nbytes)  # an eighth: arithmetic, not bytes, bounds it
         makers: list[Callable[[str], Any]] = [
@@ -123,29 +148,27 @@ def kernels(run: Run) -> list[Row]:
             if run.left < 0:
                 run.skip(f"some functions on the feature of {shape.name}: no time left")
                 break
-            rows += problem_rows(run, make, compiled=shape.name in COMPILED or (run.smoke and not rows))
+            yield from problem_rows(run, make, compiled=shape.name in COMPILED or (run.smoke and first))
+            first = False
             if run.device == "cuda":
                 torch.cuda.empty_cache()
-    return rows
 
 
-def kan(run: Run) -> list[Row]:
+def kan(run: Run) -> Iterator[Row]:
     """A KAN layer, forward and backward."""
     from benchmarks.problems import kan_linear
 
-    rows: list[Row] = []
     layers = [kan_linear.SMOKE] if run.smoke else list(kan_linear.LAYERS.values())
     for layer in tqdm(layers, desc="KAN layers", delay=2):
         for direction in ("forward", "backward"):
             if run.left < 0:
                 run.skip(f"KAN layer {layer.name}, {direction}: no time left")
                 continue
-            rows += problem_rows(
+            yield from problem_rows(
                 run,
                 lambda backend, s=layer, d=direction: kan_linear.layer(s, run.device, d, backend),
                 compiled=layer.name in COMPILED,
             )
-    return rows
 
 
 def problem_rows(run: Run, make: Callable[[str], Any], *, compiled: bool) -> Iterator[Row]:
@@ -162,6 +185,7 @@ def problem_rows(run: Run, make: Callable[[str], Any], *, compiled: bool) -> Ite
         return
     l2 = torch.cuda.get_device_properties(0).L2_cache_size if run.device == "cuda" else 0
     sets = max(1, min(16, 1 + 2 * l2 // problem.nbytes))
+    compiled = compiled and not problem.operation.startswith("kan_predict")  # a minute of compiling
     for provider in problem.functions:
         if provider == providers.COMPILED and not compiled:
             continue
@@ -183,31 +207,33 @@ def problem_rows(run: Run, make: Callable[[str], Any], *, compiled: bool) -> Ite
             run.skip(f"{problem.group}, {provider}: out of memory")
         except Exception as error:
             row["failed"] = run.fail(f"{problem.group}, {provider}", error)
+            yield row
+            if run.device == "cuda":
+                torch.cuda.synchronize()  # raises where the device is lost to this process
+            continue
         yield row
 
 
-def loops(run: Run) -> list[Row]:
+def loops(run: Run) -> Iterator[Row]:
     """Denoising loops of real architectures with random weights."""
     if not find_spec("diffusers"):
         run.skip("denoising loops: diffusers is not installed")
-        return []
+        return
     from benchmarks.architectures import ARCHITECTURES
 
-    rows: list[Row] = []
     for architecture in ARCHITECTURES.values():
         if run.left < LOOP_SECONDS:
             run.skip(f"denoising loop of {architecture.name}: {run.left:.0f} s left")
             continue
         try:
-            rows += loop_rows(run, architecture)
+            yield from loop_rows(run, architecture)
         except Exception as error:
             run.fail(architecture.name, error)
         if run.device == "cuda":
             torch.cuda.empty_cache()
-    return rows
 
 
-def loop_rows(run: Run, architecture: Any) -> list[Row]:
+def loop_rows(run: Run, architecture: Any) -> Iterator[Row]:
     """The full sampler, then every method with as many full steps."""
     from benchmarks.architectures import Loop
     from benchmarks.caches import FULL_SAMPLER, methods
@@ -221,7 +247,6 @@ def loop_rows(run: Run, architecture: Any) -> list[Row]:
     missing = 0.0 if run.smoke else block_seconds * (architecture.blocks / blocks - 1)
     common: Row = {"architecture": architecture.name, "steps": steps, "blocks": blocks}
     common |= {"published_blocks": blocks if run.smoke else architecture.blocks}
-    rows: list[Row] = []
     whole = 0.0  # the full sampler's seconds
     for name, enabled in methods(loop).items():
         if name == "cache-dit" and not find_spec("cache_dit"):
@@ -240,28 +265,24 @@ def loop_rows(run: Run, architecture: Any) -> list[Row]:
                     full = len(runs)
                     peak = peak_bytes(loop, run.device) if steps * step_seconds < LOOP_SECONDS else None
         except Exception as error:
-            rows.append(common | {"method": name, "failed": run.fail(f"{architecture.name}, {name}", error)})
+            yield common | {"method": name, "failed": run.fail(f"{architecture.name}, {name}", error)}
             continue
         deep = seconds + full * missing
         whole = whole or deep
-        rows.append(
-            common
-            | {
-                "method": name,
-                "full_steps": full,
-                "seconds": seconds,
-                "full_step_seconds": step_seconds,
-                "extrapolated_depth": missing > 0,
-                "extrapolated_steps": name == FULL_SAMPLER and sampled < steps,
-                "seconds_at_full_depth": deep,
-                "speedup": whole / deep,
-                "ideal": steps / full,
-                "share_of_ideal": whole / deep * full / steps,
-                "peak_bytes": peak,
-            }
-        )
+        yield common | {
+            "method": name,
+            "full_steps": full,
+            "seconds": seconds,
+            "full_step_seconds": step_seconds,
+            "extrapolated_depth": missing > 0,
+            "extrapolated_steps": name == FULL_SAMPLER and sampled < steps,
+            "seconds_at_full_depth": deep,
+            "speedup": whole / deep,
+            "ideal": steps / full,
+            "share_of_ideal": whole / deep * full / steps,
+            "peak_bytes": peak,
+        }
         print(f"  {architecture.name}, {name}: {full} full, {whole / deep:.2f}x of {steps / full:.2f}x", flush=True)
-    return rows
 
 
 def full_step(loop: Any, device: str, rounds: int) -> tuple[float, float]:
@@ -298,28 +319,28 @@ def peak_bytes(call: Callable[[], Any], device: str) -> int | None:
     return torch.cuda.max_memory_allocated() - before
 
 
-def tests(run: Run) -> Row:
+def tests(run: Run) -> list[Row]:
     """The kernels' own tests, without the interpreter on a GPU."""
     target = "tests/kernels/test_shards.py" if run.smoke else "tests/kernels"
     return command_row(run, "tests", [sys.executable, "-m", "pytest", target, "-v"])
 
 
-def sanitizer(run: Run) -> Row:
+def sanitizer(run: Run) -> list[Row]:
     """compute-sanitizer's memcheck on every kernel; in a smoke run the same calls without it."""
     command = [sys.executable, "-m", "benchmarks.sanitize", *(["--few"] if run.smoke else [])]
     if run.device == "cuda":
         found = shutil.which("compute-sanitizer", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
         if found is None:
             run.skip("compute-sanitizer is not installed")
-            return {}
+            return []
         command = [found, "--tool", "memcheck", "--error-exitcode", "9", *command]
     elif not find_spec("triton"):
         run.skip("sanitizer: triton is not installed")
-        return {}
+        return []
     return command_row(run, "sanitizer", command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
-def command_row(run: Run, name: str, command: list[str], **environment: str) -> Row:
+def command_row(run: Run, name: str, command: list[str], **environment: str) -> list[Row]:
     """How a command of its own process ended."""
     limit = max(1.0, run.left)
     try:
@@ -328,12 +349,24 @@ def command_row(run: Run, name: str, command: list[str], **environment: str) -> 
         )
     except subprocess.TimeoutExpired:
         run.skip(f"{name}: not done after {limit:.0f} s")
-        return {"command": command[1:], "finished": False}
+        return [{"command": command[1:], "finished": False}]
     lines = (done.stdout + done.stderr).strip().splitlines()
     if done.returncode != 0:
         run.fail(name, RuntimeError("\n".join(lines[-15:])))
     summary = [line for line in lines if re.search(r"\d+ (passed|failed)|ERROR SUMMARY|kernels ran", line)]
-    return {"command": command[1:], "finished": True, "status": done.returncode, "summary": summary}
+    return [{"command": command[1:], "finished": True, "status": done.returncode, "summary": summary}]
+
+
+SECTIONS: dict[str, Callable[[Run], Iterable[Row]]] = {
+    "copy": bandwidth,
+    "kernels": kernels,
+    "loops": loops,
+    "kan": kan,
+    "tests": tests,
+    "sanitizer": sanitizer,
+}
+GROUPS = (("copy", "kernels"), ("loops",), ("kan",), ("tests", "sanitizer"))
+SMOKE_GROUPS = (tuple(SECTIONS),)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -342,9 +375,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--budget", type=float, default=470.0, metavar="SECONDS", help="(%(default)s)")
-    sections = {"copy": bandwidth, "kernels": kernels, "loops": loops, "kan": kan}
-    sections |= {"tests": tests, "sanitizer": sanitizer}
-    parser.add_argument("--only", nargs="+", choices=sections, metavar="SECTION", help=", ".join(sections))
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION", help="of these"
+    )
+    parser.add_argument("--here", nargs="+", choices=SECTIONS, metavar="SECTION", help="in this process")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         if not options.smoke:
@@ -355,9 +389,13 @@ def main(arguments: list[str] | None = None) -> int:
         torch._inductor.config.compile_threads = 8
     torch.manual_seed(0)
     run = Run(options.out, smoke=options.smoke, budget=options.budget)
-    for name, measure_it in sections.items():
-        if options.only is None or name in options.only:
-            run.section(name, measure_it)
+    if options.here:
+        for name in options.here:
+            run.section(name, SECTIONS[name])
+    else:
+        for group in SMOKE_GROUPS if options.smoke else GROUPS:
+            if chosen := [name for name in group if name in options.only]:
+                run.elsewhere(chosen)
     failed = len(run.result["failed"])
     print(f"{failed} failures, {len(run.result['skipped'])} left out")
     return int(failed > 0)

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.conftest import DEVICE
 from benchmarks.problems import kan_predict
+from benchmarks.problems.problem import COMPILED
 from benchmarks.shapes import SHAPES, SMOKE, Shape
 
 predictions = functools.lru_cache(maxsize=1)(kan_predict.predictions)
@@ -17,5 +18,7 @@ FEATURES = [shape.within(shape.nbytes) for shape in SHAPES.values()] if DEVICE =
 @pytest.mark.parametrize("whole", [False, True], ids=["step", "interval"])
 @pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.name)
 def test_predictions(bench, request, feature, whole, provider):
+    if whole and provider == COMPILED:
+        pytest.skip("six steps unrolled take the compiler a minute")
     feature = SMOKE if request.config.getoption("smoke") else feature
     bench(predictions(feature, DEVICE, feature.coming if whole else 1), provider)

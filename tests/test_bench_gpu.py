@@ -46,15 +46,15 @@ def test_every_architecture_denoises_with_as_many_full_steps_by_every_method(res
 
 
 def test_the_kernels_own_tests_and_the_sanitizers_calls_ran(result):
-    assert result["tests"]["status"] == 0
-    assert "passed" in result["tests"]["summary"][-1]
+    assert result["tests"][0]["status"] == 0
+    assert "passed" in result["tests"][0]["summary"][-1]
     if not torch.cuda.is_available():
-        assert "were right" in result["sanitizer"]["summary"][-1]
+        assert "were right" in result["sanitizer"][0]["summary"][-1]
 
 
 def test_without_diffusers_the_loops_are_left_out_with_a_line_that_says_so(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    assert gpu.main(["--smoke", "--only", "loops", "--out", str(tmp_path / "gpu.json")]) == 0
+    assert gpu.main(["--smoke", "--here", "loops", "--out", str(tmp_path / "gpu.json")]) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["loops"] == []
     assert found["skipped"] == ["denoising loops: diffusers is not installed"]
@@ -62,14 +62,21 @@ def test_without_diffusers_the_loops_are_left_out_with_a_line_that_says_so(monke
 
 def test_what_fails_is_noted_and_the_rest_goes_on(tmp_path):
     run = gpu.Run(tmp_path / "gpu.json", smoke=True, budget=60)
-    run.section("first", lambda _: 1 / 0)
+    run.section("first", lambda _: (1 // (1 - i) for i in range(2)))
     run.section("second", lambda _: [1])
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert found["failed"] == ["first: ZeroDivisionError: division by zero"]
-    assert found["second"] == [1]
+    assert found["failed"] == ["first: ZeroDivisionError: integer division or modulo by zero"]
+    assert (found["first"], found["second"]) == ([1], [1])
     late = gpu.Run(None, smoke=True, budget=-1)
     late.section("third", lambda _: [1])
     assert late.result["skipped"] == ["third: no time left"]
+
+
+def test_a_process_that_dies_is_a_failure_of_its_sections_alone(monkeypatch, tmp_path):
+    run = gpu.Run(tmp_path / "gpu.json", smoke=True, budget=60)
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, cwd: subprocess.CompletedProcess(command, -6))
+    run.elsewhere(["kernels"])
+    assert run.result["failed"] == ["kernels: RuntimeError: its process ended with status -6"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda made: made.name)

@@ -173,14 +173,18 @@ def bandwidth(measured: Any) -> Figure:
     }
     drawn, (axes,) = figure(width=8, height=3.6)
     providers = list(dict.fromkeys(p for entries in chosen.values() for p in entries if p != "copy"))
-    width = 0.8 / len(providers)
-    for place, provider in enumerate(providers):
-        found = [(x, entries) for x, entries in enumerate(chosen.values()) if provider in entries]
-        heights = [entries["copy"]["median"] / entries[provider]["median"] * 100 for _, entries in found]
-        left = [x + (place - (len(providers) - 1) / 2) * width for x, _ in found]
-        axes.bar(left, heights, width * 0.9, label=provider, color=COLOURS[place % len(COLOURS)])
+    width = 0.8 / max(len(entries) - 1 for entries in chosen.values())
+    for colour, provider in zip(COLOURS, providers, strict=False):
+        left, heights = [], []
+        for x, entries in enumerate(chosen.values()):
+            present = [p for p in providers if p in entries]
+            if provider in entries:
+                left.append(x + (present.index(provider) - (len(present) - 1) / 2) * width)
+                heights.append(entries["copy"]["median"] / entries[provider]["median"] * 100)
+        axes.bar(left, heights, width * 0.9, label=provider, color=colour)
     axes.axhline(100, color="0.3", linewidth=1, linestyle="--")
-    axes.text(-0.45, 102, "a copy of the same bytes", fontsize=8, color="0.3")
+    axes.text(len(chosen) - 0.55, 101, "a copy of the same bytes", fontsize=8, color="0.3", ha="right")
+    axes.set_ylim(0, 135)
     axes.set_xticks(range(len(chosen)), list(chosen))
     axes.set_ylabel("rate, % of a copy")
     axes.legend(ncols=3, fontsize=8)
@@ -255,7 +259,12 @@ def growth(measured: Any) -> Figure:
             axis.loglog(row["sizes"], [s * 1e3 for s in row["seconds"]], marker="o", markersize=3, label=label)
             axis.lines[-1].set_color(COLOURS[place])
         axis.set_xlabel(name)
+        if name == "steps":  # less than two decades
+            sizes = measured["curves"][-1]["sizes"]
+            axis.set_xticks(sizes, [str(size) for size in sizes])
+            axis.minorticks_off()
         axis.legend(fontsize=7)
+        axis.set_ylim(top=axis.get_ylim()[1] * 8)
     axes[0].set_ylabel("milliseconds")
     return drawn
 

@@ -15,7 +15,9 @@ from torch.nn import functional
 TILES, COLUMNS = 8, 8192
 # Rows of a bag: long enough to hide the indices, short enough that all terms of a sum stay in the first-level cache.
 BAG = 4096
-BAG_CHUNK = 1 << 21  # elements added up before the next pass over them, which then finds them in the cache
+# Elements of a prediction summed before the bias is added to them on their way to the result: 2 MB of bf16, which are
+# still in the cache. For [8, 1, 1024, 3072] 2.2 ms instead of the 3.2 ms of a bias added in place to all of it.
+BAG_CHUNK = 1 << 20
 BAG_PREDICTIONS = 3  # each reads the history again; with more the tiles are faster
 DOT_CHUNK = 1 << 14  # elements; in float64, since a float32 product of this length is off by 1e-6 of its norms
 
@@ -25,16 +27,14 @@ def combine(history: Tensor, coefficients: Tensor, bias: Tensor | None, out: Ten
     exact = torch.promote_types(history.dtype, torch.float32)
     rows, weights, shift = history.flatten(1), coefficients.to(exact), None if bias is None else bias.to(exact)
     bags = _bags_serve(rows, weights, shift)
-    if bags and out is None and len(weights) == 1:
-        return _bag(rows, weights[0], 0.0 if shift is None else shift.item()).view(1, *history.shape[1:])
+    if bags and out is None and shift is None and len(weights) == 1:
+        return _bag(rows, weights[0]).view(1, *history.shape[1:])
     if out is None:
         out = history.new_empty(len(weights), *history.shape[1:])
     results = out.flatten(1)
     if bags:
         for p, result in enumerate(results):
-            for start in range(0, len(result), BAG_CHUNK):
-                part = _bag(rows, weights[p], 0.0 if shift is None else shift[p].item(), start, start + BAG_CHUNK)
-                result[start : start + BAG_CHUNK] = part
+            _bag(rows, weights[p], 0.0 if shift is None else shift[p].item(), result)
     elif history.dtype == exact:
         # functions with out= are left alone by autocast, which would round the coefficients
         if shift is None:
@@ -88,19 +88,27 @@ def _bags_serve(rows: Tensor, weights: Tensor, shift: Tensor | None) -> bool:
     return bool(((shift == 0) | (shift.abs() <= typical / 2)).all())
 
 
-def _bag(rows: Tensor, weights: Tensor, bias: float, start: int = 0, stop: int | None = None) -> Tensor:
-    """One prediction, [n], or its elements from start to stop (multiples of BAG)."""
+def _bag(rows: Tensor, weights: Tensor, bias: float = 0.0, out: Tensor | None = None) -> Tensor:
+    """One prediction, [n]; in ``out``, chunk by chunk, if it is given, and only then with a bias."""
     m, size = rows.shape
-    bags = torch.arange(start // BAG, min(stop or size, size) // BAG, device=rows.device)
-    first = (torch.arange(m, device=rows.device) * (size // BAG)).repeat_interleave(3)
+    bags = size // BAG
     # Three bf16 numbers hold the 24 bits of a float32 exactly, and the bag multiplies and adds them in float32.
     parts, rest = [], weights
     for _ in range(3):
         parts.append(rest.to(rows.dtype))
         rest = rest - parts[-1].to(rest.dtype)
-    scale = torch.stack(parts, 1).flatten().expand(len(bags), -1).contiguous()
-    sums = functional.embedding_bag(bags[:, None] + first, rows.view(-1, BAG), per_sample_weights=scale, mode="sum")
-    return sums.view(-1).add_(bias) if bias else sums.view(-1)
+    table = rows.view(-1, BAG)
+    count = bags if out is None else min(bags, BAG_CHUNK // BAG)
+    scale = torch.stack(parts, 1).flatten().expand(count, -1).contiguous()
+    first = (torch.arange(m, device=rows.device) * bags).repeat_interleave(3)
+    terms = torch.arange(count, device=rows.device)[:, None] + first
+    if out is None:
+        return functional.embedding_bag(terms, table, per_sample_weights=scale, mode="sum").view(-1)
+    chunks = out.view(-1, BAG).split(count)
+    for number, chunk in enumerate(chunks):
+        which, by = terms[: len(chunk)] + number * count, scale[: len(chunk)]
+        torch.add(functional.embedding_bag(which, table, per_sample_weights=by, mode="sum"), bias, out=chunk)
+    return out
 
 
 def _dots(left: Tensor, rows: Tensor) -> Tensor:

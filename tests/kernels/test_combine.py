@@ -172,6 +172,16 @@ def test_out_is_overwritten_and_returned(contiguous, layout, backend, device) ->
     assert torch.equal(out, combine(history, coefficients, bias, backend=backend))
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("predictions", [1, 2])
+def test_chunks_of_a_prediction_meet_without_gaps(predictions, monkeypatch) -> None:
+    monkeypatch.setattr(cpu, "BAG_CHUNK", 2 * cpu.BAG)
+    history, coefficients, bias = inputs(3, predictions, (5 * cpu.BAG,), dtype=torch.bfloat16)
+    result = combine(history, coefficients, 0.01 * bias)
+    expected = coefficients.double() @ history.double() + 0.01 * bias.double()[:, None]
+    assert ((result - expected).abs() <= 2**-7 * expected.abs() + 1e-3).all()  # two roundings
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_cpu_path_with_out_keeps_no_feature_sized_temporary(dtype) -> None:
     """The largest tensor it makes does not grow with the feature."""

@@ -7,9 +7,8 @@ cache-dit looks it up by one that knows ours as well. A cache-dit with ``registe
 import dataclasses
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
-CALIBRATOR_TYPE = "lesa"
 TESTED = "1.5.3"
 METHODS = ("reset_cache", "mark_step_begin", "update", "approximate")
 FIELDS = {
@@ -63,29 +62,29 @@ def check(module: ModuleType, base: type, config: type) -> None:
         raise changed(f"its configurations have no {', '.join(missing)}")
 
 
-def install(calibrator: type[CalibratorBase]) -> None:
-    """Have cache-dit make ``calibrator`` for configurations of our type; a second time does nothing.
+def install(kind: str, calibrator: type[CalibratorBase]) -> None:
+    """Have cache-dit make ``calibrator`` for configurations of type ``kind``; a second time does nothing.
 
     Raises:
         ImportError: if cache-dit has changed so that this cannot be done.
     """
     if hasattr(cache_dit, "register_calibrator"):
-        cache_dit.register_calibrator(CALIBRATOR_TYPE, calibrator)
+        cache_dit.register_calibrator(kind, calibrator)
         return
     check(cache_context, CalibratorBase, CalibratorConfig)
     theirs: Any = cache_context.Calibrator
-    if getattr(theirs, "makes", None) is calibrator:
+    if hasattr(theirs, "ours"):
+        theirs.ours[kind] = calibrator
         return
 
     class Factory(theirs):
         """cache-dit's own, and ours."""
 
-        makes = calibrator
+        ours: ClassVar[dict[str, type[CalibratorBase]]] = {kind: calibrator}
 
         def __new__(cls, calibrator_config: CalibratorConfig) -> CalibratorBase:
-            if calibrator_config.calibrator_type == CALIBRATOR_TYPE:
-                return calibrator(**calibrator_config.to_kwargs())
-            made: CalibratorBase = theirs(calibrator_config)
+            make = cls.ours.get(calibrator_config.calibrator_type)
+            made: CalibratorBase = make(**calibrator_config.to_kwargs()) if make else theirs(calibrator_config)
             return made
 
     cache_context.Calibrator = Factory

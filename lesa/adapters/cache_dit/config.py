@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lesa.adapters.cache_dit.calibrator import ForecasterCalibrator
-from lesa.adapters.cache_dit.compat import CALIBRATOR_TYPE, CalibratorConfig, install
+from lesa.adapters.cache_dit.compat import CalibratorConfig, install
 from lesa.adapters.cache_dit.tables import Tables
 from lesa.forecasters import Forecaster
 from lesa.plan import StepPlan
@@ -43,11 +43,11 @@ class ForecasterConfig(CalibratorConfig):
     ) -> None:
         if calibrator_cache_type not in ("residual", "hidden_states"):
             raise ValueError(f"calibrator_cache_type is 'residual' or 'hidden_states', not {calibrator_cache_type!r}")
-        install(ForecasterCalibrator)
+        install("lesa", ForecasterCalibrator)
         super().__init__(
             enable_calibrator=True,
             enable_encoder_calibrator=enable_encoder_calibrator,
-            calibrator_type=CALIBRATOR_TYPE,
+            calibrator_type="lesa",
             calibrator_cache_type=calibrator_cache_type,
             calibrator_kwargs={"tables": Tables(forecaster, schedule, max_history)},
         )

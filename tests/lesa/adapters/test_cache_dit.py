@@ -12,8 +12,8 @@ from cache_dit.caching.cache_contexts import cache_context
 from cache_dit.caching.cache_contexts.calibrators import CalibratorBase, FoCaCalibrator, TaylorSeerCalibrator
 from hypothesis import given
 
-from lesa import L2P, AdamsBashforth, FoCa, Hermite, LesaConfig, LesaPredictor, Reuse, StepPlan, Taylor
-from lesa.adapters.cache_dit import ForecasterCalibrator, ForecasterConfig, compat, steps_mask
+from lesa import L2P, AdamsBashforth, FoCa, Hermite, LeastSquares, LesaConfig, LesaPredictor, Reuse, StepPlan, Taylor
+from lesa.adapters.cache_dit import ForecasterCalibrator, ForecasterConfig, GramConfig, compat, steps_mask
 from lesa.adapters.cache_dit.calibrator import Stream
 from lesa.adapters.cache_dit.tables import Tables
 from tests.lesa.adapters.tiny import STEPS, arguments, generate, pipeline
@@ -163,8 +163,8 @@ def test_a_table_is_made_once_for_each_full_step_of_a_schedule():
 
 
 def test_cache_dits_own_calibrators_are_made_as_before():
-    compat.install(ForecasterCalibrator)
-    compat.install(ForecasterCalibrator)
+    compat.install("lesa", ForecasterCalibrator)
+    compat.install("lesa", ForecasterCalibrator)
     made = cache_context.Calibrator(cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=2))
     assert type(made).__name__ == "TaylorSeerCalibrator"
     with pytest.raises(AssertionError, match="not supported"):
@@ -175,7 +175,7 @@ def test_cache_dits_own_calibrators_are_made_as_before():
 def test_a_cache_dit_that_can_be_told_is_told(monkeypatch):
     told = {}
     monkeypatch.setattr(cache_dit, "register_calibrator", told.__setitem__, raising=False)
-    compat.install(ForecasterCalibrator)
+    compat.install("lesa", ForecasterCalibrator)
     assert told == {"lesa": ForecasterCalibrator}
 
 
@@ -278,3 +278,25 @@ def test_cache_dits_taylorseer_has_no_slope_before_its_fourth_full_step():
                     calibrator.update(torch.tensor([float(step)]))
             predictions.append(calibrator.approximate().item())
         assert predictions == [full - 1 if full == 3 else full, full]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_least_squares_is_fitted_to_what_cache_dit_predicts(guidance):
+    recording, every = GramConfig(STEPS), StepPlan(STEPS, range(STEPS))
+    full = image(lambda _: recording, every, guidance=guidance)
+    assert recording.gram.count > 0
+    errors = []
+    for forecaster in (LeastSquares(recording.gram), Reuse(), Taylor(2)):
+        error = recording.gram.table_error(forecaster.table(PLAN, schedule(STEPS))).sum()
+        made = image(lambda made, forecaster=forecaster: ForecasterConfig(forecaster, made), guidance=guidance)
+        errors.append((error, (made - full).norm()))
+    assert errors[0] == min(errors)
+    assert errors[0][1] == min(distance for _, distance in errors)
+
+
+def test_nothing_is_predicted_while_features_are_measured():
+    with (
+        cached(lambda _: GramConfig(STEPS)) as (made, _),
+        pytest.raises(RuntimeError, match=r"steps_computation_mask=\[1\] \* 10"),
+    ):
+        generate(made)

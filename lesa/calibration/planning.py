@@ -1,0 +1,171 @@
+"""Which steps are full: the plan with the smallest predicted error, for one budget or for all of them.
+
+Two stages. With only the last three full features counted and errors of different steps taken one by one, the cost of an
+interval depends on the full steps around it alone, and dynamic programming finds the best plan of every size at once.
+From there single full steps are moved by 1, 2 or 4 while that lowers the cost that counts, in which errors may cancel
+along the path (:mod:`lesa.forecasters.path_least_squares`). Other starts keep the descent from a poor valley: the sum of
+squared errors, and the plan with one full step less and one put in where it helps most.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lesa.calibration.errors import ErrorGram, path_weights
+from lesa.forecasters.base import Forecaster
+from lesa.forecasters.path_least_squares import RIDGE, PathLeastSquares
+from lesa.plan import StepPlan
+from lesa.schedule import as_times
+
+LAST = 3  # features that the first stage counts; one more costs as many times more as there are steps
+MOVES = (1, -1, 2, -2, 4, -4)
+
+Cost = Callable[[StepPlan], float]
+
+
+def search_plans(
+    errors: ErrorGram,
+    times: Tensor | Sequence[float],
+    budgets: Sequence[int],
+    *,
+    forecaster: Forecaster | None = None,
+    progress: bool = True,
+) -> dict[int, StepPlan]:
+    """The best plan for each number of full steps.
+
+    Args:
+        errors: of a calibration.
+        times: the schedule, [steps] or [steps + 1].
+        budgets: numbers of full steps.
+        forecaster: the plan is for this one; None: for :class:`PathLeastSquares` on these errors.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: for a budget that is not 1 ... steps, or if nothing has been counted.
+    """
+    times = as_times(times, errors.num_steps)
+    for budget in budgets:
+        if not 1 <= budget <= errors.num_steps:
+            raise ValueError(f"a plan of {errors.num_steps} steps has 1 to {errors.num_steps} full ones, not {budget}")
+    starts = [_dynamic_programming(errors, times, max(budgets), power) for power in (1, 2)]
+    cost = plan_cost(errors, times, forecaster)
+    plans: dict[int, StepPlan] = {}
+    for budget in tqdm(sorted(budgets), desc="searching plans", disable=not progress, delay=2):
+        candidates = [start[budget] for start in starts]
+        if budget - 1 in plans:
+            candidates.append(_insert(plans[budget - 1], cost))
+        plans[budget] = min((_descend(plan, cost) for plan in dict.fromkeys(candidates)), key=cost)
+    return plans
+
+
+def plan_cost(errors: ErrorGram, times: Tensor, forecaster: Forecaster | None = None) -> Cost:
+    """What the search minimises, as a function of the plan."""
+    if forecaster is None:
+        best = PathLeastSquares(errors)
+        return lambda plan: best.cost(plan, times)
+
+    def cost(plan: StepPlan) -> float:
+        weights = path_weights(plan, times, weight=1.0)
+        return float((errors.errors(forecaster.table(plan, times)) * weights).sum())
+
+    return cost
+
+
+def sample_error(errors: ErrorGram, plan: StepPlan, times: Tensor, forecaster: Forecaster | None = None) -> float:
+    """Predicted distance of the final sample from the full sampler's: root mean square, in units of the latents.
+
+    To first order: what the errors of all predicted steps add up to, without what later full steps make of it. Pure noise
+    has root mean square 1 where a sampler starts at time 1.
+    """
+    times = as_times(times, plan.num_steps)
+    length = times[:-1] - times[1:]
+    table = (forecaster or PathLeastSquares(errors)).table(plan, times)
+    return float((length @ errors.errors(table) @ length).clamp(min=0).sqrt())
+
+
+def _descend(plan: StepPlan, cost: Cost) -> StepPlan:
+    """Move one full step at a time while that helps."""
+    best, improved = cost(plan), True
+    while improved:
+        improved = False
+        for index in range(1, len(plan.full_steps)):
+            for move in MOVES:
+                full = list(plan.full_steps)
+                full[index] += move
+                if full[index] in plan.full_steps or not 0 < full[index] < plan.num_steps:
+                    continue
+                candidate = StepPlan(plan.num_steps, full)
+                value = cost(candidate)
+                if value < best * (1 - 1e-6):
+                    plan, best, improved = candidate, value, True
+    return plan
+
+
+def _insert(plan: StepPlan, cost: Cost) -> StepPlan:
+    """One more full step, where it helps most."""
+    return min((StepPlan(plan.num_steps, [*plan.full_steps, step]) for step in plan.predicted_steps), key=cost)
+
+
+def _dynamic_programming(errors: ErrorGram, times: Tensor, most: int, power: int) -> dict[int, StepPlan]:
+    """For each number of full steps the plan that minimises ``sum_s d_s |e_s|**power``, from the last three full features.
+
+    State [a, b, c]: the last three full steps, each one more than its number; 0 where there are fewer.
+    """
+    steps = errors.num_steps
+    intervals = _interval_costs(errors, times[:-1] - times[1:], power)  # [a, b, c, d]
+    value = torch.full((steps + 1,) * LAST, torch.inf, dtype=torch.float64)
+    value[0, 0, 1] = 0  # step 0 is full
+    choices: list[Tensor] = []
+    plans = {}
+    for budget in range(1, most + 1):
+        state = int((value + intervals[..., -1]).argmin())
+        plans[budget] = StepPlan(steps, _backtrack(state, choices, steps + 1))
+        value, choice = (value[..., None] + intervals[..., :-1]).min(0)
+        choices.append(choice)
+    return plans
+
+
+def _backtrack(state: int, choices: list[Tensor], size: int) -> list[int]:
+    a, b, c = state // size**2, state // size % size, state % size
+    full = []
+    for choice in reversed(choices):
+        full.append(c - 1)
+        a, b, c = int(choice[a, b, c]), a, b
+    return [*full, c - 1]
+
+
+def _interval_costs(errors: ErrorGram, length: Tensor, power: int) -> Tensor:
+    """``sum d_s |e_s|**power`` over the steps between full steps c and d, [a, b, c, d] each one more than its number.
+
+    The last d is the end. Infinite where d is not after c, or a < b < c does not hold.
+    """
+    steps = errors.num_steps
+    size = steps + 1
+    result = torch.full((size, size, size, size + 1), torch.inf, dtype=torch.float64)
+    triples = torch.cartesian_prod(*[torch.arange(size)] * LAST)
+    a, b, c = triples.T
+    triples = triples[((a < b) | (b == 0)) & (b < c) & ((a == 0) | (b > 0))]
+    for last in range(1, size):
+        used = triples[triples[:, -1] == last]
+        cost = torch.zeros(len(used), size + 1, dtype=torch.float64)
+        for step in range(last, steps):
+            cost[:, step + 2] = cost[:, step + 1] + length[step] * _step_errors(errors, step, used) ** power
+        cost[:, : last + 1] = torch.inf
+        result[used[:, 0], used[:, 1], last] = cost
+    return result
+
+
+def _step_errors(errors: ErrorGram, step: int, states: Tensor) -> Tensor:
+    """``|e_s|`` of the best prediction of a step from each of some states [n, 3]."""
+    used = (states - 1).clamp(min=0)
+    missing = (states == 0).double()
+    row = errors.row(torch.tensor(step), used)
+    system = errors.matrix[row[:, :, None], row[:, None]] / errors.count
+    present = 1 - missing
+    power = errors.power[step] / errors.count
+    system = system * present[:, :, None] * present[:, None] + torch.diag_embed(missing + RIDGE * power)
+    lengths = errors.length(torch.tensor(step), used) * present
+    towards = torch.linalg.solve(system, lengths)
+    return (lengths * towards).sum(-1).clamp(min=1e-300).rsqrt()

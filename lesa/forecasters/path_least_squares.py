@@ -1,0 +1,82 @@
+"""Least squares along the path: coefficients whose errors cancel where the sampler would notice them.
+
+A solver adds up its steps, so what a full step sees of the predictions before it is the sum of their errors, each times
+the length of its step. With ``y_sj`` the error that feature j makes alone at step s (:mod:`lesa.calibration.errors`) and
+``e_s = sum_j c_sj y_sj``, all coefficients of a plan together minimise
+
+    sum_s |d_s e_s|^2  +  path * sum_f w_f | sum_{s < f} d_s e_s |^2        f: every full step, and the end
+
+with every prediction as long as the true feature, ``sum_j c_sj a_sj = 1``; w_f is 1, and 5 for the end. Without the second sum (``path=0``) each step
+is on its own, and errors of one sign add up: on the demo model that costs 3 to 7 dB at any budget.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lesa.calibration.errors import ErrorGram, path_weights
+from lesa.plan import StepPlan
+from lesa.table import CoefficientTable
+
+RIDGE = 1e-6  # relative to the mean square of the outputs
+
+
+@dataclass(frozen=True)
+class PathLeastSquares:
+    """The best table for a plan, by the error that arrives in the sample.
+
+    Args:
+        errors: from :func:`lesa.calibrate`, or ``ErrorGram.from_gram`` of a plain Gram matrix.
+        path: weight of the accumulated errors; from 0.3 to 3 the demo's images are within 1 dB.
+        ridge: on the squares of the coefficients, relative to the mean square of the outputs.
+        history: how many of the latest full features a prediction may use; None: all.
+    """
+
+    errors: ErrorGram
+    path: float = 1.0
+    ridge: float = RIDGE
+    history: int | None = None
+    needs_times: ClassVar[bool] = True
+
+    def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
+        target, used, coefficients, _ = self._solve(plan, times)
+        dense = torch.zeros(plan.num_steps, plan.num_steps, dtype=torch.float64)
+        dense[target, used] = coefficients
+        return CoefficientTable(plan, times, dense[list(plan.predicted_steps)][:, list(plan.full_steps)])
+
+    def cost(self, plan: StepPlan, times: Tensor) -> float:
+        """The minimum: what plans are compared by."""
+        return self._solve(plan, times)[3]
+
+    def _solve(self, plan: StepPlan, times: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Target and used step of each coefficient, the coefficients, and the cost."""
+        gram = self.errors
+        gram.check(plan)
+        if not plan.predicted_steps:
+            return *torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.float64), 0.0
+        target, used = self._unknowns(plan)
+        weights = path_weights(plan, times, self.path)
+        row = gram.row(target, used)
+        system = gram.matrix[row[:, None], row] * (weights[target[:, None], target] / gram.count)
+        power = gram.power.mean() / gram.count
+        system.diagonal().add_(self.ridge * power * weights.diagonal()[target].clamp(min=1e-12))
+        predicted = torch.tensor(plan.predicted_steps)
+        # rows of the constraint: the length of each step's prediction
+        lengths = torch.where(target == predicted[:, None], gram.length(target, used), 0.0)  # [P, unknowns]
+        # The unknowns differ by the square of the step lengths; scaled to a unit diagonal the system is well posed.
+        scale = system.diagonal().rsqrt()
+        factor = torch.linalg.cholesky(system * scale[:, None] * scale)
+        towards = torch.cholesky_solve((lengths * scale).T, factor) * scale[:, None]
+        multipliers = torch.linalg.solve(lengths @ towards, torch.ones(len(predicted), dtype=torch.float64))
+        return target, used, towards @ multipliers, float(multipliers.sum())
+
+    def _unknowns(self, plan: StepPlan) -> tuple[Tensor, Tensor]:
+        """All (predicted step, earlier full step) within the history."""
+        full = plan.full_steps
+        chosen = [
+            (step, f) for step in plan.predicted_steps for f in [f for f in full if f < step][-(self.history or 0) :]
+        ]
+        target, used = torch.tensor(chosen).T
+        return target, used

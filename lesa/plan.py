@@ -1,8 +1,10 @@
 """Which steps of a generation are full."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,32 @@ class StepPlan:
     def starting_at(self, start: int) -> "StepPlan":
         """What is left of this plan when ``start`` is the first step that runs: that one is full as well."""
         return StepPlan(self.num_steps, {start, *(step for step in self.full_steps if step >= start)}, start=start)
+
+    @classmethod
+    def even(cls, times: Sequence[float] | Tensor, num_full: int) -> "StepPlan":
+        """Full steps evenly spaced in noise level, the first and the last step among them.
+
+        The feature is a smooth function of the noise level, so this is the plan to begin with where nothing is
+        calibrated. A time shift puts most steps near the noise, and the paper's plan most full steps with them.
+
+        Args:
+            times: noise levels [steps + 1] of the schedule, ending on the level after the last step.
+            num_full: how many steps run in full.
+
+        Raises:
+            ValueError: for a number of full steps that is not 1 ... steps.
+        """
+        levels = [float(time) for time in times][:-1]
+        steps = len(levels)
+        if not 1 <= num_full <= steps:
+            raise ValueError(f"{steps} steps can have 1 to {steps} full ones, not {num_full}")
+        full: list[int] = []
+        for i in range(num_full):
+            wanted = levels[0] + (levels[-1] - levels[0]) * i / max(1, num_full - 1)
+            earliest, latest = len(full), steps - num_full + i  # leaves room for all others
+            first = max(earliest, full[-1] + 1 if full else 0)
+            full.append(min(range(first, latest + 1), key=lambda step: abs(levels[step] - wanted)))
+        return cls(steps, full)
 
     @property
     def predicted_steps(self) -> tuple[int, ...]:

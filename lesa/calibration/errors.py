@@ -6,34 +6,23 @@ With the target's norm statistics and modulation fixed, what enters a final laye
     length  a_sj = <x, z_j> / D                         along x, which the norm brings back to 1
     error   y_sj = ((z_j - a_sj x) * multiplier_s) @ weight.T      across x, in units of the output
 
-so a prediction ``sum_j c_j feature_j`` has the error ``sum_j c_j y_sj / sum_j c_j a_sj``, to first order. Leaving out the
-norm's own derivative, the ``- a_sj x``, costs up to 4 dB of the demo's images.
+so a prediction ``sum_j c_j feature_j`` has the error ``sum_j c_j y_sj / sum_j c_j a_sj``, to first order. Leaving out
+the norm's own derivative, the ``- a_sj x``, costs up to 4 dB of the demo's images.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lesa.calibration.gram import GramMatrix
 from lesa.plan import StepPlan
+from lesa.runtime.driver import LinearHead
 from lesa.schedule import as_times
 from lesa.table import CoefficientTable
 
 CHUNK = 1 << 12  # output values that are widened to float64 at once
 END = 5  # what the end weighs against a full step; from 3 to 10 the demo's images agree within 0.4 dB on average
-
-
-class LinearHead(NamedTuple):
-    """The end of a transformer at one step: ``norm(feature) * multiplier @ weight.T``, what it adds left out.
-
-    multiplier [B or 1, D], weight [O, D], eps of the norm.
-    """
-
-    multiplier: Tensor
-    weight: Tensor
-    eps: float
 
 
 @dataclass
@@ -69,7 +58,10 @@ class ErrorGram:
         features = gram.matrix[:-1, :-1]
         target, used = pairs(gram.num_steps)
         matrix = (
-            features[used][:, used] - features[used][:, target] - features[target][:, used] + features[target][:, target]
+            features[used][:, used]
+            - features[used][:, target]
+            - features[target][:, used]
+            + features[target][:, target]
         )
         count = float(gram.count)
         lengths = torch.full((gram.num_steps,) * 2, count, dtype=torch.float64)
@@ -132,8 +124,8 @@ def pairs(num_steps: int) -> tuple[Tensor, Tensor]:
 def path_weights(plan: StepPlan, times: Tensor, weight: float) -> Tensor:
     """How much the product of the errors of two steps counts, [steps, steps].
 
-    An error moves the sample by the step's length. It counts once at its own step, and ``weight`` times, summed with all
-    others until then, at every later full step, which sees where the sample has gone; at the end, ``END`` as much.
+    An error moves the sample by the step's length. It counts once at its own step, and ``weight`` times, summed with
+    all others until then, at every later full step, which sees where the sample has gone; at the end, ``END`` as much.
     """
     times = as_times(times, plan.num_steps)
     length = times[:-1] - times[1:]

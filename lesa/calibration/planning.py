@@ -1,10 +1,10 @@
 """Which steps are full: the plan with the smallest predicted error, for one budget or for all of them.
 
-Two stages. With only the last three full features counted and errors of different steps taken one by one, the cost of an
-interval depends on the full steps around it alone, and dynamic programming finds the best plan of every size at once.
+Two stages. With only the last three full features counted and errors of different steps taken one by one, the cost of
+an interval depends on the full steps around it alone, and dynamic programming finds the best plan of every size at once.
 From there single full steps are moved by 1, 2 or 4 while that lowers the cost that counts, in which errors may cancel
-along the path (:mod:`lesa.forecasters.path_least_squares`). Other starts keep the descent from a poor valley: the sum of
-squared errors, and the plan with one full step less and one put in where it helps most.
+along the path (:mod:`lesa.forecasters.path_least_squares`). Other starts keep the descent from a poor valley: the sum
+of squared errors, and the plan with one full step less and one put in where it helps most.
 """
 
 from collections.abc import Callable, Sequence
@@ -76,8 +76,8 @@ def plan_cost(errors: ErrorGram, times: Tensor, forecaster: Forecaster | None = 
 def sample_error(errors: ErrorGram, plan: StepPlan, times: Tensor, forecaster: Forecaster | None = None) -> float:
     """Predicted distance of the final sample from the full sampler's: root mean square, in units of the latents.
 
-    To first order: what the errors of all predicted steps add up to, without what later full steps make of it. Pure noise
-    has root mean square 1 where a sampler starts at time 1.
+    To first order: what the errors of all predicted steps add up to, without what later full steps make of it. Pure
+    noise has root mean square 1 where a sampler starts at time 1.
     """
     times = as_times(times, plan.num_steps)
     length = times[:-1] - times[1:]
@@ -109,7 +109,7 @@ def _insert(plan: StepPlan, cost: Cost) -> StepPlan:
 
 
 def _dynamic_programming(errors: ErrorGram, times: Tensor, most: int, power: int) -> dict[int, StepPlan]:
-    """For each number of full steps the plan that minimises ``sum_s d_s |e_s|**power``, from the last three full features.
+    """For each number of full steps the plan that minimises ``sum_s d_s |e_s|**power``, from three full features each.
 
     State [a, b, c]: the last three full steps, each one more than its number; 0 where there are fewer.
     """

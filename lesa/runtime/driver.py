@@ -1,11 +1,23 @@
 """The contract between an adapter, which is inside somebody's transformer, and whoever decides what it does."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 Stream = tuple[str, str]  # (component, branch), such as ("transformer", "cond")
+
+
+class LinearHead(NamedTuple):
+    """The end of a transformer at one step: ``norm(feature) * multiplier @ weight.T``, what it adds left out.
+
+    multiplier [B or 1, D], weight [O, D], eps of the norm.
+    """
+
+    multiplier: Tensor
+    weight: Tensor
+    eps: float
 
 
 class Call(NamedTuple):
@@ -20,6 +32,7 @@ class Call(NamedTuple):
         signature: shapes and dtypes of the inputs; features of another signature do not mix.
         layer_norm: the head begins with a layer norm, which takes the mean of each token's feature away.
         must_run: what was predicted for this step is no longer true, so that it has to run in full.
+        head: evaluates the end of the transformer at this step; None, or a result of None: it is not known.
     """
 
     component: str
@@ -30,6 +43,7 @@ class Call(NamedTuple):
     signature: tuple[Any, ...]
     layer_norm: bool = False
     must_run: bool = False
+    head: Callable[[], LinearHead | None] | None = None
 
 
 @dataclass(frozen=True)

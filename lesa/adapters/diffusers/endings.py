@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lesa.runtime.driver import LinearHead
+
 Arguments = dict[str, Any]  # of the transformer's forward, by name
 Modulation = tuple[Tensor, Tensor]  # multiplier and addend, each [P, B or 1, D]
 
@@ -48,6 +50,16 @@ def find_ending(transformer: nn.Module) -> Ending | None:
     norm = getattr(norm, "norm", norm)  # the adaptive ones hold a plain one
     plain = isinstance(norm, nn.LayerNorm) and norm.weight is None
     return ending if plain and type(getattr(transformer, ending.projection, None)) is nn.Linear else None
+
+
+def linear_head(transformer: Any, arguments: Arguments) -> LinearHead | None:
+    """The end of a transformer for a call with these arguments, if it is known."""
+    ending = find_ending(transformer)
+    if ending is None or not ending.fits(transformer, arguments):
+        return None
+    multiplier, _ = ending.modulation(transformer, arguments, arguments["timestep"].reshape(1, -1))
+    projection = transformer.get_submodule(ending.projection)
+    return LinearHead(multiplier[0], projection.weight, norm_eps(transformer))
 
 
 def norm_eps(transformer: Any) -> float:

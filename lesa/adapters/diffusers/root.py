@@ -1,5 +1,6 @@
 """The root: takes every call of a transformer, before its forward and any hook of it."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from lesa.adapters.diffusers.branches import Branches
 from lesa.adapters.diffusers.clock import Clock, Moment
 from lesa.adapters.diffusers.compat import StateManager, context_name, is_at_hand, refuse_caches
 from lesa.adapters.diffusers.discovery import TIMES, find_layout
-from lesa.adapters.diffusers.endings import Arguments, Ending, find_ending
+from lesa.adapters.diffusers.endings import Arguments, Ending, find_ending, linear_head
 from lesa.adapters.hooks import Control, needs_gradients
 from lesa.runtime.driver import Call
 
@@ -111,6 +112,7 @@ class Root:
             _signature(arguments) if ahead is None else ahead.signature,
             self._layer_norm,
             must_run,
+            functools.partial(linear_head, self.transformer, arguments) if self._layer_norm else None,
         )
 
     def _predicted(self, call: Call, moment: Moment, arguments: Arguments) -> Any:

@@ -1,0 +1,186 @@
+"""``calibrate``: sample normally, add up inner products, find the best plan for every budget."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lesa.calibration.calibration import Calibration, Measured
+from lesa.calibration.errors import ErrorGram, ErrorRecorder
+from lesa.calibration.gram import GramMatrix
+from lesa.calibration.recorder import Prompt, Recorder
+from lesa.hub import CALIBRATION_FILE
+from lesa.runtime.driver import Call, Stream
+from lesa.schedule import same_times
+
+TOKENS = 1024  # of a feature; FLUX at 1024 x 1024 has 4096
+
+
+def calibrate(
+    pipeline: Any,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int = 0,
+    tokens: int | None = TOKENS,
+    out: str | Path | None = None,
+    search: bool = True,
+    progress: bool = True,
+    **options: Any,
+) -> Calibration:
+    """Measure all that plans and forecasters for any budget need, while the pipeline samples normally.
+
+    Nothing of a feature's size is kept beyond a call. Four samples are enough for plans and tables of the demo model
+    that differ from those of 96 by less than 1 dB.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        prompts: one call each: a prompt, a list of prompts for a batch, or the keyword arguments of a call.
+        seed: call i starts from a generator seeded with ``seed + i``, unless its arguments bring a generator.
+        tokens: how many tokens of each feature count, a random subset for each call; None: all. What that misses of the
+            error of reuse is ``token_error``.
+        out: a file or folder that the calibration is saved to after each call. If it is there already, calls that it
+            holds are not made again.
+        search: find the best plan for every budget at the end, 10 s on 2 cores for 50 steps; otherwise a plan is
+            searched when it is asked for.
+        progress: show progress bars.
+        options: keyword arguments for every call, such as ``num_inference_steps=50`` and the guidance scale.
+
+    Returns:
+        The calibration, for :func:`lesa.enable`.
+
+    Raises:
+        ValueError: if there are no prompts, a call ends early or has another schedule than the first, a feature is not
+            finite, or what is in ``out`` was made for something else.
+    """
+    path = _file(out)
+    recorder = _CalibrationRecorder(pipeline, prompts, seed, tokens, None, options)
+    if path is not None and path.exists():
+        recorder.calibration = Calibration.load(path)
+        recorder.calibration.check_model(recorder.model)
+    for i in tqdm(range(len(prompts)), desc="calibrating", disable=not progress, delay=2):
+        request = recorder.request(i)
+        if recorder.calibration is not None and request in recorder.calibration.requests:
+            continue
+        recorder.record(i)
+        recorder.count(request)
+        if path is not None:
+            recorder.result.save(path)
+    result = recorder.result
+    if search and not result.plans:
+        result.search(progress=progress)
+        if path is not None:
+            result.save(path)
+    return result
+
+
+def describe_model(transformers: dict[str, Any]) -> dict[str, str]:
+    """Class and a hash of the configuration of each transformer; equal for models that can share a calibration."""
+    return {name: f"{type(module).__name__} {_hash(module)}" for name, module in transformers.items()}
+
+
+def _hash(module: Any) -> str:
+    config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _file(out: str | Path | None) -> Path | None:
+    if out is None:
+        return None
+    return Path(out) if Path(out).suffix == ".safetensors" else Path(out) / CALIBRATION_FILE
+
+
+class _CalibrationRecorder(Recorder):
+    """A recorder that adds features up in place of keeping them."""
+
+    def __init__(self, pipeline: Any, *arguments: Any) -> None:
+        from lesa.adapters.diffusers.handle import find_transformers
+
+        super().__init__(pipeline, *arguments)
+        self.model = describe_model(find_transformers(pipeline))
+        self.calibration: Calibration | None = None
+        self._adders: dict[Stream, _Adder] = {}
+
+    @property
+    def result(self) -> Calibration:
+        assert self.calibration is not None, "nothing was recorded"
+        return self.calibration
+
+    def record(self, index: int) -> Any:
+        self._adders = {}
+        return super().record(index)
+
+    def count(self, request: str) -> None:
+        """Add the call that has just been recorded."""
+        call = Calibration(
+            self.times,
+            {stream: adder.measured for stream, adder in self._adders.items()},
+            self.model,
+            {"feature": {".".join(s): a.shape for s, a in self._adders.items()}, **_plain(self._options)},
+            [request],
+            next(iter(self._adders.values())).samples,
+            max(adder.token_error for adder in self._adders.values()),
+        )
+        if self.calibration is None:
+            self.calibration = call
+        else:
+            self.calibration.merge(call)
+
+    def _add(self, call: Call, feature: Tensor) -> None:
+        assert call.times is not None, "a pipeline knows its times"
+        if self.calibration is not None and not same_times(call.times, self.calibration.times):
+            raise ValueError(
+                "this call has another schedule than those before it (another resolution or number of steps); "
+                "calibrate each on its own"
+            )
+        self.times, stream = call.times, (call.component, call.branch)
+        if stream not in self._adders:
+            self._adders[stream] = _Adder(len(call.times) - 1, feature)
+        self._adders[stream].add(call, feature, self._subset(feature))
+        self._features[stream] = feature.new_empty(0)
+        self._steps[stream] = self._steps.get(stream, 0) + 1
+
+
+class _Adder:
+    """The sums of one stream in one call."""
+
+    def __init__(self, num_steps: int, feature: Tensor) -> None:
+        self.measured = Measured(GramMatrix(num_steps))
+        self.samples = len(feature)
+        self.shape = list(feature.shape[1:])
+        self._recorder: ErrorRecorder | None = None
+        self._previous: tuple[Tensor, Tensor] | None = None
+        self._moved = torch.zeros(2, dtype=torch.float64)  # mean squared change per element: all tokens, chosen ones
+
+    @property
+    def token_error(self) -> float:
+        whole, chosen = self._moved.tolist()
+        return abs(chosen / whole - 1) if whole else 0.0
+
+    def add(self, call: Call, feature: Tensor, chosen: Tensor) -> None:
+        if not bool(chosen.isfinite().all()):
+            raise ValueError(f"the feature of step {call.step} holds NaN or infinity; the call is not counted")
+        if self._previous is not None:
+            self._moved += torch.stack(
+                [
+                    (a - b).square().mean(dtype=torch.float64)
+                    for a, b in zip((feature, chosen), self._previous, strict=True)
+                ]
+            ).cpu()
+        self._previous = feature.clone(), chosen.clone()
+        self.measured.gram.update(call.step, chosen)
+        head = None if call.head is None or feature.ndim < 3 else call.head()
+        if call.step == 0 and head is not None:
+            self.measured.head = ErrorGram.empty(self.measured.gram.num_steps)
+            self._recorder = ErrorRecorder(self.measured.head)
+        if self._recorder is not None and head is not None:
+            self._recorder.update(call.step, chosen.flatten(1, -2), head)
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that JSON can tell: numbers and strings, such as steps and guidance."""
+    return {name: value for name, value in options.items() if isinstance(value, int | float | str | bool)}

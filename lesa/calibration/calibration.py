@@ -1,0 +1,273 @@
+"""What a calibration knows: inner products for each stream, and the best plan for every budget."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lesa.calibration.errors import ErrorGram
+from lesa.calibration.gram import GramMatrix
+from lesa.calibration.planning import sample_error, search_plans
+from lesa.calibration.resampling import resample
+from lesa.forecasters.path_least_squares import PathLeastSquares
+from lesa.hub import CALIBRATION_FILE
+from lesa.plan import StepPlan
+from lesa.runtime.driver import Stream
+from lesa.schedule import as_times, same_times
+from lesa.table import CoefficientTable
+
+FEWEST_SAVED = 2  # a plan with less than two full steps saved is no plan worth keeping
+
+
+@dataclass
+class Measured:
+    """Of one stream: inner products of its features, and of their errors behind the head where that is known."""
+
+    gram: GramMatrix
+    head: ErrorGram | None = None
+
+    @cached_property
+    def errors(self) -> ErrorGram:
+        """Behind the head, or else those of the features."""
+        return ErrorGram.from_gram(self.gram) if self.head is None else self.head
+
+
+@dataclass
+class Calibration:
+    """Inner products by stream, and what they were measured on.
+
+    Attributes:
+        times: the schedule, noise levels [steps + 1] float64.
+        streams: what was measured, by (component, branch).
+        model: the class and a hash of the configuration of each transformer, by component.
+        settings: what else it holds for: the shape of a feature, guidance.
+        requests: names of the calls that are in it, so that none is counted twice.
+        samples: images or videos in it.
+        token_error: how far the error of reuse on the chosen tokens was from that on all of them, relative.
+        plans: the best plan found for each number of full steps.
+    """
+
+    times: Tensor
+    streams: dict[Stream, Measured]
+    model: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    samples: int = 0
+    token_error: float = 0.0
+    plans: dict[int, StepPlan] = field(default_factory=dict)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.times) - 1
+
+    def merge(self, other: "Calibration") -> None:
+        """Add what another machine measured on other prompts; plans have to be searched again.
+
+        Raises:
+            ValueError: if it was made for another model, schedule or streams, or holds a call that is here already.
+        """
+        if other.model != self.model or list(other.streams) != list(self.streams):
+            raise ValueError(f"a calibration of {other.describe()} cannot be merged into one of {self.describe()}")
+        if not same_times(self.times, other.times):
+            raise ValueError("these calibrations were made on different schedules")
+        if set(self.requests) & set(other.requests):
+            raise ValueError("both calibrations hold the same call; give each machine other prompts or another seed")
+        for stream, measured in self.streams.items():
+            theirs = other.streams[stream]
+            measured.gram.merge(theirs.gram)
+            if measured.head is not None and theirs.head is not None:
+                measured.head.merge(theirs.head)
+        self.token_error = max(self.token_error, other.token_error)
+        self.requests += other.requests
+        self.samples += other.samples
+        self.plans = {}
+
+    def errors(self, stream: Stream | None = None, times: Tensor | None = None) -> ErrorGram:
+        """Errors of one stream, or of all together, on the calibrated schedule or another one.
+
+        Raises:
+            ValueError: for an unknown stream, or a schedule that this calibration says nothing about.
+        """
+        if stream is not None and stream not in self.streams:
+            raise ValueError(f"nothing was calibrated for {stream}, only for {sorted(self.streams)}")
+        chosen = list(self.streams.values()) if stream is None else [self.streams[stream]]
+        if times is None or same_times(as_times(times, len(times) - 1), self.times):
+            parts = [measured.errors for measured in chosen]
+        else:
+            parts = [ErrorGram.from_gram(resample(measured.gram, self.times, times)) for measured in chosen]
+        if len(parts) == 1:
+            return parts[0]
+        total = ErrorGram.empty(parts[0].num_steps)
+        for part in parts:
+            total.merge(part)
+        return total
+
+    def forecasters(self) -> dict[Stream, "Calibrated"]:
+        """The default forecaster of each stream."""
+        return {stream: Calibrated(self, stream) for stream in self.streams}
+
+    def plan(
+        self,
+        full_steps: int | None = None,
+        *,
+        speedup: float | None = None,
+        max_error: float | None = None,
+        times: Tensor | None = None,
+    ) -> StepPlan:
+        """The best plan for a budget; one of the three has to be given.
+
+        Args:
+            full_steps: how many steps run in full.
+            speedup: at least so many times fewer full steps than steps.
+            max_error: the fewest full steps with a predicted :func:`sample_error` of at most this.
+            times: another schedule than the calibrated one.
+
+        Raises:
+            ValueError: for none or several of them, a budget out of range, or a bound that no plan keeps.
+        """
+        if sum(given is not None for given in (full_steps, speedup, max_error)) != 1:
+            raise ValueError("say one of full_steps=, speedup= and max_error=")
+        steps = self.num_steps if times is None else len(times) - 1
+        if max_error is not None:
+            for budget, error in self.curve(times).items():
+                if error <= max_error:
+                    return self._plans(times, [budget])[budget]
+            raise ValueError(f"no plan that saves a step keeps an error of {max_error}")
+        if speedup is not None:
+            if speedup < 1:
+                raise ValueError(f"speedup must be at least 1, not {speedup}")
+            full_steps = int(steps / speedup + 1e-9)
+        assert full_steps is not None
+        if not 1 <= full_steps <= steps:
+            raise ValueError(f"{steps} steps can have 1 to {steps} full ones, not {full_steps}")
+        return self._plans(times, [full_steps])[full_steps]
+
+    def planner(self, **budget: Any) -> Callable[[Tensor], StepPlan]:
+        """:meth:`plan` as a function of the times of a generation, for :func:`lesa.enable`."""
+        return lambda times: self.plan(times=times, **budget)
+
+    def curve(self, times: Tensor | None = None) -> dict[int, float]:
+        """Predicted error of the sample for every number of full steps, from the fewest on."""
+        errors = self.errors(times=times)
+        chosen = self.times if times is None else times
+        plans = self._plans(times, list(range(1, errors.num_steps - FEWEST_SAVED + 1)))
+        return {budget: sample_error(errors, plan, chosen) for budget, plan in plans.items()}
+
+    def search(self, *, progress: bool = True) -> None:
+        """Find the best plan for every budget, so that :meth:`plan` answers at once."""
+        budgets = list(range(1, self.num_steps - FEWEST_SAVED + 1))
+        self.plans = search_plans(self.errors(), self.times, budgets, progress=progress)
+
+    def _plans(self, times: Tensor | None, budgets: list[int]) -> dict[int, StepPlan]:
+        native = times is None or same_times(as_times(times, len(times) - 1), self.times)
+        missing = [b for b in budgets if not native or b not in self.plans]
+        chosen = self.times if native or times is None else times
+        found = search_plans(self.errors(times=times), chosen, missing, progress=False) if missing else {}
+        if native:
+            self.plans |= found
+        return {b: self.plans[b] if b in self.plans and native else found[b] for b in budgets}
+
+    def describe(self) -> str:
+        """One line: model, steps, samples."""
+        models = ", ".join(f"{name} {kind}" for name, kind in self.model.items())
+        return f"{models} in {self.num_steps} steps on {self.samples} samples"
+
+    def check_model(self, model: Mapping[str, str]) -> None:
+        """Raises a ValueError if a calibration was made for other transformers than these."""
+        for component, kind in self.model.items():
+            if model.get(component) != kind:
+                raise ValueError(
+                    f"this calibration was made for {component} {kind}, the pipeline has {model.get(component)}; "
+                    "calibrate it: lesa.calibrate(pipeline, prompts)"
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file: all numbers, and the rest as JSON in its header. A folder gets the usual name."""
+        path = Path(path)
+        path = path if path.suffix == ".safetensors" else path / CALIBRATION_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"times": self.times}
+        counts = {}
+        for (component, branch), measured in self.streams.items():
+            name = f"{component}.{branch}"
+            tensors[f"{name}.gram"] = measured.gram.matrix
+            if measured.head is not None:
+                head = measured.head
+                lower = torch.tril_indices(*head.matrix.shape)  # half of a symmetric matrix
+                tensors |= {f"{name}.errors": head.matrix[lower[0], lower[1]], f"{name}.lengths": head.lengths}
+                tensors[f"{name}.power"] = head.power
+                counts[name] = [head.count, head.tokens]
+        description = {
+            "streams": [list(stream) for stream in self.streams],
+            "counts": counts,
+            "plans": [plan.full_steps for plan in self.plans.values()],
+            **{name: getattr(self, name) for name in ("model", "settings", "requests", "samples", "token_error")},
+        }
+        unfinished = path.with_suffix(".unfinished")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, {"calibration": json.dumps(description)})
+        unfinished.replace(path)  # an interrupted write leaves the old file
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Calibration":
+        """Read what :meth:`save` wrote: the file, or the folder it is in.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if the file is damaged or something else.
+        """
+        path = Path(path)
+        path = path / CALIBRATION_FILE if path.is_dir() else path
+        if not path.exists():
+            raise FileNotFoundError(f"there is no calibration {path}")
+        try:
+            with safe_open(str(path), "pt") as file:
+                description = json.loads((file.metadata() or {})["calibration"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is not a complete calibration file: {error}") from error
+        steps = len(tensors["times"]) - 1
+        streams = {}
+        for component, branch in description.pop("streams"):
+            name = f"{component}.{branch}"
+            gram = GramMatrix(steps)
+            gram.matrix = tensors[f"{name}.gram"]
+            head = None
+            if f"{name}.errors" in tensors:
+                head = ErrorGram.empty(steps)
+                lower = torch.tril_indices(*head.matrix.shape)
+                head.matrix[lower[0], lower[1]] = tensors[f"{name}.errors"]
+                head.matrix = head.matrix + head.matrix.tril(-1).T
+                head.lengths, head.power = tensors[f"{name}.lengths"], tensors[f"{name}.power"]
+                head.count, head.tokens = description["counts"][name]
+            streams[component, branch] = Measured(gram, head)
+        del description["counts"]
+        plans = [StepPlan(steps, full) for full in description.pop("plans")]
+        return cls(tensors["times"], streams, plans={len(p.full_steps): p for p in plans}, **description)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """The default forecaster of a calibrated stream: least squares along the path, on any schedule it knows enough of.
+    """
+
+    calibration: Calibration
+    stream: Stream
+    path: float = 1.0
+    history: int | None = None
+    needs_times: ClassVar[bool] = True
+
+    def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
+        errors = self.calibration.errors(self.stream, as_times(times, plan.num_steps))
+        return PathLeastSquares(errors, path=self.path, history=self.history).table(plan, times)
+
+    def limited(self, history: int) -> "Calibrated":
+        """With predictions from the latest ``history`` full features only."""
+        return dataclasses.replace(self, history=history)

@@ -7,7 +7,10 @@ into predictions; an adapter puts both into somebody's transformer.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lesa.calibration.calibration import Calibration
+from lesa.calibration.errors import ErrorGram
 from lesa.calibration.gram import GramMatrix
+from lesa.calibration.planning import optimize_plan
 from lesa.calibration.trajectories import Trajectories
 from lesa.forecasters import (
     L2P,
@@ -16,6 +19,7 @@ from lesa.forecasters import (
     Forecaster,
     Hermite,
     LeastSquares,
+    PathLeastSquares,
     Reuse,
     Taylor,
     make_forecaster,
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from lesa.adapters.diffusers import disable, enable, from_taylorseer_config
     from lesa.adapters.modules import enable_module
     from lesa.adapters.official import load_official
+    from lesa.calibration.calibrating import calibrate
     from lesa.calibration.collecting import collect
     from lesa.calibration.live import LiveTrajectories
     from lesa.calibration.training import fit
@@ -42,8 +47,10 @@ __version__ = "0.1.0"
 __all__ = [
     "L2P",
     "AdamsBashforth",
+    "Calibration",
     "CoefficientTable",
     "FeatureHistory",
+    "ErrorGram",
     "FoCa",
     "Forecaster",
     "GramMatrix",
@@ -54,10 +61,12 @@ __all__ = [
     "LesaPredictor",
     "LesaWarning",
     "LiveTrajectories",
+    "PathLeastSquares",
     "Reuse",
     "StepPlan",
     "Taylor",
     "Trajectories",
+    "calibrate",
     "collect",
     "disable",
     "enable",
@@ -67,6 +76,7 @@ __all__ = [
     "load",
     "load_official",
     "make_forecaster",
+    "optimize_plan",
     "push_to_hub",
     "register_forecaster",
     "save",
@@ -76,6 +86,7 @@ __all__ = [
 # Loaded when first asked for, since they need more than torch.
 _lazy = {
     "LiveTrajectories": "lesa.calibration.live",
+    "calibrate": "lesa.calibration.calibrating",
     "collect": "lesa.calibration.collecting",
     "disable": "lesa.adapters.diffusers",
     "enable": "lesa.adapters.diffusers",

@@ -31,8 +31,8 @@ def choose(
         ValueError: if there is no plan, or more than one.
         FileNotFoundError: for the name of a folder that does not exist.
     """
-    budget = {"full_steps": full_steps, "speedup": speedup, "max_error": max_error}
-    budget = {name: value for name, value in budget.items() if value is not None}
+    given = {"full_steps": full_steps, "speedup": speedup, "max_error": max_error}
+    budget: dict[str, float] = {name: value for name, value in given.items() if value is not None}
     if len(budget) + (plan is not None) > 1:
         raise ValueError(f"say either plan= or one of full_steps=, speedup= and max_error=, not {sorted(budget)}")
     if isinstance(forecaster, str | Path):

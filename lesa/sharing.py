@@ -1,6 +1,7 @@
 """Predictors in folders and repositories: ``load``, ``save`` and ``push_to_hub``, for one or one for each branch.
 
 folder/config.json, folder/model.safetensors                        a predictor
+folder/calibration.safetensors                                      a calibration
 folder/transformer.cond/..., folder/transformer.uncond/...          one for each (component, branch)
 """
 
@@ -12,8 +13,9 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from lesa import model_card
+from lesa.calibration.calibration import Calibration
 from lesa.forecasters import Forecaster
-from lesa.hub import CONFIG_FILE, local_folder
+from lesa.hub import CALIBRATION_FILE, CONFIG_FILE, local_folder
 from lesa.model_card import Report
 from lesa.predictor import LesaPredictor
 from lesa.runtime.driver import Stream
@@ -21,10 +23,11 @@ from lesa.runtime.driver import Stream
 # The file that tells what a folder holds, and what reads it.
 READERS: dict[str, Callable[[Path], Any]] = {
     CONFIG_FILE: LesaPredictor.from_pretrained,
+    CALIBRATION_FILE: Calibration.load,
 }
 
 
-def load(name: str | Path, **options: Any) -> Forecaster | dict[Stream, Forecaster]:
+def load(name: str | Path, **options: Any) -> Forecaster | Calibration | dict[Stream, Forecaster]:
     """What a folder or a repository of the Hugging Face Hub holds, ready for :func:`lesa.enable`.
 
     Args:
@@ -33,7 +36,7 @@ def load(name: str | Path, **options: Any) -> Forecaster | dict[Stream, Forecast
         options: ``revision``, ``token``, ``cache_dir``, ``force_download`` and ``local_files_only``, of a repository.
 
     Returns:
-        One forecaster, or one for each (component, branch).
+        One forecaster, one for each (component, branch), or a calibration, which has one for each.
 
     Raises:
         FileNotFoundError: if there is neither folder nor repository, or nothing of lesa in it.

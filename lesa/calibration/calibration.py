@@ -255,8 +255,7 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """The default forecaster of a calibrated stream: least squares along the path, on any schedule it knows enough of.
-    """
+    """The default forecaster of a calibrated stream: least squares along the path, for any schedule it knows."""
 
     calibration: Calibration
     stream: Stream

@@ -49,8 +49,10 @@ class ErrorGram:
     def empty(cls, num_steps: int) -> "ErrorGram":
         """Nothing counted yet."""
         pairs = num_steps * (num_steps - 1) // 2
-        zeros = (torch.zeros(shape, dtype=torch.float64) for shape in ((pairs, pairs), (num_steps,) * 2, (num_steps,)))
-        return cls(num_steps, *zeros, count=0.0, tokens=0.0)
+        matrix, lengths, power = (
+            torch.zeros(shape, dtype=torch.float64) for shape in ((pairs, pairs), (num_steps,) * 2, (num_steps,))
+        )
+        return cls(num_steps, matrix, lengths, power, count=0.0, tokens=0.0)
 
     @classmethod
     def from_gram(cls, gram: GramMatrix) -> "ErrorGram":

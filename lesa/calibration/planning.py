@@ -1,28 +1,72 @@
 """Which steps are full: the plan with the smallest predicted error, for one budget or for all of them.
 
 Two stages. With only the last three full features counted and errors of different steps taken one by one, the cost of
-an interval depends on the full steps around it alone, and dynamic programming finds the best plan of every size at once.
+an interval depends on the full steps around it alone, so dynamic programming finds the best plans of all sizes at once.
 From there single full steps are moved by 1, 2 or 4 while that lowers the cost that counts, in which errors may cancel
 along the path (:mod:`lesa.forecasters.path_least_squares`). Other starts keep the descent from a poor valley: the sum
 of squared errors, and the plan with one full step less and one put in where it helps most.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from lesa.calibration.errors import ErrorGram, path_weights
+from lesa.calibration.gram import GramMatrix
 from lesa.forecasters.base import Forecaster
 from lesa.forecasters.path_least_squares import RIDGE, PathLeastSquares
 from lesa.plan import StepPlan
 from lesa.schedule import as_times
 
+if TYPE_CHECKING:
+    from lesa.calibration.calibration import Calibration
+
 LAST = 3  # features that the first stage counts; one more costs as many times more as there are steps
 MOVES = (1, -1, 2, -2, 4, -4)
 
 Cost = Callable[[StepPlan], float]
+
+
+def optimize_plan(
+    measured: "GramMatrix | ErrorGram | Calibration",
+    num_full: int | None = None,
+    *,
+    max_error: float | None = None,
+    times: Tensor | Sequence[float] | None = None,
+    forecaster: Forecaster | None = None,
+) -> StepPlan:
+    """The full steps with the smallest predicted error of the sample.
+
+    Args:
+        measured: what was calibrated; of a plain Gram matrix, errors count on the features themselves.
+        num_full: how many steps run in full.
+        max_error: in its place, the fewest full steps with a :func:`sample_error` of at most this.
+        times: the schedule, [steps] or [steps + 1]; None: the calibrated one, or steps of equal length.
+        forecaster: the plan is for this one; None: for :class:`PathLeastSquares`, the best of all tables.
+
+    Raises:
+        ValueError: for none or both of the two, a number that is not 1 ... steps, or a bound that no plan keeps.
+    """
+    if (num_full is None) == (max_error is None):
+        raise ValueError("say one of num_full and max_error")
+    if isinstance(measured, GramMatrix):
+        measured = ErrorGram.from_gram(measured)
+    if isinstance(measured, ErrorGram):
+        errors = measured
+        times = torch.linspace(1, 0, errors.num_steps + 1, dtype=torch.float64) if times is None else times
+    else:
+        errors = measured.errors(times=None if times is None else as_times(times, len(times)))
+        times = measured.times if times is None else times
+    times = as_times(times, errors.num_steps)
+    if num_full is not None:
+        return search_plans(errors, times, [num_full], forecaster=forecaster, progress=False)[num_full]
+    for plan in search_plans(errors, times, range(1, errors.num_steps + 1), forecaster=forecaster).values():
+        if sample_error(errors, plan, times, forecaster) <= (max_error or 0):
+            return plan
+    raise ValueError(f"no plan keeps an error of {max_error}")
 
 
 def search_plans(

@@ -6,6 +6,7 @@ from lesa.forecasters.foca import FoCa
 from lesa.forecasters.hermite import Hermite
 from lesa.forecasters.l2p import L2P
 from lesa.forecasters.least_squares import LeastSquares
+from lesa.forecasters.path_least_squares import PathLeastSquares
 from lesa.forecasters.reuse import Reuse
 from lesa.forecasters.taylor import Taylor
 
@@ -16,6 +17,7 @@ register_forecaster("foca", FoCa)
 register_forecaster("adams-bashforth", AdamsBashforth)
 register_forecaster("l2p", L2P)
 register_forecaster("least-squares", LeastSquares)
+register_forecaster("path-least-squares", PathLeastSquares)
 
 __all__ = [
     "L2P",
@@ -24,6 +26,7 @@ __all__ = [
     "Forecaster",
     "Hermite",
     "LeastSquares",
+    "PathLeastSquares",
     "Reuse",
     "Taylor",
     "make_forecaster",

@@ -7,8 +7,8 @@ and ``e_s = sum_j c_sj y_sj``, all coefficients of a plan together minimise
     sum_s |d_s e_s|^2  +  path * sum_f w_f | sum_{s < f} d_s e_s |^2        f: every full step, and the end
 
 with every prediction as long as the true feature, ``sum_j c_sj a_sj = 1``; w_f is 1, and 5 for the end. Without the
-second sum (``path=0``) each step is on its own, and errors of one sign add up: on the demo model that costs 3 to 7 dB at
-any budget.
+second sum (``path=0``) each step is on its own, and errors of one sign add up: on the demo model that costs 3 to 7 dB
+at any budget.
 """
 
 from dataclasses import dataclass

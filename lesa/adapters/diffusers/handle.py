@@ -1,6 +1,6 @@
 """``enable`` and ``disable``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from lesa.adapters.diffusers.attachment import Attachment
 from lesa.adapters.diffusers.clock import Clock, SchedulerClock, TimestepClock
 from lesa.adapters.diffusers.compat import unwrap_module
-from lesa.forecasters import Forecaster
+from lesa.calibration.calibrating import describe_model
+from lesa.calibration.calibration import Calibration
+from lesa.choosing import choose, each
 from lesa.plan import StepPlan
 from lesa.runtime.accelerator import Accelerator, Forecasters, Plan
 from lesa.runtime.driver import Driver, Stream
 from lesa.runtime.guard import Guard
 from lesa.schedule import as_times
-from lesa.sharing import load
 from lesa.table import CoefficientTable
 
 _attached: WeakKeyDictionary[nn.Module, "Observation"] = WeakKeyDictionary()
@@ -111,9 +112,12 @@ class Handle(Observation):
 
 def enable(
     target: Any,
-    forecaster: Forecasters | str | Path,
+    forecaster: Forecasters | Calibration | str | Path | None = None,
     plan: Plan | None = None,
     *,
+    speedup: float | None = None,
+    full_steps: int | None = None,
+    max_error: float | None = None,
     times: Tensor | Sequence[float] | None = None,
     max_history: int | None = None,
     guard: Guard | None = None,
@@ -128,10 +132,14 @@ def enable(
 
     Args:
         target: a diffusers pipeline, whose transformers all take part, or a bare transformer.
-        forecaster: one for all, or one for each (component, branch), such as ``("transformer", "cond")``; or the folder
-            or repository of the Hugging Face Hub that holds them, which :func:`lesa.load` reads.
+        forecaster: a :class:`Calibration`; one forecaster for all, or one for each (component, branch), such as
+            ``("transformer", "cond")``; or the folder or repository of the Hugging Face Hub that holds them, which
+            :func:`lesa.load` reads. None: nothing is calibrated, and a Taylor expansion in time has to do.
         plan: which steps are full: fixed, or a function of the generation's times [steps + 1] float64 that returns
             one. A :class:`CoefficientTable` brings its own; None: of a fitted predictor the one it was fitted for.
+        speedup, full_steps, max_error: in place of a plan, a budget: at least so many times fewer full steps, exactly
+            so many, or as few as keep a predicted error (:meth:`Calibration.plan`). A calibration has the best plan
+            for it; without one, full steps are evenly spaced in noise level.
         times: for a bare transformer, the noise levels of its schedule, such as ``scheduler.sigmas``. A pipeline's come
             from its scheduler.
         max_history: full features that a prediction may look back on. Each costs the memory of one feature: a folded
@@ -147,17 +155,14 @@ def enable(
     Raises:
         ValueError: if the target cannot be accelerated or the arguments do not fit; the target is unchanged then.
     """
-    if isinstance(forecaster, str | Path):
-        forecaster = load(forecaster)
-    if plan is None:
-        plan = _own_plan(forecaster)
-    if not isinstance(plan, StepPlan) and not callable(plan):
-        raise ValueError(f"plan must be a StepPlan or a function of the times, not {type(plan).__name__}")
+    if isinstance(forecaster, Calibration):
+        forecaster.check_model(describe_model(find_transformers(target)))
+    forecasters, plan = choose(forecaster, plan, full_steps=full_steps, speedup=speedup, max_error=max_error)
     if isinstance(plan, StepPlan):
-        _rehearse(forecaster, plan)
+        _rehearse(forecasters, plan)
     if max_history is not None and max_history < 1:
         raise ValueError(f"max_history must be at least 1, not {max_history}")
-    accelerator = Accelerator(forecaster, plan, max_history, guard, strict=strict)
+    accelerator = Accelerator(forecasters, plan, max_history, guard, strict=strict)
     return Handle(find_transformers(target), make_clock(target, times, plan), accelerator)
 
 
@@ -208,21 +213,9 @@ def make_clock(target: Any, times: Tensor | Sequence[float] | None, plan: Plan |
     return TimestepClock(as_times(times, plan.num_steps))
 
 
-def _own_plan(forecasters: Forecasters) -> StepPlan:
-    """The plan that all of the forecasters bring."""
-    plans = {getattr(f, "plan", None) for f in _each(forecasters)}
-    if len(plans) == 1 and isinstance(plan := plans.pop(), StepPlan):
-        return plan
-    raise ValueError("say which steps are full: plan=StepPlan.paper(50, interval=7)")
-
-
-def _each(forecasters: Forecasters) -> list[Forecaster]:
-    return list(forecasters.values()) if isinstance(forecasters, Mapping) else [forecasters]
-
-
 def _rehearse(forecasters: Forecasters, plan: StepPlan) -> None:
     """Complain before the first step about what is wrong already: a fixed table or size for another plan."""
-    for forecaster in _each(forecasters):
+    for forecaster in each(forecasters):
         if isinstance(forecaster, CoefficientTable):
             forecaster.table(plan, forecaster.times)
         steps = getattr(getattr(forecaster, "config", None), "num_steps", plan.num_steps)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lesa.calibration.calibration import Calibration
 from lesa.calibration.errors import ErrorGram
 from lesa.calibration.gram import GramMatrix
-from lesa.calibration.planning import optimize_plan
+from lesa.calibration.planning import optimize_plan, sample_error
 from lesa.calibration.trajectories import Trajectories
 from lesa.forecasters import (
     L2P,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lesa.adapters.official import load_official
     from lesa.calibration.calibrating import calibrate
     from lesa.calibration.collecting import collect
+    from lesa.calibration.gram_training import fit_gram
     from lesa.calibration.live import LiveTrajectories
     from lesa.calibration.training import fit
 
@@ -72,6 +73,7 @@ __all__ = [
     "enable",
     "enable_module",
     "fit",
+    "fit_gram",
     "from_taylorseer_config",
     "load",
     "load_official",
@@ -79,6 +81,7 @@ __all__ = [
     "optimize_plan",
     "push_to_hub",
     "register_forecaster",
+    "sample_error",
     "save",
     "unroll",
 ]
@@ -92,6 +95,7 @@ _lazy = {
     "enable": "lesa.adapters.diffusers",
     "enable_module": "lesa.adapters.modules",
     "fit": "lesa.calibration.training",
+    "fit_gram": "lesa.calibration.gram_training",
     "from_taylorseer_config": "lesa.adapters.diffusers",
     "load_official": "lesa.adapters.official",
 }

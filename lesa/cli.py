@@ -1,4 +1,4 @@
-"""The command line: ``lesa demo``, ``lesa fit``, ``lesa info``, ``lesa report``; also ``python -m lesa``."""
+"""The command line: ``lesa demo``, ``lesa calibrate``, ``lesa plan``, ``lesa fit`` ...; also ``python -m lesa``."""
 
 import argparse
 import os
@@ -37,6 +37,23 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--held-out", type=int, default=512, metavar="N", help="digits to compare on (%(default)s)")
     demo.add_argument("--rounds", type=int, default=5, metavar="N", help="timing rounds (%(default)s)")
     demo.set_defaults(run=_demo)
+
+    calibrate = commands.add_parser("calibrate", help="measure once what plans and forecasters for any budget need")
+    calibrate.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
+    calibrate.add_argument("--out", type=Path, required=True, help="folder for calibration.safetensors")
+    calibrate.add_argument("--prompts", type=Path, help="a text file, one prompt a line; 4 to 16 are enough")
+    calibrate.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
+    calibrate.add_argument("--tokens", type=int, default=1024, help="of each feature that count (%(default)s)")
+    calibrate.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    calibrate.set_defaults(run=_calibrate)
+
+    plan = commands.add_parser("plan", help="the best full steps for a budget, from a calibration")
+    plan.add_argument("calibration", type=Path, help="a folder written by lesa calibrate")
+    budget = plan.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=int, metavar="N", help="so many full steps")
+    budget.add_argument("--speedup", type=float, metavar="X", help="at least so many times fewer full steps")
+    budget.add_argument("--max-error", type=float, metavar="E", help="the fewest that keep this predicted error")
+    plan.set_defaults(run=_plan)
 
     fit = commands.add_parser("fit", help="train a LESA predictor for a diffusers pipeline")
     fit.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
@@ -81,6 +98,44 @@ def _demo(options: argparse.Namespace) -> None:
     run_demo(options.out, held_out=options.held_out, timing_rounds=options.rounds)
 
 
+def _calibrate(options: argparse.Namespace) -> None:
+    pipeline, calls, keywords = _pipeline_and_calls(options)
+    calibration = lesa.calibrate(pipeline, calls, seed=options.seed, tokens=options.tokens, out=options.out, **keywords)
+    print(f"{calibration.describe()}: {options.out}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    calibration = lesa.Calibration.load(options.calibration)
+    given = {"full_steps": options.steps, "speedup": options.speedup, "max_error": options.max_error}
+    budget = {name: value for name, value in given.items() if value is not None}
+    if not budget:
+        print("full steps  ideal  predicted error of the sample")
+        for count, error in calibration.curve().items():
+            print(f"{count:10d}  {calibration.num_steps / count:4.2f}x  {error:.5f}")
+        return
+    plan = calibration.plan(**budget)
+    error = lesa.sample_error(calibration.errors(), plan, calibration.times)
+    print(plan)
+    print(f"full steps {', '.join(map(str, plan.full_steps))}")
+    print(f"{len(plan.full_steps)} of {plan.num_steps}, {plan.speedup:.2f}x ideal, predicted error {error:.5f}")
+
+
+def _pipeline_and_calls(options: argparse.Namespace) -> tuple[Any, list[Any], dict[str, Any]]:
+    """What to sample with, the calls to make, and keyword arguments of each."""
+    if options.model == DEMO:
+        from lesa.demo.model import load_pipeline
+        from lesa.demo.run import CALIBRATION_SEEDS, request_digits
+
+        return load_pipeline(), [request_digits(CALIBRATION_SEEDS, options.steps)], {}
+    return _load_pipeline(options.model), _read_prompts(options.prompts), {"num_inference_steps": options.steps}
+
+
+def _read_prompts(path: Path | None) -> list[str]:
+    if path is None:
+        raise ValueError("say what to sample: --prompts FILE, one prompt a line")
+    return [line for line in path.read_text().splitlines() if line.strip()]
+
+
 def _fit(options: argparse.Namespace) -> None:
     if options.model == DEMO:
         from lesa.demo.model import load_pipeline
@@ -93,6 +148,7 @@ def _fit(options: argparse.Namespace) -> None:
     import torch
 
     prompts = [line for line in options.prompts.read_text().splitlines() if line.strip()]
+    prompts = _read_prompts(options.prompts)
     trajectories = lesa.collect(
         _load_pipeline(options.model),
         prompts,

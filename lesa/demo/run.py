@@ -56,10 +56,14 @@ def run_demo(out: Path, *, held_out: int = len(HELD_OUT_SEEDS), batch: int = 256
     console.print(f"Wrote report.json, comparison.png and plan.png to {out} after {time.monotonic() - start:.0f} s.")
 
 
+def request_digits(seeds: range, num_steps: int = NUM_STEPS) -> dict[str, Any]:
+    """The pipeline call that draws a digit for each seed."""
+    return request(labels_of(seeds).tolist(), seeds, num_steps=num_steps)
+
+
 def collect_digits(pipeline: FluxPipeline) -> Trajectories:
     """The features of the calibration digits."""
-    call = request(labels_of(CALIBRATION_SEEDS).tolist(), CALIBRATION_SEEDS, num_steps=NUM_STEPS)
-    return collect(pipeline, [call])
+    return collect(pipeline, [request_digits(CALIBRATION_SEEDS)])
 
 
 def fit_digits(trajectories: Trajectories, interval: int, latent: Literal["linear", "kan"] = "linear") -> LesaPredictor:

@@ -1,5 +1,7 @@
 """The times of a generation: one noise level a step, 1 pure noise, 0 the image, and the level it ends on."""
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,8 +27,9 @@ def as_times(times: Tensor | Sequence[float], num_steps: int) -> Tensor:
         )
     if len(given) == num_steps:
         given = torch.cat([given, given.new_zeros(1)])
-    if not bool(given.isfinite().all()) or bool((given.diff() > 0).any()):
-        raise ValueError(f"times must be finite and fall from noise (1) to image (0), not {given.tolist()}")
+    levels = given.tolist()
+    if not all(map(math.isfinite, levels)) or any(after > before for before, after in itertools.pairwise(levels)):
+        raise ValueError(f"times must be finite and fall from noise (1) to image (0), not {levels}")
     return given
 
 

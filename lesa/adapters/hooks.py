@@ -25,12 +25,15 @@ class Control:
         self.heads: list[Head] = []
         self._dtype: torch.dtype | None = None  # that the transformer is called with
         self._branch = ""
+        self._signature: Hashable = None
         self._signatures: dict[Hashable, int] = {}
 
     def begin(self, call: Call, dtype: torch.dtype | None) -> None:
         """Ask the driver what becomes of a call."""
         self._dtype, self._branch = dtype, call.branch
-        self.shapes = self._signatures.setdefault(call.signature, len(self._signatures))
+        if call.signature is not self._signature:
+            self._signature = call.signature
+            self.shapes = self._signatures.setdefault(call.signature, len(self._signatures))
         self.skip = self.driver.begin(call)
 
     def run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

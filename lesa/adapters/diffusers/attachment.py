@@ -28,7 +28,7 @@ class Attachment:
 
     def __init__(self, transformer: nn.Module, component: str, clock: Clock, driver: Driver) -> None:
         inner = unwrap_module(transformer)
-        refuse_caches(inner)
+        refuse_caches(inner, inner.modules())
         heads, self._blocks = find_heads(inner), find_blocks(inner)
         self._transformer = inner
         self._control, contexts = Control(driver), StateManager(object)

@@ -46,13 +46,17 @@ def refresh_hooks(module: nn.Module) -> None:
     HookRegistry.check_if_exists_or_initialize(module).invalidate_child_registries_cache()
 
 
-def refuse_caches(module: nn.Module) -> None:
+def refuse_caches(module: nn.Module, parts: Iterable[nn.Module]) -> None:
     """Let no other cache work beside ours.
+
+    Args:
+        module: the transformer.
+        parts: the modules inside it.
 
     Raises:
         ValueError: if one is on the module.
     """
-    cache = active_cache(module)
+    cache = active_cache(module, parts)
     if cache is not None:
         raise ValueError(
             f"another cache is enabled on this transformer ({cache}); two caches would undo each other: call "
@@ -60,13 +64,13 @@ def refuse_caches(module: nn.Module) -> None:
         )
 
 
-def active_cache(module: nn.Module) -> str | None:
+def active_cache(module: nn.Module, parts: Iterable[nn.Module]) -> str | None:
     """The name of a cache that is on this module: by ``enable_cache``, by diffusers' functions, or cache-dit's."""
     if getattr(module, "is_cache_enabled", False):
         return type(getattr(module, "_cache_config", None)).__name__
     if getattr(module, "_is_cached", False):
         return "cache-dit"
-    for part in module.modules():
+    for part in parts:
         registry = part.__dict__.get("_diffusers_hook")
         for hook in registry.hooks.values() if registry is not None else ():
             if type(hook).__module__ in CACHES:

@@ -54,6 +54,7 @@ class Root:
         self.hook_blocks = hook_blocks
         self.fills_cache = find_layout(transformer).fills_cache
         self.names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._parts = tuple(transformer.modules())  # where caches may be: to find them takes longer than to look
         self._ahead: dict[str, Ahead] = {}  # by branch
         self._branches = Branches({self.names[0], *TIMES})
         self._generation: object = None
@@ -72,7 +73,7 @@ class Root:
         control, failed = self.control, True
         moment = self.clock.read(arguments)
         if moment.generation is not self._generation:
-            refuse_caches(self.transformer)
+            refuse_caches(self.transformer, self._parts)
             self._generation = moment.generation
             self._layer_norm = find_ending(self.transformer) is not None
         call = self._identify(moment, arguments)

@@ -1,6 +1,7 @@
 """The driver that predicts: a plan and forecasters, turned into a table for each generation."""
 
 import functools
+import logging
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeGuard, TypeVar
@@ -18,6 +19,8 @@ from lesa.runtime.history import FeatureHistory, Memory
 from lesa.runtime.warning import LesaWarning
 from lesa.runtime.window import FeatureWindow
 from lesa.table import CoefficientTable
+
+log = logging.getLogger("lesa")
 
 Forecasters = Forecaster | Mapping[Stream, Forecaster]
 Plan = StepPlan | Callable[[Tensor], StepPlan]
@@ -152,9 +155,13 @@ class Accelerator:
             if getattr(forecaster, "needs_times", True):
                 raise ValueError(f"{forecaster!r} needs the times of the steps: enable(..., times=scheduler.sigmas)")
             times = torch.linspace(1, 0, plan.num_steps + 1, dtype=torch.float64)  # any times serve who counts steps
-        watch = None if self.guard is None else Watch(self.guard, f"{call.component} ({call.branch})")
-        if not _has_window(forecaster):
-            self._table(call, forecaster, plan, times)  # one that cannot be made is an error before the first step
+        where = f"{call.component} ({call.branch})"
+        watch = None if self.guard is None else Watch(self.guard, where)
+        rows = max(forecaster.config.windows) * 2 if _has_window(forecaster) else None
+        if rows is None:
+            table = self._table(call, forecaster, plan, times)  # what cannot be made is an error before the first step
+            rows = FeatureHistory(table).num_rows if log.isEnabledFor(logging.INFO) else 0
+        log.info("%s: %s (# full, . predicted); at most %d features are kept", where, plan, rows)
         return Generation(call, plan, functools.partial(self._memory, call, forecaster, times, watch), watch)
 
     def _memory(

@@ -16,6 +16,7 @@ log = logging.getLogger("lesa")
 
 # Makes what remembers the features of one head under a plan; the second argument is what did so under another one.
 MakeMemory = Callable[[StepPlan, Memory | None], Memory]
+NOTHING_KEPT = "its blocks never handed a feature to the head"
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Generation:
         self._make_memory = make_memory
         self._memories: dict[str, Memory] = {}
         self._signature = call.signature
-        self._lack = "its blocks never handed a feature to the head"  # why predictions cannot be made
+        self._lack = NOTHING_KEPT  # why predictions cannot be made
         self._kind: Kind = "full"
         self._started: object = None
 
@@ -119,7 +120,8 @@ class Generation:
             return
         if head not in self._memories:
             self._memories[head] = self._make_memory(self._plan, None)
-            self._lack = "steps before it, whose features it is made of, did not run in this branch"
+            if self._lack == NOTHING_KEPT:
+                self._lack = "steps before it, whose features it is made of, did not run in this branch"
             self.record.stopwatch.on_gpu = feature.is_cuda
         memory, feature = self._memories[head], feature.detach()
         if self._watch is not None:
@@ -130,14 +132,7 @@ class Generation:
         held = sum(kept.nbytes for kept in self._memories.values())
         if held > self.record.kept_bytes:
             self.record.kept_bytes = held
-            log.info(
-                "%s (%s): keeps %.1f MiB of features; %d full and %d predicted steps",
-                self.record.component,
-                self.record.branch,
-                held / 2**20,
-                len(self._plan.full_steps),
-                len(self._plan.predicted_steps),
-            )
+            log.info("%s (%s): keeps %.1f MiB of features", self.record.component, self.record.branch, held / 2**20)
 
     def predict(self, head: str) -> Tensor:
         return self._memories[head].predict(self.last_step)

@@ -61,10 +61,11 @@ def record(pipeline, **options):
 
 def call_at(transformer, time, batch=2, **changes):
     """One call of a bare transformer."""
+    generator = torch.Generator().manual_seed(0)
     inputs = {
         "hidden_states": torch.randn(batch, 16, 4),
-        "encoder_hidden_states": torch.randn(batch, 3, 8),
-        "pooled_projections": torch.randn(batch, 8),
+        "encoder_hidden_states": torch.randn(batch, 3, 8, generator=generator),
+        "pooled_projections": torch.randn(batch, 8, generator=generator),
         "timestep": time.float().expand(batch),
         "img_ids": torch.zeros(16, 3),
         "txt_ids": torch.zeros(3, 3),

@@ -1,11 +1,125 @@
+"""Branches of guidance and transformers of a pipeline: each has a state of its own, whoever names it."""
+
+import copy
 from contextlib import nullcontext
 
+import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 import lesa
-from lesa import Reuse, Taylor
+from lesa import LesaWarning, Reuse, Taylor
+from lesa.adapters.diffusers import observe
+from lesa.runtime.observer import Observer
+from tests.lesa.adapters import tiny
 from tests.lesa.adapters.probes import PLAN, record
 from tests.lesa.adapters.tiny import STEPS, generate
+
+
+class Guided:
+    """A denoising loop with guidance, as far as the adapter sees a pipeline.
+
+    Args:
+        transformers: used one after the other, in equal parts of the schedule.
+    """
+
+    def __init__(self, transformers=1):
+        made = [tiny.pipeline(seed).transformer for seed in range(transformers)]
+        self.components = {f"transformer_{i + 1}" if i else "transformer": t for i, t in enumerate(made)}
+        self.scheduler = self.counting = FlowMatchEulerDiscreteScheduler()
+        shared = {"img_ids": torch.randn(16, 3), "txt_ids": torch.zeros(3, 3)}
+        self.conditions = {
+            branch: {"encoder_hidden_states": torch.randn(2, 3, 8), "pooled_projections": torch.randn(2, 8)} | shared
+            for branch in ("cond", "uncond")
+        }
+        self.branch = ""  # of the current call
+
+    @torch.no_grad()
+    def __call__(self, guided=range(STEPS), order=("cond", "uncond"), named=False, fresh=False):
+        """The outputs by (branch, step); ``fresh``: conditions are new tensors at every step."""
+        self.scheduler.set_timesteps(STEPS)
+        if self.counting is not self.scheduler:
+            self.counting.set_timesteps(STEPS)
+        latents, outputs = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0)), {}
+        for step, t in enumerate(self.scheduler.timesteps):
+            transformer = list(self.components.values())[step * len(self.components) // STEPS]
+            for self.branch in order:
+                if self.branch == "uncond" and step not in guided:
+                    continue
+                conditions = self.conditions[self.branch]
+                if fresh:
+                    conditions = {name: tensor.clone() for name, tensor in conditions.items()}
+                with transformer.cache_context(self.branch) if named else nullcontext():
+                    output = transformer(hidden_states=latents, timestep=t.expand(2) / 1000, **conditions).sample
+                outputs[self.branch, step] = output
+            latents = self.counting.step(outputs["cond", step], t, latents).prev_sample
+        return outputs
+
+
+PARTS = [range(STEPS), range(3, STEPS), range(6), range(2, 8)]
+
+
+@pytest.mark.parametrize("guided", PARTS, ids=["always", "begins late", "ends early", "in the middle"])
+@pytest.mark.parametrize("order", [("cond", "uncond"), ("uncond", "cond")], ids=" ".join)
+@pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
+def test_guidance_may_begin_late_and_end_early(way, guided, order, named):
+    loop, names = Guided(), set()
+    with observe(loop, Observer(lambda call, feature: names.add((call.branch, loop.branch)))):
+        untouched = loop(guided, order, named)
+    assert len(names) == len({name for name, _ in names}) == 2  # one name for each branch, whatever is called first
+    with lesa.enable(loop, Taylor(1), PLAN) as handle:
+        outputs = loop(guided, order, named)
+        assert handle._accelerator._generations == {}  # all is freed after the last step
+        for _ in range(2):
+            for record in handle.records:
+                (branch,) = (mine for name, mine in names if name == record.branch)
+                plan = PLAN if branch == "cond" else PLAN.starting_at(guided[0])
+                steps = range(STEPS) if branch == "cond" else guided
+                assert record.full == [step for step in plan.full_steps if step in steps]
+                assert record.predicted == [step for step in plan.predicted_steps if step in steps]
+            again = loop(guided, order, named)
+    assert all(torch.equal(outputs[key], again[key]) for key in outputs)
+    assert all(torch.equal(outputs["cond", step], untouched["cond", step]) for step in (0, 1))
+
+
+def test_the_order_of_calls_tells_branches_apart_whose_conditions_are_always_new(handed_through):
+    loop, names = Guided(), set()
+    with observe(loop, Observer(lambda call, feature: names.add((call.branch, loop.branch)))):
+        loop(fresh=True)
+    assert names == {("call0", "cond"), ("call1", "uncond")}
+    with lesa.enable(loop, Taylor(1), PLAN) as handle:
+        loop(fresh=True)
+    assert [record.predicted for record in handle.records] == [list(PLAN.predicted_steps)] * 2
+
+
+def test_each_transformer_begins_with_a_full_step(way):
+    loop = Guided(transformers=2)
+    forecasters = {(name, branch): Taylor(1) for name in loop.components for branch in ("cond", "uncond")}
+    with lesa.enable(loop, forecasters, PLAN) as handle:
+        first = loop(named=True)
+        assert handle._accelerator._generations == {}
+        assert [(r.component, r.branch, r.full, r.predicted) for r in handle.records] == [
+            ("transformer", "cond", [0, 1, 4], [2, 3]),
+            ("transformer", "uncond", [0, 1, 4], [2, 3]),
+            ("transformer_2", "cond", [5, 7], [6, 8, 9]),
+            ("transformer_2", "uncond", [5, 7], [6, 8, 9]),
+        ]
+        second = loop(named=True)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_scheduler_that_does_not_go_on_is_reported(named):
+    """Some pipelines step copies of their scheduler."""
+    loop = Guided()
+    loop.counting = copy.deepcopy(loop.scheduler)
+    with lesa.enable(loop, Reuse(), PLAN), pytest.warns(LesaWarning, match="was called again at step 0"):
+        loop(named=named)
+    with (
+        lesa.enable(loop, Reuse(), PLAN, strict=True),
+        pytest.raises(RuntimeError, match="the scheduler of its pipeline does not go on"),
+    ):
+        loop(named=named)
 
 
 def test_guidance_branches_have_names_and_features_of_their_own(pipeline):

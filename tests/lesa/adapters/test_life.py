@@ -1,6 +1,8 @@
 import copy
+import gc
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -38,8 +40,13 @@ def test_another_step_count_is_an_error_for_a_fixed_plan_and_fine_for_a_function
             assert tuple(handle.records[0].full) == StepPlan.paper(steps, 4).full_steps
 
 
+def kept(handle):
+    """The branches whose features are held."""
+    return [branch for _, branch in handle._accelerator._generations]
+
+
 def test_an_exception_half_way_leaves_nothing_behind(pipeline, way):
-    with lesa.enable(pipeline, Taylor(1), PLAN):
+    with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         expected = generate(pipeline)
 
         def fail(pipe, step, time, state):
@@ -48,19 +55,73 @@ def test_an_exception_half_way_leaves_nothing_behind(pipeline, way):
             return {}
 
         with pytest.raises(RuntimeError, match="stop here"):
-            pipeline(**tiny.arguments(seed=9), callback_on_step_end=fail)
+            pipeline(**tiny.arguments(seed=9, guidance=3.0), callback_on_step_end=fail)
         assert torch.equal(generate(pipeline), expected)
+        assert kept(handle) == []  # also of the branch that the new generation has not
 
 
 def test_an_exception_inside_the_transformer_leaves_nothing_behind(pipeline, way):
-    with lesa.enable(pipeline, Taylor(1), PLAN):
+    with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         expected = generate(pipeline)
         with (
-            monkeypatched_failure(pipeline.transformer.time_text_embed.timestep_embedder, after=4),
+            monkeypatched_failure(pipeline.transformer.time_text_embed.timestep_embedder, after=5),
             pytest.raises(RuntimeError, match="out of"),
         ):
-            generate(pipeline, seed=9)
+            generate(pipeline, seed=9, guidance=3.0)
+        assert kept(handle) == []  # at once: it may have been for want of memory
         assert torch.equal(generate(pipeline), expected)
+
+
+def test_a_strict_handle_does_not_hide_an_exception(pipeline):
+    def fail(pipe, step, time, state):
+        raise RuntimeError("stop here")
+
+    with (
+        pytest.raises(RuntimeError, match="stop here"),
+        lesa.enable(pipeline, Taylor(1), PLAN, strict=True),
+    ):
+        pipeline(**tiny.arguments(), callback_on_step_end=fail)
+
+
+def test_an_interrupted_generation_is_no_cause_for_concern(pipeline, way):
+    def interrupt(pipe, step, time, state):
+        pipe._interrupt = step == 2
+        return {}
+
+    with lesa.enable(pipeline, Taylor(1), PLAN, strict=True) as handle:
+        expected = generate(pipeline)
+        pipeline(**tiny.arguments(seed=9), callback_on_step_end=interrupt)
+        assert (handle.records[0].full, handle.records[0].predicted) == ([0, 1], [2])
+        assert kept(handle) == []
+        assert torch.equal(generate(pipeline), expected)
+
+
+def test_lesa_may_be_taken_out_and_put_in_half_way(pipeline, way):
+    untouched, handles = generate(pipeline), []
+
+    def change(pipe, step, time, state):
+        if step == 2:
+            lesa.disable(pipe)
+        if step == 5:
+            handles.append(lesa.enable(pipe, Taylor(1), PLAN))
+        return {}
+
+    lesa.enable(pipeline, Taylor(1), PLAN)
+    pipeline(**tiny.arguments(), callback_on_step_end=change)
+    assert (handles[0].records[0].full, handles[0].records[0].predicted) == ([6, 7], [8, 9])
+    lesa.disable(pipeline)
+    assert torch.equal(generate(pipeline), untouched)
+
+
+def test_nothing_is_held_once_a_generation_is_over(pipeline, way):
+    given = tiny.arguments()
+    prompt = weakref.ref(given["prompt_embeds"])
+    with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
+        pipeline(**given)
+        del given
+        gc.collect()
+        assert prompt() is None
+        assert kept(handle) == []
 
 
 class monkeypatched_failure:  # noqa: N801 (reads as a verb at its use)
@@ -130,6 +191,8 @@ def test_an_enabled_transformer_is_saved_but_not_copied_or_pickled(pipeline, tmp
         for attempt in (copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match="disable it first"):
                 attempt(transformer)
+        with pytest.raises(TypeError, match="disable it first"):
+            copy.deepcopy(pipeline)
     loaded = type(transformer).from_pretrained(tmp_path)
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in transformer.state_dict().items())
     copy.deepcopy(transformer)

@@ -94,3 +94,17 @@ def test_a_limited_table_looks_no_further_back_and_still_predicts_constants(plan
 def test_a_table_cannot_be_limited_to_nothing():
     with pytest.raises(ValueError, match="at least 1"):
         table().limited(0)
+
+
+@given(plans(max_steps=12), st.integers(0, 11), st.sampled_from([Reuse(), Taylor(1), Taylor(2)]))
+def test_a_table_that_starts_part_way_is_that_of_the_rest_of_the_schedule(plan, start, forecaster):
+    start %= plan.num_steps
+    rest, times = plan.starting_at(start), schedule(plan.num_steps)
+    made = forecaster.table(rest, times)
+    alone = StepPlan(plan.num_steps - start, [step - start for step in rest.full_steps])
+    torch.testing.assert_close(made.coefficients, forecaster.table(alone, times[start:]).coefficients)
+    # a fixed table loses nothing of what a constant feature gives
+    whole = forecaster.table(plan, times)
+    left = whole.table(rest, times)
+    kept = [plan.predicted_steps.index(step) for step in rest.predicted_steps]
+    torch.testing.assert_close(left.coefficients.sum(1), whole.coefficients[kept].sum(1))

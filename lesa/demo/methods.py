@@ -10,10 +10,15 @@ import torch
 from diffusers import FluxPipeline, TaylorSeerCacheConfig
 
 from lesa.adapters.diffusers import enable
+from lesa.calibration.calibration import Calibrated, Calibration
 from lesa.calibration.gram import GramMatrix
+from lesa.calibration.gram_training import fit_gram
+from lesa.calibration.training import fit
+from lesa.calibration.trajectories import Trajectories
+from lesa.choosing import UNCALIBRATED
 from lesa.forecasters import Forecaster, LeastSquares, Reuse, Taylor
 from lesa.plan import StepPlan
-from lesa.predictor import LesaPredictor
+from lesa.predictor import LesaConfig, LesaPredictor
 
 NUM_STEPS = 50
 INTERVALS = (5, 7, 10)
@@ -32,8 +37,10 @@ class Method:
     timed: bool = True  # else a round for its images has to do
 
 
-def all_methods(predictors: dict[int, LesaPredictor], gram: GramMatrix, kan: LesaPredictor) -> list[Method]:
-    """The full sampler, every forecaster on the paper's plans, then diffusers' own TaylorSeer and ours on its steps."""
+def all_methods(
+    predictors: dict[int, LesaPredictor], gram: GramMatrix, kan: LesaPredictor, best: list[Method]
+) -> list[Method]:
+    """The full sampler, all forecasters on the paper's plans, diffusers' TaylorSeer, ours on its steps, and the best."""
     methods = [Method("full sampler", "every step", lambda _: nullcontext())]
     for interval in INTERVALS:
         forecasters: dict[str, Forecaster] = {
@@ -57,6 +64,28 @@ def all_methods(predictors: dict[int, LesaPredictor], gram: GramMatrix, kan: Les
         _ours("LESA", predictors[TAYLORSEER_INTERVAL], theirs, TAYLORSEER_PLAN),
         _ours("least squares", LeastSquares(gram), theirs, TAYLORSEER_PLAN),
     ]
+    return methods + best
+
+
+def calibrated_methods(calibration: Calibration, trajectories: Trajectories, config: LesaConfig) -> list[Method]:
+    """As many full steps as the paper's plans, but those that a calibration finds best, and evenly spaced ones."""
+    methods = []
+    (stream,) = calibration.streams
+    for interval in INTERVALS:
+        count = len(StepPlan.paper(NUM_STEPS, interval).full_steps)
+        even, best = StepPlan.even(calibration.times, count), calibration.plan(count)
+        fitted = fit_gram(calibration.errors(), best, calibration.times, config)
+        methods.append(_ours("Taylor 2 in time", UNCALIBRATED, even, f"even, {count} steps"))
+        called = f"calibrated, {count} steps"
+        methods += [_ours("Taylor 2", Taylor(2), best, called)]
+        if interval == TAYLORSEER_INTERVAL:
+            trained = fit(trajectories, best, config)
+            methods.append(_ours("LESA, paper's training", trained, best, called))
+        methods += [
+            _ours("LESA, fitted to inner products", fitted, best, called),
+            _ours("least squares", LeastSquares(calibration.streams[stream].gram), best, called),
+            _ours("path least squares (default)", Calibrated(calibration, stream), best, called),
+        ]
     return methods
 
 

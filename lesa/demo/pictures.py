@@ -19,6 +19,7 @@ COLOURS = {
     "Taylor 2": "#c05020",
     "LESA": INK,
     "least squares": "#3a8f5c",
+    "path least squares (default)": "#7a3f9d",
 }
 
 

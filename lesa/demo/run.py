@@ -10,12 +10,14 @@ from diffusers import FluxPipeline
 from rich.console import Console
 from rich.table import Table
 
+from lesa.calibration.calibrating import calibrate
+from lesa.calibration.calibration import Calibration
 from lesa.calibration.collecting import collect
 from lesa.calibration.gram import GramMatrix
 from lesa.calibration.training import fit
 from lesa.calibration.trajectories import Trajectories
 from lesa.demo.measure import compare, error_along_the_way, labels_of, timed
-from lesa.demo.methods import INTERVALS, NUM_STEPS, Method, all_methods
+from lesa.demo.methods import INTERVALS, NUM_STEPS, Method, all_methods, calibrated_methods
 from lesa.demo.model import WEIGHTS, load_pipeline, request
 from lesa.demo.pictures import draw_comparison, draw_plans
 from lesa.environment import describe_environment
@@ -43,15 +45,22 @@ def run_demo(out: Path, *, held_out: int = len(HELD_OUT_SEEDS), batch: int = 256
     console.print(f"[bold]2.[/] A LESA predictor for the paper's plan with interval {LIVE_INTERVAL} is fitted to them.")
     predictors = {interval: load_predictor(f"lesa-n{interval}") for interval in INTERVALS if interval != LIVE_INTERVAL}
     predictors[LIVE_INTERVAL] = fit_digits(trajectories, LIVE_INTERVAL)
-    methods = all_methods(predictors, gram_of(trajectories), load_predictor(f"lesa-kan-n{LIVE_INTERVAL}"))
+    console.print("[bold]3.[/] A calibration finds the best full steps, and predictors are fitted to it.")
+    calibration = calibrate(pipeline, [request_digits(CALIBRATION_SEEDS)], search=False)
+    best = calibrated_methods(calibration, trajectories, CONFIG)
+    kan = load_predictor(f"lesa-kan-n{LIVE_INTERVAL}")
+    methods = all_methods(predictors, gram_of(trajectories), kan, best)
     console.print(
-        f"[bold]3.[/] {len(methods)} methods draw {held_out} digits from seeds that nobody has seen, taking turns."
+        f"[bold]4.[/] {len(methods)} methods draw {held_out} digits from seeds that nobody has seen, taking turns."
     )
     rows = compare(pipeline, methods, HELD_OUT_SEEDS[:held_out], batch=batch, timing_rounds=timing_rounds)
     rows = keep_better_taylorseer(rows)
     environment = describe_environment()
     (out / "report.json").write_text(json.dumps([row | {"environment": environment} for row in rows], indent=1) + "\n")
-    draw(out, pipeline, [m for m in methods if m.plan in ("every step", f"paper N={LIVE_INTERVAL}")], rows)
+    shown = [m for m in methods if m.plan in ("every step", f"paper N={LIVE_INTERVAL}")]
+    count = len(StepPlan.paper(NUM_STEPS, LIVE_INTERVAL).full_steps)
+    shown += [m for m in best if m.plan.startswith("calibrated") and f" {count} " in m.plan and "default" in m.name]
+    draw(out, pipeline, shown, rows, calibration)
     console.print(table(rows))
     console.print(f"Wrote report.json, comparison.png and plan.png to {out} after {time.monotonic() - start:.0f} s.")
 
@@ -92,8 +101,10 @@ def keep_better_taylorseer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row not in theirs or row is best]
 
 
-def draw(out: Path, pipeline: FluxPipeline, methods: list[Method], rows: list[dict[str, Any]]) -> None:
-    """The two pictures, of the methods that share the live predictor's plan."""
+def draw(
+    out: Path, pipeline: FluxPipeline, methods: list[Method], rows: list[dict[str, Any]], calibration: Calibration
+) -> None:
+    """The two pictures, of the methods on the live predictor's plan and of the best one with as many full steps."""
     seeds = HELD_OUT_SEEDS[:SHOWN]
     images = {}
     for method in methods:
@@ -104,6 +115,7 @@ def draw(out: Path, pipeline: FluxPipeline, methods: list[Method], rows: list[di
     errors = error_along_the_way(pipeline, methods, HELD_OUT_SEEDS[:128])
     del errors[methods[0].name]
     plans = {f"N={interval}": StepPlan.paper(NUM_STEPS, interval) for interval in INTERVALS}
+    plans |= {f"best {count}": calibration.plan(count) for count in (len(p.full_steps) for p in list(plans.values()))}
     draw_plans(out / "plan.png", plans, errors, f"distance from the full sampler along the way, N={LIVE_INTERVAL}")
 
 

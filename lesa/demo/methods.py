@@ -40,7 +40,7 @@ class Method:
 def all_methods(
     predictors: dict[int, LesaPredictor], gram: GramMatrix, kan: LesaPredictor, best: list[Method]
 ) -> list[Method]:
-    """The full sampler, all forecasters on the paper's plans, diffusers' TaylorSeer, ours on its steps, and the best."""
+    """The full sampler, forecasters on the paper's plans, diffusers' TaylorSeer, ours on its steps, and the best."""
     methods = [Method("full sampler", "every step", lambda _: nullcontext())]
     for interval in INTERVALS:
         forecasters: dict[str, Forecaster] = {

@@ -29,8 +29,7 @@ class LeastSquares:
 
     def expected_error(self, table: CoefficientTable) -> Tensor:
         """Relative error [steps] of a table on the calibration features; zero at its full steps."""
-        size = self.gram.matrix.diagonal()[:-1] / self.gram.count
-        return (self.gram.table_error(table) / size).sqrt()
+        return relative_error(self.gram, table)
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         steps, full = plan.num_steps, len(plan.full_steps)
@@ -43,3 +42,9 @@ class LeastSquares:
             if self.bias:
                 bias[row] = solution[-1]
         return CoefficientTable(plan, times, coefficients, bias)
+
+
+def relative_error(gram: GramMatrix, table: CoefficientTable) -> Tensor:
+    """What a table makes of the calibration features [steps]: length of the error over length of the true feature."""
+    size = gram.matrix.diagonal()[:-1] / gram.count
+    return (gram.table_error(table) / size).sqrt()

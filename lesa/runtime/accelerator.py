@@ -176,9 +176,6 @@ class Accelerator:
         """What remembers the features of one head under a plan, and goes on where ``previous`` was under another."""
         if _has_window(forecaster):
             assert previous is None or isinstance(previous, FeatureWindow)
-            expected = expected_error(forecaster, None, 0)
-            if watch is not None and expected is not None:
-                watch.expected = dict.fromkeys(plan.full_steps, expected)
             return FeatureWindow(forecaster, plan, times, previous)
         table = self._table(call, forecaster, plan, times)
         if self.guard is None or watch is None:
@@ -194,7 +191,9 @@ class Accelerator:
 
     def _probes_of(self, call: Call, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> Probes:
         def make() -> Probes:
-            return make_probes(lambda other: self._make_table(forecaster, other, times), forecaster, plan)
+            assert self.guard is not None
+            expected = expected_error(self.guard, forecaster, (call.component, call.branch), plan)
+            return make_probes(lambda other: self._make_table(forecaster, other, times), plan, expected)
 
         return _once(self._probes, (call.component, call.branch, plan, tuple(times.tolist())), make)
 

@@ -5,16 +5,22 @@ host meanwhile and read one interval later.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lesa.calibration.gram import GramMatrix
 from lesa.forecasters import Forecaster
+from lesa.forecasters.least_squares import relative_error
 from lesa.plan import StepPlan
+from lesa.runtime.driver import Stream
 from lesa.runtime.warning import LesaWarning
 from lesa.table import CoefficientTable
+
+ExpectedError = Callable[[CoefficientTable], Tensor]  # the calibrated relative error [steps] of a table
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Guard:
         extra_steps: full steps beyond the plan that a generation may spend. After a full step with too high an error
             the interval after the next full step is cut in half. 0: only warn.
         factor: how far above the calibrated error is too high.
+        calibration: the Gram matrix of the features that the forecaster was calibrated on, or one for each (component,
+            branch): it tells the error to expect of any forecaster. None: the forecaster's own ``expected_error``.
 
     Raises:
         ValueError: for a limit that is not positive or a negative number of steps.
@@ -37,6 +45,7 @@ class Guard:
     max_error: float | None = None
     extra_steps: int = 0
     factor: float = 3.0
+    calibration: GramMatrix | Mapping[Stream, GramMatrix] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_error", "factor"):
@@ -68,7 +77,9 @@ class Probes:
     expected: dict[int, float]
 
 
-def make_probes(make_table: Callable[[StepPlan], CoefficientTable], forecaster: Forecaster, plan: StepPlan) -> Probes:
+def make_probes(
+    make_table: Callable[[StepPlan], CoefficientTable], plan: StepPlan, expected_of: ExpectedError | None = None
+) -> Probes:
     """The probes of a plan: each full step in turn is made a predicted one, and its row of that table taken."""
     full = plan.full_steps
     coefficients = torch.zeros(len(full), len(full), dtype=torch.float64)
@@ -79,22 +90,24 @@ def make_probes(make_table: Callable[[StepPlan], CoefficientTable], forecaster: 
         row = table.plan.predicted_steps.index(step)
         coefficients[slot, :slot] = table.coefficients[row, :slot]
         bias[slot] = table.bias[row]
-        error = expected_error(forecaster, table, step)
-        if error is not None:
-            expected[step] = error
+        if expected_of is not None:
+            expected[step] = float(expected_of(table)[step])
     return Probes(coefficients, bias, expected)
 
 
-def expected_error(forecaster: Forecaster, table: CoefficientTable | None, step: int) -> float | None:
-    """The calibrated relative error of a step.
+def expected_error(guard: Guard, forecaster: Forecaster, stream: Stream, plan: StepPlan) -> ExpectedError | None:
+    """How the calibrated relative error of the steps of such a plan is found, if anybody knows it.
 
     A forecaster may have an attribute ``expected_error``: a number, or a function of a table that returns one for each
     step.
     """
+    gram = guard.calibration.get(stream) if isinstance(guard.calibration, Mapping) else guard.calibration
+    if gram is not None:
+        return partial(relative_error, gram) if gram.num_steps == plan.num_steps else None
     known = getattr(forecaster, "expected_error", None)
-    if callable(known):
-        return None if table is None else float(known(table)[step])
-    return known
+    if known is None or callable(known):
+        return known
+    return lambda table: torch.full((table.plan.num_steps,), float(known))
 
 
 class Watch:

@@ -40,7 +40,7 @@ def forecaster(name, plan):
 
 
 def probes_of(made_by, plan, times):
-    return make_probes(lambda other: made_by.table(other, times), made_by, plan)
+    return make_probes(lambda other: made_by.table(other, times), plan)
 
 
 @given(plans(max_steps=12), st.sampled_from(["LESA", "reuse", "Taylor"]))
@@ -172,6 +172,20 @@ def test_a_calibrated_forecaster_warns_only_on_what_it_was_not_calibrated_for(pi
         with pytest.warns(LesaWarning, match="calibrated"):
             generate_with(pipeline, lambda latents: 10 * latents.flip(0))
     assert max(own.values()) < 1
+
+
+def test_a_gram_matrix_tells_the_error_to_expect_of_any_forecaster(pipeline):
+    gram = gram_of(lesa.collect(pipeline, [tiny.arguments(seed=0)], progress=False))
+    for calibration in (gram, {STREAM: gram}):
+        with lesa.enable(pipeline, Taylor(1), PLAN, guard=Guard(calibration=calibration)) as handle:
+            generate(pipeline, seed=0)
+            (record,) = handle.records
+            # the same latents as in the calibration, but for what the predictions have changed
+            assert record.watch.expected == pytest.approx(handle.report()[STREAM], rel=0.2)
+    with lesa.enable(pipeline, Taylor(1), StepPlan(6, [0, 2, 4]), guard=Guard(calibration=gram)) as handle:
+        generate(pipeline, steps=6)
+        assert handle.records[0].watch.expected == {}  # of another number of steps it knows nothing
+        assert list(handle.report()[STREAM]) == [2, 4]
 
 
 def test_the_expected_error_is_the_one_on_the_calibration_features():

@@ -4,7 +4,7 @@ Two stages. With only the last three full features counted and errors of differe
 an interval depends on the full steps around it alone, so dynamic programming finds the best plans of all sizes at once.
 From there single full steps are moved by 1, 2 or 4 while that lowers the cost that counts, in which errors may cancel
 along the path (:mod:`lesa.forecasters.path_least_squares`). Other starts keep the descent from a poor valley: the sum
-of squared errors, and the plan with one full step less and one put in where it helps most.
+of squared errors, evenly spaced full steps, and the plan with one full step less and one put in where it helps most.
 """
 
 from collections.abc import Callable, Sequence
@@ -97,7 +97,7 @@ def search_plans(
     cost = plan_cost(errors, times, forecaster)
     plans: dict[int, StepPlan] = {}
     for budget in tqdm(sorted(budgets), desc="searching plans", disable=not progress, delay=2):
-        candidates = [start[budget] for start in starts]
+        candidates = [*(start[budget] for start in starts), StepPlan.even(times, budget)]
         if budget - 1 in plans:
             candidates.append(_insert(plans[budget - 1], cost))
         plans[budget] = min((_descend(plan, cost) for plan in dict.fromkeys(candidates)), key=cost)

@@ -38,6 +38,7 @@ class Loop:
     ) -> Outputs:
         """A generation; ``constant``: with the same inputs at every step. ``each`` is called after every call."""
         self.scheduler.set_timesteps(STEPS)
+        self.scheduler.set_begin_index(0)  # as pipelines do that start at the first step
         options = (
             {"return_dict": False} if "return_dict" in signature(type(self.transformer).forward).parameters else {}
         )
@@ -45,7 +46,7 @@ class Loop:
         outputs = {}
         for step, t in enumerate(self.scheduler.timesteps):
             for number, branch in enumerate(BRANCHES):
-                torch.manual_seed(1 + number + (0 if constant else 10 * step))
+                torch.manual_seed(1 + number)  # conditions stay what they are; the time changes
                 inputs = self.row.inputs(0.5 if constant else float(t) / 1000)
                 with context(branch):
                     outputs[step, branch] = tensors(self.transformer(**inputs, **options))

@@ -30,14 +30,14 @@ def pipeline(name: str, call: dict[str, Any], encoders: int = 1, **components: A
     return made, {"num_inference_steps": STEPS, "output_type": "latent"} | call
 
 
-def vae() -> Any:
-    """Makes 8 x 8 latents of 4 channels of 16 x 16 images."""
+def vae(channels: int = 4) -> Any:
+    """Makes 8 x 8 latents of 16 x 16 images."""
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
-        latent_channels=4,
+        latent_channels=channels,
         sample_size=16,
         shift_factor=0.0,
     ).eval()
@@ -86,6 +86,45 @@ def flux_img2img() -> Made:
     call = prompts(1, 5, 16, pooled=8) | {"height": 32, "width": 32, "true_cfg_scale": 3.0, "strength": 0.75}
     call |= {"image": torch.rand(1, 3, 32, 32)}
     return pipeline("FluxImg2ImgPipeline", call, 2, transformer=made, vae=vae())
+
+
+def repaint(size: int) -> dict[str, Any]:
+    """An image whose right half is to be painted anew, of which the first quarter of the schedule is left out."""
+    mask = (torch.arange(size) >= size // 2).float().expand(1, 1, size, size)
+    return {"image": torch.rand(1, 3, size, size), "mask_image": mask, "strength": 0.75, "height": size, "width": size}
+
+
+def flux_inpaint() -> Made:
+    call = prompts(1, 5, 16, pooled=8) | repaint(32) | {"true_cfg_scale": 3.0}
+    model = transformer("FluxTransformer2DModel", in_channels=16)
+    return pipeline("FluxInpaintPipeline", call, 2, transformer=model, vae=vae())
+
+
+def sd3_inpaint() -> Made:
+    model = transformer("SD3Transformer2DModel", in_channels=16, out_channels=16)  # the pipeline takes 16 or 33 channels
+    call = prompts(1, 5, 16, pooled=12) | repaint(16)
+    return pipeline("StableDiffusion3InpaintPipeline", call, 3, transformer=model, vae=vae(channels=16))
+
+
+def qwen_image_inpaint() -> Made:
+    encoder = diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    call = prompts(1, 5, 16, masks=("prompt_embeds_mask", "negative_prompt_embeds_mask")) | repaint(32)
+    model = transformer("QwenImageTransformer2DModel")
+    return pipeline("QwenImageInpaintPipeline", call, transformer=model, vae=encoder.eval())
+
+
+def z_image_inpaint() -> Made:
+    call = {"prompt_embeds": [noise(5, 16)], "negative_prompt_embeds": [noise(5, 16)], "guidance_scale": 3.0}
+    model = transformer("ZImageTransformer2DModel")
+    return pipeline("ZImageInpaintPipeline", call | repaint(32), transformer=model, vae=vae(channels=16))
 
 
 def qwen_image() -> Made:
@@ -153,6 +192,10 @@ PIPELINES: dict[str, Callable[[], Made]] = {
     "StableDiffusion3Pipeline": sd3,
     "FluxPipeline": flux,
     "FluxImg2ImgPipeline": flux_img2img,
+    "FluxInpaintPipeline": flux_inpaint,
+    "StableDiffusion3InpaintPipeline": sd3_inpaint,
+    "QwenImageInpaintPipeline": qwen_image_inpaint,
+    "ZImageInpaintPipeline": z_image_inpaint,
     "QwenImagePipeline": qwen_image,
     "WanPipeline": wan,
     "WanPipeline: 2.2, two transformers": wan22,

@@ -101,7 +101,8 @@ def flux_inpaint() -> Made:
 
 
 def sd3_inpaint() -> Made:
-    model = transformer("SD3Transformer2DModel", in_channels=16, out_channels=16)  # the pipeline takes 16 or 33 channels
+    # the pipeline takes models of 16 channels, and of 33 that are given the mask
+    model = transformer("SD3Transformer2DModel", in_channels=16, out_channels=16)
     call = prompts(1, 5, 16, pooled=12) | repaint(16)
     return pipeline("StableDiffusion3InpaintPipeline", call, 3, transformer=model, vae=vae(channels=16))
 

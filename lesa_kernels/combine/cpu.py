@@ -1,14 +1,19 @@
-"""``combine`` and its relatives on a CPU, for coefficients shared by all elements.
+"""``combine`` and its relatives on a CPU, for coefficients shared by all elements or by those of a channel.
 
 The reference makes a pass and a temporary for every term; here each feature is read once. float32 and float64 are a
 matrix product. bf16 and fp16 pass through float32 in tiles that stay in the cache, since rounding the coefficients
 instead would cost a factor of ten in error. For a few bf16 predictions there is something faster: a weighted sum of
-rows in float32, rounded once, is what ``embedding_bag`` does, without a copy of the rows.
+rows in float32, rounded once, is what ``embedding_bag`` does, without a copy of the rows. Per channel there is no such
+product: terms are added one by one to sums that stay in the cache.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from . import reference
 
 # A tile is TILES x m x COLUMNS. Threads take tiles, in the conversion as in the product, so that a thread finds what it
 # converted in its own cache: 4 ms instead of the 6 ms of converting [m, n] for 8 features [1024, 3072] on 2 cores.
@@ -19,11 +24,18 @@ BAG = 4096
 # still in the cache. For [8, 1, 1024, 3072] 2.2 ms instead of the 3.2 ms of a bias added in place to all of it.
 BAG_CHUNK = 1 << 20
 BAG_PREDICTIONS = 3  # each reads the history again; with more the tiles are faster
+CHANNEL_CHUNK = 1 << 17  # elements of all sums of a chunk, in float32 512 KB
 DOT_CHUNK = 1 << 14  # elements; in float64, since a float32 product of this length is off by 1e-6 of its norms
 
 
 def combine(history: Tensor, coefficients: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """history [m, *feature], coefficients [P, m], bias [P] -> [P, *feature], contiguous; in ``out`` if it is given."""
+    """history [m, *feature], coefficients [P, m], bias [P] -> [P, *feature], contiguous; in ``out`` if it is given.
+
+    Or coefficients [P, m, 1, ..., D] and bias [P, 1, ..., D] of features [*tokens, D].
+    """
+    if coefficients.ndim > 2:
+        out = history.new_empty(len(coefficients), *history.shape[1:]) if out is None else out
+        return _combine_channels(history, coefficients, bias, out)
     exact = torch.promote_types(history.dtype, torch.float32)
     rows, weights, shift = history.flatten(1), coefficients.to(exact), None if bias is None else bias.to(exact)
     bags = _bags_serve(rows, weights, shift)
@@ -46,14 +58,33 @@ def combine(history: Tensor, coefficients: Tensor, bias: Tensor | None, out: Ten
     return out
 
 
-def gradients(grad: Tensor, history: Tensor) -> tuple[Tensor, Tensor]:
-    """Of coefficients, [P, m], and bias, [P], from grad [P, *feature]."""
+def gradients(grad: Tensor, history: Tensor, channels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Of coefficients, [P, m, *channels], and bias, [P, *channels], from grad [P, *feature]."""
+    if channels:
+        return reference.gradients(grad, history, tuple(channels))
     return _dots(grad.flatten(1), history.flatten(1)), grad.flatten(1).sum(1, dtype=torch.float64)
 
 
 def gram_row(history: Tensor, feature: Tensor) -> Tensor:
     """history [m, *feature], feature [*feature] -> float64 [m]."""
     return _dots(feature.reshape(1, -1), history.flatten(1))[0]
+
+
+def _combine_channels(history: Tensor, coefficients: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    exact, channels = torch.promote_types(history.dtype, torch.float32), history.shape[-1]
+    count, m = coefficients.shape[:2]
+    rows, results = history.view(m, -1, channels), out.view(count, -1, channels)
+    weights = coefficients.to(exact).view(count, m, 1, channels)
+    shift = weights.new_zeros(()) if bias is None else bias.to(exact).view(count, 1, channels)
+    step = max(1, CHANNEL_CHUNK // (count * channels))
+    for source, target in zip(rows.split(step, 1), results.split(step, 1), strict=True):
+        total = target if target.dtype == exact else target.new_empty(target.shape, dtype=exact)
+        torch.addcmul(shift, weights[:, 0], source[0].to(exact), out=total)
+        for j in range(1, m):
+            total.addcmul_(weights[:, j], source[j].to(exact))
+        if total is not target:
+            target.copy_(total)
+    return out
 
 
 def _combine_tiles(out: Tensor, rows: Tensor, weights: Tensor, shift: Tensor) -> None:

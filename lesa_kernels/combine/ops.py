@@ -1,9 +1,11 @@
 """``combine`` and ``gram_row`` as callers and PyTorch see them: arguments checked, implementation chosen, gradients.
 
 The registered operations serve what their kernels serve: a GPU (or Triton's interpreter) any coefficients that are
-shared, per channel or per sample, a CPU shared ones. Everything else is the reference, which autograd differentiates.
+shared, per channel or per sample, a CPU shared ones and those per channel. Everything else is the reference, which
+autograd differentiates.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -164,7 +166,7 @@ def _run_combine_gradients(
         by_coefficients, by_bias = launch.dots(grad, history, channels, sums=True)
         assert by_bias is not None
     else:
-        by_coefficients, by_bias = cpu.gradients(grad, history)
+        by_coefficients, by_bias = cpu.gradients(grad, history, channels)
     shapes = (len(grad), len(history), *channels), (len(grad), *channels)
     return by_coefficients.to(accumulate).view(shapes[0]), by_bias.to(accumulate).view(shapes[1])
 
@@ -240,10 +242,15 @@ def _served(history: Tensor, channels: Sequence[int], triton: bool) -> bool:
     if not (history.is_contiguous() or _rows_contiguous(history)):
         return False
     if not triton:
-        return history.device.type == "cpu" and len(channels) == 0
+        return history.device.type == "cpu" and (len(channels) == 0 or _per_channel(history.shape[1:], channels))
     if history.dtype not in STORAGE_DTYPES or len(history) > MAX_FEATURES or history.numel() == 0:
         return False
     return segmentation(history.shape[1:], channels) is not None
+
+
+def _per_channel(feature: Sequence[int], channels: Sequence[int]) -> bool:
+    found = segmentation(feature, channels) if math.prod(feature) > 0 else None
+    return found is not None and found[2]
 
 
 def _rows_contiguous(history: Tensor) -> bool:

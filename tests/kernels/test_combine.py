@@ -143,6 +143,29 @@ def test_cpu_path_is_as_accurate_as_the_reference_for_any_sizes(m, count, size, 
     assert error <= 2 * eager + 1e-6 * exact.norm() + 1e-6
 
 
+@given(
+    m=st.integers(1, 9),
+    count=st.integers(1, 7),
+    feature=st.sampled_from([(5,), (1, 1), (3, 7), (2, 3, 24), (1, 300, 96), (2, 500, 64), (1, 3, 70_000)]),
+    dtype=st.sampled_from([*DTYPES, torch.float64]),
+    seed=st.integers(0, 1000),
+    biased=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_cpu_path_per_channel_is_as_accurate_as_the_reference_for_any_sizes(
+    m, count, feature, dtype, seed, biased
+) -> None:
+    torch.manual_seed(seed)
+    channels = (*(1,) * (len(feature) - 1), feature[-1])
+    history, coefficients, bias = inputs(m, count, feature, channels, dtype, scale=5)
+    bias = bias if biased else None
+    result = combine(history, coefficients, bias, backend="torch")
+    assert_accurate(result, history, coefficients, bias)
+    strided = torch.randn(m, 2, *feature).to(dtype)
+    strided[:, 1] = history
+    assert torch.equal(combine(strided[:, 1], coefficients, bias, backend="torch"), result)
+
+
 def test_a_bias_that_cancels_the_sum_is_added_before_rounding() -> None:
     history = (1 + 0.01 * torch.randn(4, cpu.BAG)).bfloat16()
     coefficients, bias = torch.full((1, 4), 5.0), torch.tensor([-20.0])
@@ -183,12 +206,14 @@ def test_chunks_of_a_prediction_meet_without_gaps(predictions, monkeypatch) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_cpu_path_with_out_keeps_no_feature_sized_temporary(dtype) -> None:
+@pytest.mark.parametrize("channels", [(), (1, cpu.BAG)], ids=["shared", "channel"])
+def test_cpu_path_with_out_keeps_no_feature_sized_temporary(channels, dtype) -> None:
     """The largest tensor it makes does not grow with the feature."""
     largest = []
     for size in (2 * cpu.BAG_CHUNK, 4 * cpu.BAG_CHUNK):
-        history, coefficients, bias = inputs(1, 1, (size,), dtype=dtype)
-        out = torch.empty(1, size, dtype=dtype)
+        feature = (size // cpu.BAG, cpu.BAG) if channels else (size,)
+        history, coefficients, bias = inputs(1, 1, feature, channels, dtype)
+        out = torch.empty(1, *feature, dtype=dtype)
         with torch.profiler.profile(profile_memory=True) as profile:
             combine(history, coefficients, 0.01 * bias, out=out)
         largest.append(max((e.cpu_memory_usage for e in profile.events()), default=0))

@@ -83,7 +83,9 @@ def test_only_wanted_gradients_are_computed(needed, device) -> None:
     assert [t.grad is not None for t in tensors] == [i in needed for i in range(3)]
 
 
-@pytest.mark.parametrize(("layout", "triton"), [("shared", True), ("channel", True), ("shared", False)])
+@pytest.mark.parametrize(
+    ("layout", "triton"), [("shared", True), ("channel", True), ("shared", False), ("channel", False)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_operations_keep_what_they_promise(dtype, layout, triton, device) -> None:
     history, coefficients, bias = inputs(3, 2, FEATURE, CHANNELS[layout], dtype, device)
@@ -171,9 +173,10 @@ def test_fake_cuda_tensors_need_no_gpu(layout) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", ["shared", "channel"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_changes_nothing(dtype, backend, device) -> None:
-    tensors = inputs(3, 4, FEATURE, dtype=dtype, device=device)
+def test_autocast_changes_nothing(dtype, layout, backend, device) -> None:
+    tensors = inputs(3, 4, FEATURE, CHANNELS[layout], dtype, device)
     leaves = [t.requires_grad_() for t in tensors]
     plain = combine(*leaves, backend=backend)
     gradients = torch.autograd.grad(plain.float().sum(), leaves)

@@ -5,7 +5,7 @@ prediction in place of what came through. On a full step the head's input is the
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class Control:
         self.inside = False  # a call is going through the forward, under a driver that has been asked
         self.skip = False
         self.shapes = 0  # which of the signatures seen so far this call has
+        self.split = False  # blocks may return fewer tokens than they are given: the others are another process's
         self.heads: list[Head] = []
         self._dtype: torch.dtype | None = None  # that the transformer is called with
         self._branch = ""
@@ -68,7 +69,8 @@ class Block:
     """Answers the calls of a block: hands its inputs through while the control says skip.
 
     For each output of the first full call with inputs of certain shapes it notes which input has the same shape. The
-    values do not matter, since the head's input is replaced. A block that changes shapes keeps running.
+    values do not matter, since the head's input is replaced. A block that changes shapes keeps running, but for one
+    that context parallelism has split the tokens of: of these it hands through as many as it would have returned.
     """
 
     def __init__(self, control: Control) -> None:
@@ -84,45 +86,72 @@ class Block:
             return sources.pick(args, kwargs)
         outputs = forward(*args, **kwargs)
         if control.shapes not in self._sources:
-            self._sources[control.shapes] = Sources.of(outputs, args, kwargs)
+            self._sources[control.shapes] = Sources.of(outputs, args, kwargs, split=control.split)
         return outputs
+
+
+class Source(NamedTuple):
+    """The input of a block that stands in for one of its outputs."""
+
+    key: int | str  # its position or name
+    tokens: int | None = None  # how many of them; None: all
+
+    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        value: Tensor = args[self.key] if isinstance(self.key, int) else kwargs[self.key]
+        return value if self.tokens is None else value[:, : self.tokens]
 
 
 class Sources:
     """Which input of a block stands in for each of its outputs.
 
     Args:
-        inputs: the position or name of an argument, or None where the output is None.
+        sources: one for each output, or None where the output is None.
         kind: tuple or list, or None if the block returns one tensor.
     """
 
-    def __init__(self, inputs: list[int | str | None], kind: type | None) -> None:
-        self._inputs = inputs
+    def __init__(self, sources: list[Source | None], kind: type | None) -> None:
+        self._sources = sources
         self._kind = kind
 
     @classmethod
-    def of(cls, outputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Sources | None":
-        """For each output an input of its shape, each input once if possible; None if some output has no match."""
+    def of(
+        cls, outputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, split: bool = False
+    ) -> "Sources | None":
+        """For each output an input of its shape, each input once if possible; None if some output has no match.
+
+        ``split``: where there is none, an input with more tokens will do.
+        """
         kind = type(outputs) if isinstance(outputs, tuple | list) else None
         natural = {"hidden_states": 0, "encoder_hidden_states": 1}  # so that equal lengths do not swap image and text
         given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         given = sorted(given, key=lambda item: natural.get(str(item[0]), 2))
-        sources: list[int | str | None] = []
+        tensors = {key: value for key, value in given if isinstance(value, Tensor)}
+        sources: list[Source | None] = []
         for output in outputs if kind else (outputs,):
             if output is None:
                 sources.append(None)
                 continue
-            fitting = [k for k, v in given if isinstance(v, Tensor) and v.shape == getattr(output, "shape", None)]
-            fresh = [key for key in fitting if key not in sources]
+            shape, tokens = getattr(output, "shape", None), None
+            fitting = [key for key, value in tensors.items() if value.shape == shape]
+            if split and not fitting and isinstance(output, Tensor):
+                fitting, tokens = [key for key, value in tensors.items() if _is_part(output, value)], output.shape[1]
             if not fitting:
                 return None
-            sources.append((fresh or fitting)[0])
+            taken = [source.key for source in sources if source is not None]
+            fresh = [key for key in fitting if key not in taken]
+            sources.append(Source((fresh or fitting)[0], tokens))
         return cls(sources, kind)
 
     def pick(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the block would have returned, as far as shapes go."""
-        picked = [None if k is None else args[k] if isinstance(k, int) else kwargs[k] for k in self._inputs]
+        picked = [None if source is None else source.take(args, kwargs) for source in self._sources]
         return picked[0] if self._kind is None else self._kind(picked)
+
+
+def _is_part(some: Tensor, whole: Tensor) -> bool:
+    """Whether [B, fewer tokens, ...] can be some of [B, tokens, ...]."""
+    a, b = some.shape, whole.shape
+    return len(a) == len(b) > 2 and a[1] < b[1] and (a[0], *a[2:]) == (b[0], *b[2:])
 
 
 class Head:

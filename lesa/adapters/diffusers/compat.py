@@ -1,6 +1,6 @@
 """Every private name of diffusers that this library touches, and nothing else."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
@@ -15,6 +15,7 @@ __all__ = [
     "active_cache",
     "context_name",
     "is_at_hand",
+    "is_split",
     "refresh_hooks",
     "refuse_caches",
     "unwrap_module",
@@ -33,6 +34,8 @@ CACHES = {
         "taylorseer_cache",
     )
 }
+
+CONTEXT_PARALLEL = "diffusers.hooks.context_parallel"
 
 
 def context_name(manager: StateManager) -> str | None:
@@ -70,12 +73,19 @@ def active_cache(module: nn.Module, parts: Iterable[nn.Module]) -> str | None:
         return type(getattr(module, "_cache_config", None)).__name__
     if getattr(module, "_is_cached", False):
         return "cache-dit"
-    for part in parts:
-        registry = part.__dict__.get("_diffusers_hook")
-        for hook in registry.hooks.values() if registry is not None else ():
-            if type(hook).__module__ in CACHES:
-                return type(hook).__name__
-    return None
+    found = (type(hook) for part in parts for hook in _hooks(part))
+    return next((kind.__name__ for kind in found if kind.__module__ in CACHES), None)
+
+
+def _hooks(part: nn.Module) -> Collection[ModelHook]:
+    registry = part.__dict__.get("_diffusers_hook")
+    hooks: Collection[ModelHook] = () if registry is None else registry.hooks.values()
+    return hooks
+
+
+def is_split(parts: Iterable[nn.Module]) -> bool:
+    """Whether context parallelism (``transformer.enable_parallelism``) leaves each process some of the tokens."""
+    return any(type(hook).__module__ == CONTEXT_PARALLEL for part in parts for hook in _hooks(part))
 
 
 def is_at_hand(layer: Any, latents: Tensor, arguments: Iterable[Any]) -> bool:
@@ -84,11 +94,11 @@ def is_at_hand(layer: Any, latents: Tensor, arguments: Iterable[Any]) -> bool:
     Not if it is offloaded, stored in another dtype (layerwise casting), quantised, or if its calls do more: gather what
     context parallelism has split, or move weights; nor if arguments still have to be moved.
     """
-    weight, registry = layer.weight, layer.__dict__.get("_diffusers_hook")
+    weight = layer.weight
     return (
         type(weight) is nn.Parameter
         and (weight.device, weight.dtype) == (latents.device, latents.dtype)
         and all(value.device == latents.device for value in arguments if isinstance(value, Tensor))
         and not hasattr(layer, "_hf_hook")
-        and not (registry is not None and registry.hooks)
+        and not _hooks(layer)
     )

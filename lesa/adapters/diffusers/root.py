@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from lesa.adapters.diffusers.ahead import Ahead, one_step
 from lesa.adapters.diffusers.branches import Branches
 from lesa.adapters.diffusers.clock import Clock, Moment
-from lesa.adapters.diffusers.compat import StateManager, context_name, is_at_hand, refuse_caches
+from lesa.adapters.diffusers.compat import StateManager, context_name, is_at_hand, is_split, refuse_caches
 from lesa.adapters.diffusers.discovery import TIMES, find_layout
 from lesa.adapters.diffusers.endings import Arguments, Ending, find_ending, linear_head
 from lesa.adapters.hooks import Control, needs_gradients
-from lesa.runtime.driver import Call
+from lesa.runtime.driver import Call, Driver
+from lesa.runtime.guard import Guard
 
 
 class Root:
@@ -74,6 +75,9 @@ class Root:
         moment = self.clock.read(arguments)
         if moment.generation is not self._generation:
             refuse_caches(self.transformer, self._parts)
+            control.split = is_split(self._parts)
+            if control.split:
+                refuse_guard(control.driver)
             self._generation = moment.generation
             self._layer_norm = find_ending(self.transformer) is not None
         call = self._identify(moment, arguments)
@@ -136,6 +140,20 @@ class Root:
         layer = self.transformer.get_submodule(ending.projection)
         return is_at_hand(layer, arguments[self.names[0]], arguments.values()) and ending.fits(
             self.transformer, arguments
+        )
+
+
+def refuse_guard(driver: Driver) -> None:
+    """Processes that share the tokens have to run the same steps.
+
+    Raises:
+        ValueError: if the driver spends full steps on errors, of which each process has its own.
+    """
+    guard: Guard | None = getattr(driver, "guard", None)
+    if guard is not None and guard.extra_steps:
+        raise ValueError(
+            "under context parallelism each process sees the errors of its own tokens, and one that runs an extra full "
+            "step would wait for the others; give lesa.Guard(extra_steps=0)"
         )
 
 

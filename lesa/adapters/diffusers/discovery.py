@@ -14,6 +14,25 @@ from torch import nn
 HEADS = ("norm_out", "final_norm", "final_layer", "out_layer", "head", "norm_final", "proj_out")
 # The argument of forward that holds the time.
 TIMES = ("timestep", "timesteps", "t", "vision_timesteps", "decoder_noise_time")
+# Other arguments that are new at every step: further latents and times, and what a ControlNet makes of them. All else,
+# but for the first argument and the time, are conditions, by which a branch is known.
+CHANGING = (
+    "r_timestep",
+    "timestep_r",
+    "target_timestep",
+    "audio_timestep",
+    "sound_timesteps",
+    "action_timesteps",
+    "sigma",
+    "audio_sigma",
+    "audio_hidden_states",
+    "vision_tokens",
+    "sound_tokens",
+    "action_tokens",
+    "block_controlnet_hidden_states",
+    "controlnet_block_samples",
+    "controlnet_single_block_samples",
+)
 
 PART_OF_UNET = "it is a part of a UNet, whose other parts would run at every step"
 

@@ -13,7 +13,7 @@ from lesa.adapters.diffusers.ahead import Ahead, one_step
 from lesa.adapters.diffusers.branches import Branches
 from lesa.adapters.diffusers.clock import Clock, Moment
 from lesa.adapters.diffusers.compat import StateManager, context_name, is_at_hand, is_split, refuse_caches
-from lesa.adapters.diffusers.discovery import TIMES, find_layout
+from lesa.adapters.diffusers.discovery import CHANGING, TIMES, find_layout
 from lesa.adapters.diffusers.endings import Arguments, Ending, find_ending, linear_head
 from lesa.adapters.hooks import Control, needs_gradients
 from lesa.runtime.driver import Call, Driver
@@ -57,7 +57,7 @@ class Root:
         self.names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
         self._parts = tuple(transformer.modules())  # where caches may be: to find them takes longer than to look
         self._ahead: dict[str, Ahead] = {}  # by branch
-        self._branches = Branches({self.names[0], *TIMES})
+        self._branches = Branches({self.names[0], *TIMES, *CHANGING})
         self._generation: object = None
         self._layer_norm = False  # at the end of the transformer, in this generation
 

@@ -32,6 +32,7 @@ class Guided:
             branch: {"encoder_hidden_states": torch.randn(2, 3, 8), "pooled_projections": torch.randn(2, 8)} | shared
             for branch in ("cond", "uncond")
         }
+        self.anew = dict  # makes the arguments that are new at every call
         self.branch = ""  # of the current call
 
     @torch.no_grad()
@@ -46,7 +47,7 @@ class Guided:
             for self.branch in order:
                 if self.branch == "uncond" and step not in guided:
                     continue
-                conditions = self.conditions[self.branch]
+                conditions = self.conditions[self.branch] | self.anew()
                 if fresh:
                     conditions = {name: tensor.clone() for name, tensor in conditions.items()}
                 with transformer.cache_context(self.branch) if named else nullcontext():
@@ -89,6 +90,14 @@ def test_the_order_of_calls_tells_branches_apart_whose_conditions_are_always_new
     assert names == {("call0", "cond"), ("call1", "uncond")}
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
         loop(fresh=True)
+    assert [record.predicted for record in handle.records] == [list(PLAN.predicted_steps)] * 2
+
+
+def test_what_a_controlnet_says_anew_at_every_step_is_no_condition(way):
+    loop = Guided()
+    loop.anew = lambda: {"controlnet_block_samples": [torch.randn(2, 16, 32)]}
+    with lesa.enable(loop, Taylor(1), PLAN) as handle:
+        loop()
     assert [record.predicted for record in handle.records] == [list(PLAN.predicted_steps)] * 2
 
 

@@ -1,6 +1,6 @@
 """Inner products of the features of all steps: all that a linear forecaster ever needs to know of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from lesa.table import CoefficientTable
 from lesa_kernels import gram_row
 
 RIDGE = 1e-6  # relative to the mean diagonal
+CHUNK, CHANNELS = 1 << 21, 128  # elements of features that are widened to float64 at once, and their channels
 
 
 class GramMatrix:
@@ -24,11 +25,25 @@ class GramMatrix:
 
     Args:
         num_steps: steps of the schedule.
+        channels: length of the last axis of the features, to keep the inner products of each channel as well, for
+            coefficients of its own; they are ``channels`` times the size. None: the sums over all channels alone.
+
+    Attributes:
+        matrix: float64 [steps + 1, steps + 1].
+        by_channel: float64 [channels, steps + 1, steps + 1], which add up to ``matrix``; or None.
+
+    Raises:
+        ValueError: for less than one channel.
     """
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, *, channels: int | None = None) -> None:
+        if channels is not None and channels < 1:
+            raise ValueError(f"features have at least 1 channel, not {channels}")
         self.num_steps = num_steps
         self.matrix = torch.zeros(num_steps + 1, num_steps + 1, dtype=torch.float64)
+        self.by_channel: Tensor | None = None
+        if channels is not None:
+            self.by_channel = self.matrix.new_zeros(channels, num_steps + 1, num_steps + 1)
         self._forget()
 
     def _forget(self) -> None:
@@ -39,15 +54,18 @@ class GramMatrix:
     def update(self, step: int, feature: Tensor) -> None:
         """Add a feature of the current batch of samples; step 0 begins a new batch, the last step counts it.
 
-        A batch that is broken off leaves the matrix as it was.
+        A batch that is broken off leaves everything as it was.
 
         Raises:
-            ValueError: if steps do not come in order, shapes change within a batch, or the feature is not finite.
+            ValueError: if steps do not come in order, shapes change within a batch, the feature is not finite or has
+                another number of channels.
         """
         if step == 0:
             self._forget()
         if step != self._next_step:
             raise ValueError(f"step {step} does not follow step {self._next_step - 1}; step 0 begins a new batch")
+        if self.channels is not None and feature.shape[-1:] != (self.channels,):
+            raise ValueError(f"the feature of step {step} is {list(feature.shape)}, not [..., {self.channels}]")
         flat = feature.detach().flatten()
         if self._features is None:
             self._features = flat.new_empty(self.num_steps, flat.numel())
@@ -66,8 +84,21 @@ class GramMatrix:
         self._pending[step, -1] = self._pending[-1, step] = flat.sum(dtype=torch.float64).cpu()
         if step == self.num_steps - 1:
             self._pending[-1, -1] = flat.numel()
-            self.matrix += self._pending
-            self._forget()
+            self._count()
+
+    def _count(self) -> None:
+        """The batch is complete. All sums are made before the first of them is kept."""
+        matrix, by_channel = self.matrix + self._pending, None
+        if self.by_channel is not None:
+            assert self._features is not None
+            by_channel = self.by_channel + _products(self._features.unflatten(1, (-1, len(self.by_channel)))).cpu()
+        self.matrix, self.by_channel = matrix, by_channel
+        self._forget()
+
+    @property
+    def channels(self) -> int | None:
+        """How many have inner products of their own; None: those of each channel are not kept."""
+        return None if self.by_channel is None else len(self.by_channel)
 
     @property
     def count(self) -> int:
@@ -78,11 +109,17 @@ class GramMatrix:
         """Add what another machine measured.
 
         Raises:
-            ValueError: for another number of steps.
+            ValueError: for another number of steps or channels.
         """
         if other.num_steps != self.num_steps:
             raise ValueError(f"cannot merge matrices of {other.num_steps} and {self.num_steps} steps")
+        if other.channels != self.channels:
+            raise ValueError(
+                f"cannot merge matrices of {other.channels} and {self.channels} channels (None: only their sum is kept)"
+            )
         self.matrix += other.matrix
+        if self.by_channel is not None and other.by_channel is not None:
+            self.by_channel += other.by_channel
 
     def solve(self, used: Sequence[int], target: int, *, ridge: float = RIDGE) -> Tensor:
         """Coefficients [used] of the best combination of steps ``used`` (``num_steps`` is the constant) for ``target``.
@@ -90,14 +127,39 @@ class GramMatrix:
         Raises:
             ValueError: if nothing has been counted.
         """
-        if self.count == 0:
-            raise ValueError("this Gram matrix is empty: no batch has been completed")
-        index = torch.tensor(list(used))
-        system = self.matrix[index][:, index]
+        return self.solve_all(used, [target], ridge=ridge)[0]
+
+    def solve_all(
+        self, used: Sequence[int], targets: Sequence[int], *, ridge: float = RIDGE, per_channel: bool = False
+    ) -> Tensor:
+        """As :meth:`solve` for several steps at once, [targets, used]; for each channel, [targets, used, channels].
+
+        Raises:
+            ValueError: if nothing has been counted, or not by channel.
+        """
+        self._check_counted()
+        matrix, index = self.products(per_channel=per_channel), torch.tensor(list(used))
+        system = matrix[..., index, :][..., index]
         # The constant is scaled like the others, or its ridge would be one of another size.
-        scale = system.diagonal().clamp(min=torch.finfo(torch.float64).tiny).sqrt()
-        normal = system / scale / scale.unsqueeze(1) + ridge * torch.eye(len(index), dtype=torch.float64)
-        return torch.linalg.solve(normal, self.matrix[index, target] / scale) / scale
+        scale = system.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(torch.float64).tiny).sqrt().unsqueeze(-1)
+        normal = system / scale.mT / scale + ridge * torch.eye(len(index), dtype=torch.float64)
+        solution = torch.linalg.solve(normal, matrix[..., index, :][..., list(targets)] / scale) / scale
+        return solution.movedim(-1, 0).movedim(-1, 1)
+
+    def products(self, *, per_channel: bool) -> Tensor:
+        """The inner products, [steps + 1, steps + 1], or those of each channel, [channels, steps + 1, steps + 1].
+
+        Raises:
+            ValueError: if those of each channel are not kept.
+        """
+        if not per_channel:
+            return self.matrix
+        if self.by_channel is None:
+            raise ValueError(
+                "this Gram matrix holds sums over all channels; coefficients of each channel need GramMatrix(..., "
+                "channels=...) or lesa.calibrate(..., per_channel=True)"
+            )
+        return self.by_channel
 
     def error(self, plan: StepPlan, *, ridge: float = RIDGE) -> Tensor:
         """Mean squared error [steps] of the best prediction of each predicted step; zero at full steps."""
@@ -112,10 +174,12 @@ class GramMatrix:
         """Mean squared error [steps] of what a table predicts of the calibration features; zero at full steps.
 
         Raises:
-            ValueError: for a table of another number of steps, or an empty matrix.
+            ValueError: for a table of another number of steps or channels, or an empty matrix.
         """
         plan = table.plan
         self._check(plan)
+        if table.channels is not None and len(self.products(per_channel=True)) != table.channels:
+            raise ValueError(f"the table has {table.channels} channels, this matrix {self.channels}")
         used = torch.tensor([*plan.full_steps, self.num_steps])
         result = torch.zeros(self.num_steps, dtype=torch.float64)
         for row, bias, step in zip(table.coefficients, table.bias, plan.predicted_steps, strict=True):
@@ -123,19 +187,32 @@ class GramMatrix:
         return result
 
     def _error(self, step: int, used: Tensor, coefficients: Tensor) -> Tensor:
-        system, target = self.matrix[used][:, used], self.matrix[used, step]
-        total = self.matrix[step, step] - 2 * coefficients @ target + coefficients @ system @ coefficients
-        return total.clamp(min=0) / self.count
+        """Of coefficients [used], or [used, channels] of every channel on its own."""
+        matrix = self.products(per_channel=coefficients.ndim == 2)
+        system, target = matrix[..., used, :][..., used], matrix[..., used, step]
+        c = coefficients.movedim(0, -1)  # [used] or [channels, used]
+        total = matrix[..., step, step] - 2 * (c * target).sum(-1) + torch.einsum("...i,...ij,...j->...", c, system, c)
+        return total.clamp(min=0).sum() / self.count
 
     def _check(self, plan: StepPlan) -> None:
         if plan.num_steps != self.num_steps:
             raise ValueError(f"the plan has {plan.num_steps} steps, this matrix {self.num_steps}")
+        self._check_counted()
+
+    def _check_counted(self) -> None:
         if self.count == 0:
             raise ValueError("this Gram matrix is empty: no batch has been completed")
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
-        save_file({"gram": self.matrix.contiguous()}, str(path))
+        save_file(self.tensors(), str(path))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds of it: ``gram``, and ``channels``, of which half is enough since each is symmetric."""
+        result = {"gram": self.matrix.contiguous()}
+        if self.by_channel is not None:
+            result["channels"] = self.by_channel[(..., *torch.tril_indices(*self.matrix.shape))]
+        return result
 
     @classmethod
     def load(cls, path: str | Path) -> "GramMatrix":
@@ -146,9 +223,51 @@ class GramMatrix:
         """
         try:
             with safe_open(str(path), "pt") as file:
-                matrix = file.get_tensor("gram")
-        except SafetensorError as error:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            return cls.of(tensors)
+        except (SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is not a complete Gram matrix file: {error}") from error
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "GramMatrix":
+        """The matrix whose :meth:`tensors` these are.
+
+        Raises:
+            ValueError: if they are those of no Gram matrix.
+        """
+        matrix, channels = tensors.get("gram"), tensors.get("channels")
+        if matrix is None:
+            raise ValueError(f"it holds {sorted(tensors)} and no gram")
+        if matrix.dtype != torch.float64 or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:
+            raise ValueError(f"gram is {matrix.dtype} {list(matrix.shape)}, not float64 [steps + 1, steps + 1]")
+        if not bool(matrix.isfinite().all()) or not torch.allclose(matrix, matrix.T):
+            raise ValueError("gram is not symmetric, or holds NaN or infinity")
         result = cls(len(matrix) - 1)
         result.matrix = matrix
+        if channels is not None:
+            lower = torch.tril_indices(*matrix.shape)
+            if channels.dtype != torch.float64 or channels.shape != (max(1, len(channels)), lower.shape[1]):
+                raise ValueError(
+                    f"channels is {channels.dtype} {list(channels.shape)}, not float64 [channels, {lower.shape[1]}]"
+                )
+            if not bool(channels.isfinite().all()):
+                raise ValueError("channels holds NaN or infinity")
+            result.by_channel = matrix.new_empty(len(channels), *matrix.shape)
+            for i, j in (lower, lower.flip(0)):
+                result.by_channel[:, i, j] = channels
         return result
+
+
+def _products(features: Tensor) -> Tensor:
+    """Inner products over tokens of features [steps, tokens, channels] and the constant 1, by channel, float64."""
+    steps, tokens, channels = features.shape
+    total = features.new_zeros(channels, steps + 1, steps + 1, dtype=torch.float64)
+    span = max(1, CHUNK // (steps * CHANNELS))
+    wide = features.new_ones(min(CHANNELS, channels), steps + 1, min(span, tokens), dtype=torch.float64)
+    for first in range(0, channels, CHANNELS):
+        strip, into = features[..., first : first + CHANNELS], total[first : first + CHANNELS]
+        for part in strip.split(span, dim=1):
+            chunk = wide[: len(into), :, : part.shape[1]]
+            chunk[:, :-1] = part.permute(2, 0, 1)  # the last row stays 1
+            into.baddbmm_(chunk, chunk.mT)
+    return total

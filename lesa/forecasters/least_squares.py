@@ -1,5 +1,7 @@
 """The best linear combination of the full features, from inner products."""
 
+import itertools
+from bisect import bisect
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,27 +22,41 @@ class LeastSquares:
         ridge: relative to the mean diagonal of the matrix; keeps nearly equal features from cancelling with huge
             coefficients. A larger one (1e-4) costs almost 1 dB.
         bias: also fit a constant.
+        per_channel: every channel gets coefficients of its own, for features with as many channels as the matrix.
+
+    Raises:
+        ValueError: for coefficients by channel from a matrix that only holds sums over channels.
     """
 
     gram: GramMatrix
     ridge: float = RIDGE
     bias: bool = True
+    per_channel: bool = False
     needs_times: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.per_channel:
+            self.gram.products(per_channel=True)
 
     def expected_error(self, table: CoefficientTable) -> Tensor:
         """Relative error [steps] of a table on the calibration features; zero at its full steps."""
         return relative_error(self.gram, table)
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
-        steps, full = plan.num_steps, len(plan.full_steps)
-        coefficients = torch.zeros(len(plan.predicted_steps), full, dtype=torch.float64)
-        bias = torch.zeros(len(plan.predicted_steps), dtype=torch.float64)
-        for row, step in enumerate(plan.predicted_steps):
-            used = [f for f in plan.full_steps if f < step]
-            solution = self.gram.solve(used + [steps] * self.bias, step, ridge=self.ridge)
-            coefficients[row, : len(used)] = solution[: len(used)]
+        channels = (self.gram.channels,) if self.per_channel else ()
+        coefficients = torch.zeros(len(plan.predicted_steps), len(plan.full_steps), *channels, dtype=torch.float64)
+        bias = torch.zeros(len(plan.predicted_steps), *channels, dtype=torch.float64)
+        row = 0
+        # the steps between two full ones have one system of equations
+        for known, steps in itertools.groupby(plan.predicted_steps, lambda step: bisect(plan.full_steps, step)):
+            targets = list(steps)
+            used = [*plan.full_steps[:known], *[plan.num_steps] * self.bias]
+            solution = self.gram.solve_all(used, targets, ridge=self.ridge, per_channel=self.per_channel)
+            rows = slice(row, row + len(targets))
+            coefficients[rows, :known] = solution[:, :known]
             if self.bias:
-                bias[row] = solution[-1]
+                bias[rows] = solution[:, -1]
+            row += len(targets)
         return CoefficientTable(plan, times, coefficients, bias)
 
 

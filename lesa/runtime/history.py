@@ -62,7 +62,8 @@ class FeatureHistory:
         spare: full steps that a revised plan may add; each takes a row more where no feature is ever given back.
         previous: the history of this generation under the plan that this table's replaces, whose memory is taken over.
         centre: predictions enter a layer norm, which takes the mean of each token away. On a CPU, features that lose
-            nothing by it are kept without: that saves two passes over every prediction.
+            nothing by it are kept without: that saves two passes over every prediction. Not where every channel has
+            coefficients of its own: then the mean of a prediction does not follow from the means of the features.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class FeatureHistory:
         self._layout = lay_out(table, probes, spare, tuple(self._held.items()))
         self._buffer: Tensor | None = None
         self._means: Tensor | None = None
-        self._centre = centre
+        self._centre = centre and table.channels is None
         if previous is not None and previous._buffer is not None:
             self._take_over(previous._buffer, previous._means)
 
@@ -102,11 +103,21 @@ class FeatureHistory:
         self._buffer, self._means = buffer, means
 
     def keep(self, step: int, feature: Tensor) -> None:
-        """Copy the feature of a full step of the plan, if anything will need it."""
+        """Copy the feature of a full step of the plan, if anything will need it.
+
+        Raises:
+            ValueError: if its channels are not those that the table has coefficients for.
+        """
         if self._buffer is None:
+            channels = self._layout.channels
+            if channels is not None and feature.shape[-1:] != (channels,):
+                raise ValueError(
+                    f"the table has coefficients for each of {channels} channels, the feature is "
+                    f"{list(feature.shape)}; fit one to the features of this model"
+                )
             self._buffer = feature.new_zeros(self.num_rows, *feature.shape)
             self._centre = self._centre and feature.device.type == "cpu" and feature.dtype in CENTRED
-            if feature.is_cuda:  # the fused kernel normalises in one pass with them
+            if feature.is_cuda and channels is None:  # the fused kernel normalises in one pass with them
                 self._means = self._buffer.new_zeros(self._buffer.shape[:-1], dtype=torch.float32)
         row = self._layout.row_of.get(step)
         if row is not None:
@@ -143,6 +154,9 @@ class FeatureHistory:
         if step == self._plan.start or not self._holds_all_for(step):
             return None
         history, coefficients, bias = self._rows(step, 1)
+        if self._layout.channels is not None:  # the comparison knows one number for each feature
+            history = combine(history, coefficients, bias)
+            coefficients, bias = coefficients.new_ones(1, 1), coefficients.new_zeros(1)
         return residual(history, coefficients[0], feature, bias[0])
 
     def _rows(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,6 +23,7 @@ class Layout:
         held: the rows and full steps of what is kept already; it stays where it is.
 
     Attributes:
+        channels: how many have coefficients of their own; None: all share them.
         num_rows: as many as are ever needed at once.
         row_of: the row of each full feature that is used, by its step.
         needed: the full features that each step is made of, by their steps; of predicted steps, and of probed ones.
@@ -33,10 +34,11 @@ class Layout:
     ) -> None:
         full, steps = table.plan.full_steps, table.plan.predicted_steps
         coefficients, self._bias = table.coefficients, table.bias
-        if probes is not None:
+        if probes is not None and len(full) > 1:  # the first full step is never compared
             steps += full
             coefficients = torch.cat([coefficients, probes.coefficients])
             self._bias = torch.cat([self._bias, probes.bias])
+        self.channels = table.channels
         self._index = {step: index for index, step in enumerate(steps)}
         self.needed = {
             step: frozenset(full[slot] for slot in slots)
@@ -44,7 +46,7 @@ class Layout:
         }
         self.row_of, rows = self._assign_rows(full, dict(held))
         self.num_rows = rows + (spare if rows == len(self.row_of) else 0)
-        self._by_row = torch.zeros(len(steps), self.num_rows, dtype=torch.float64)
+        self._by_row = torch.zeros(len(steps), self.num_rows, *coefficients.shape[2:], dtype=torch.float64)
         for slot, step in enumerate(full):
             if step in self.row_of:
                 self._by_row[:, self.row_of[step]] += coefficients[:, slot]
@@ -72,17 +74,19 @@ class Layout:
     def part(self, step: int, count: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """What ``step`` and the next ones are made of: coefficients [count, rows] of the first rows, and bias [count].
 
-        They lie where the features are. Every part is cut out and moved once.
+        Of every channel on its own, they are [count, rows, 1, ..., channels] and [count, 1, ..., channels], with as
+        many dimensions as a feature. They lie where the features are. Every part is cut out and moved once.
         """
-        key = step, count, features.device, features.dtype
+        key = step, count, features.device, features.dtype, features.ndim
         if key not in self._parts:
             first = self._index[step]
             steps, rows = slice(first, first + count), max(self._extent[first : first + count])
             exact = torch.promote_types(features.dtype, torch.float32)
-            self._parts[key] = (
-                self._by_row[steps, :rows].to(features.device, exact),
-                self._bias[steps].to(features.device, exact),
-            )
+            coefficients, bias = self._by_row[steps, :rows], self._bias[steps]
+            if self.channels is not None:
+                over_tokens = (*(1,) * (features.ndim - 2), self.channels)
+                coefficients, bias = (t.unflatten(-1, over_tokens) for t in (coefficients, bias))
+            self._parts[key] = coefficients.to(features.device, exact), bias.to(features.device, exact)
         return self._parts[key]
 
 
@@ -95,4 +99,6 @@ def lay_out(
 
 
 def _nonzero(rows: Tensor) -> list[list[int]]:
-    return [row.nonzero().flatten().tolist() for row in rows]
+    """Which columns of each row hold anything, for any channel."""
+    used = rows != 0 if rows.ndim == 2 else (rows != 0).any(-1)
+    return [row.nonzero().flatten().tolist() for row in used]

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lesa import Reuse, StepPlan, Taylor
+from lesa import GramMatrix, LeastSquares, Reuse, StepPlan, Taylor
+from lesa.runtime.guard import make_probes
 from lesa.runtime.history import FeatureHistory
 from lesa.runtime.layout import Layout
 from lesa.runtime.window import FeatureWindow
@@ -48,6 +49,54 @@ def test_a_history_predicts_what_its_table_says_from_as_few_rows_as_are_needed(p
         for step in range(plan.num_steps)
     ]
     assert history.num_rows == max(alive)
+
+
+@given(plans(max_steps=10), st.sampled_from([(), (4,), (2, 4)]), st.integers(0, 99))
+def test_every_channel_is_predicted_by_its_own_coefficients(plan, tokens, seed):
+    generator = torch.Generator().manual_seed(seed)
+    used = torch.rand(len(plan.predicted_steps), len(plan.full_steps), 3, generator=generator) < 0.3
+    causal = torch.tensor(plan.predicted_steps).unsqueeze(1) > torch.tensor(plan.full_steps)
+    coefficients = torch.randn(used.shape, generator=generator, dtype=torch.float64) * used * causal.unsqueeze(-1)
+    bias = torch.randn(len(used), 3, generator=generator, dtype=torch.float64)
+    table = CoefficientTable(plan, schedule(plan.num_steps), coefficients, bias)
+    features = torch.randn(plan.num_steps, *tokens, 3, dtype=torch.float64, generator=generator)
+    history = FeatureHistory(table, centre=True)
+    if not history.num_rows:
+        return
+    made = run(history, plan, features)
+    full = features[list(plan.full_steps)]
+    over_tokens = bias.reshape(-1, *(1,) * len(tokens), 3)
+    expected = torch.einsum("sjd,j...d->s...d", coefficients, full) + over_tokens
+    torch.testing.assert_close(made[list(plan.predicted_steps)], expected)
+    assert history.nbytes == history.num_rows * features[0].nbytes
+
+
+def test_channels_that_the_table_does_not_have_are_refused_at_the_first_full_step():
+    plan = StepPlan(3, [0])
+    table = CoefficientTable(plan, schedule(3), torch.ones(2, 1, 4))
+    history = FeatureHistory(table)
+    with pytest.raises(ValueError, match=r"each of 4 channels, the feature is \[2, 5\]"):
+        history.keep(0, torch.randn(2, 5))
+
+
+def test_a_full_step_is_compared_channel_by_channel():
+    plan, features = StepPlan(8, [0, 2, 5]), torch.randn(8, 4, 3, dtype=torch.float64).cumsum(0)
+    gram = GramMatrix(8, channels=3)
+    for step, feature in enumerate(features):
+        gram.update(step, feature)
+    forecaster = LeastSquares(gram, per_channel=True)
+    probes = make_probes(lambda other: forecaster.table(other, schedule(8)), plan)
+    history = FeatureHistory(forecaster.table(plan, schedule(8)), probes)
+    for slot, step in enumerate(plan.full_steps):
+        figures = history.residual(step, features[step])
+        history.keep(step, features[step])
+        if slot:
+            known = features[list(plan.full_steps[:slot])]
+            predicted = (probes.coefficients[slot, :slot, None] * known).sum(0) + probes.bias[slot]
+            expected = torch.stack([(features[step] - predicted).square().sum(), features[step].square().sum()])
+            torch.testing.assert_close(figures, expected)
+        else:
+            assert figures is None
 
 
 def test_a_prediction_whose_features_were_not_kept_cannot_be_made():

@@ -1,5 +1,6 @@
 """Outputs made ahead: all predicted steps until the next full one, in one pass over the kept features."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -8,12 +9,15 @@ from torch import Tensor, nn
 from lesa.adapters.diffusers.clock import Moment
 from lesa.adapters.diffusers.endings import Arguments, Ending, Modulation, norm_eps
 from lesa.runtime.driver import Call, Coming
-from lesa_kernels import head
+from lesa_kernels import combine, head
 
 CHANGING = ("hidden_states", "timestep")  # new at every step; no output that was made ahead depends on the latents
 # Up to this many numbers the scale and shift of all steps of a generation are made at once: 40 small operators a
 # generation instead of an interval. Beyond, 4 MiB in float32, leaving out the full steps is worth more.
 MODULATION_ELEMENTS = 1 << 20
+# Predictions that are written before they enter the head, where every channel has coefficients of its own: as many as
+# the kernel makes from one reading of the features, so that a long interval takes no more memory and hardly more time.
+WRITTEN = 6
 
 
 class Input(NamedTuple):
@@ -79,7 +83,12 @@ class Ahead:
         return self._outputs.pop(step)
 
     def make(self, arguments: Arguments, moment: Moment, coming: Coming) -> None:
-        """The outputs at the coming steps, in one allocation."""
+        """The outputs at the coming steps, in one allocation or, by channel, in one for every few steps."""
+        self._outputs = {}
+        for part in _for_head(coming):
+            self._outputs |= self._through_head(arguments, moment, part)
+
+    def _through_head(self, arguments: Arguments, moment: Moment, coming: Coming) -> dict[int, Tensor]:
         projection: Any = getattr(self._transformer, self._ending.projection)
         tokens = head(
             coming.history,
@@ -93,7 +102,7 @@ class Ahead:
             centred=coming.centred,
         )
         parts = [self._ending.unpack(self._transformer, arguments, part) for part in tokens.unbind(0)]
-        self._outputs = dict(zip(coming.steps, parts, strict=True))
+        return dict(zip(coming.steps, parts, strict=True))
 
     def _modulations(self, arguments: Arguments, moment: Moment, steps: list[int]) -> Modulation:
         """Multiplier and addend [steps, B or 1, D]."""
@@ -116,5 +125,21 @@ class Ahead:
 
 def one_step(prediction: Tensor, step: int) -> Coming:
     """A prediction that is there already, as a combination of itself."""
-    ones = torch.ones(1, 1, dtype=torch.promote_types(prediction.dtype, torch.float32), device=prediction.device)
-    return Coming([step], prediction.unsqueeze(0), ones, None)
+    return _themselves([step], prediction.unsqueeze(0))
+
+
+def _for_head(coming: Coming) -> Iterator[Coming]:
+    """The coming steps as the head takes them, which knows one number for each feature; else the sums are written."""
+    if coming.coefficients.ndim == 2:
+        yield coming
+        return
+    for first in range(0, len(coming.steps), WRITTEN):
+        part = slice(first, first + WRITTEN)
+        bias = None if coming.bias is None else coming.bias[part]
+        yield _themselves(coming.steps[part], combine(coming.history, coming.coefficients[part], bias))
+
+
+def _themselves(steps: list[int], predictions: Tensor) -> Coming:
+    """Predictions [steps, *feature] that are there already, as combinations of themselves."""
+    exact = torch.promote_types(predictions.dtype, torch.float32)
+    return Coming(steps, predictions, torch.eye(len(steps), dtype=exact, device=predictions.device), None)

@@ -28,6 +28,7 @@ def calibrate(
     seed: int = 0,
     tokens: int | None = TOKENS,
     out: str | Path | None = None,
+    per_channel: bool = False,
     search: bool = True,
     progress: bool = True,
     **options: Any,
@@ -45,6 +46,9 @@ def calibrate(
             error of reuse is ``token_error``.
         out: a file or folder that the calibration is saved to after each call. If it is there already, calls that it
             holds are not made again.
+        per_channel: keep the inner products of each channel as well, for ``LeastSquares(..., per_channel=True)``:
+            8 channels (steps + 1)^2 bytes for each stream, 64 MB for 3072 channels and 50 steps, and half of that in
+            the file.
         search: find the best plan for every budget at the end, 10 s on 2 cores for 50 steps; otherwise a plan is
             searched when it is asked for.
         progress: show progress bars.
@@ -55,13 +59,17 @@ def calibrate(
 
     Raises:
         ValueError: if there are no prompts, a call ends early or has another schedule than the first, a feature is not
-            finite, or what is in ``out`` was made for something else.
+            finite, or what is in ``out`` was made for something else, or with another ``per_channel``.
     """
     path = _file(out)
-    recorder = _CalibrationRecorder(pipeline, prompts, seed, tokens, None, options)
+    recorder = _CalibrationRecorder(pipeline, prompts, seed, tokens, None, options, per_channel=per_channel)
     if path is not None and path.exists():
         recorder.calibration = Calibration.load(path)
         recorder.calibration.check_model(recorder.model)
+        if recorder.calibration.per_channel != per_channel:
+            raise ValueError(
+                f"{path} was calibrated with per_channel={not per_channel}; go on so, or choose another out="
+            )
     for i in tqdm(range(len(prompts)), desc="calibrating", disable=not progress, delay=2):
         request = recorder.request(i)
         if recorder.calibration is not None and request in recorder.calibration.requests:
@@ -97,13 +105,14 @@ def _file(out: str | Path | None) -> Path | None:
 class _CalibrationRecorder(Recorder):
     """A recorder that adds features up in place of keeping them."""
 
-    def __init__(self, pipeline: Any, *arguments: Any) -> None:
+    def __init__(self, pipeline: Any, *arguments: Any, per_channel: bool) -> None:
         from lesa.adapters.diffusers.handle import find_transformers
 
         super().__init__(pipeline, *arguments)
         self.model = describe_model(find_transformers(pipeline))
         self.calibration: Calibration | None = None
         self._adders: dict[Stream, _Adder] = {}
+        self._per_channel = per_channel
 
     @property
     def result(self) -> Calibration:
@@ -139,7 +148,7 @@ class _CalibrationRecorder(Recorder):
             )
         self.times, stream = call.times, (call.component, call.branch)
         if stream not in self._adders:
-            self._adders[stream] = _Adder(len(call.times) - 1, feature)
+            self._adders[stream] = _Adder(len(call.times) - 1, feature, self._per_channel)
         self._adders[stream].add(call, feature, self._subset(feature))
         self._features[stream] = feature.new_empty(0)
         self._steps[stream] = self._steps.get(stream, 0) + 1
@@ -148,8 +157,8 @@ class _CalibrationRecorder(Recorder):
 class _Adder:
     """The sums of one stream in one call."""
 
-    def __init__(self, num_steps: int, feature: Tensor) -> None:
-        self.measured = Measured(GramMatrix(num_steps))
+    def __init__(self, num_steps: int, feature: Tensor, per_channel: bool) -> None:
+        self.measured = Measured(GramMatrix(num_steps, channels=feature.shape[-1] if per_channel else None))
         self.samples = len(feature)
         self.shape = list(feature.shape[1:])
         self._recorder: ErrorRecorder | None = None

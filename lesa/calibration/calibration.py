@@ -68,16 +68,24 @@ class Calibration:
     def num_steps(self) -> int:
         return len(self.times) - 1
 
+    @property
+    def per_channel(self) -> bool:
+        """Whether it holds the inner products of each channel."""
+        return any(measured.gram.channels is not None for measured in self.streams.values())
+
     def merge(self, other: "Calibration") -> None:
         """Add what another machine measured on other prompts; plans have to be searched again.
 
         Raises:
-            ValueError: if it was made for another model, schedule or streams, or holds a call that is here already.
+            ValueError: if it was made for another model, schedule or streams, only one of them holds inner products of
+                each channel, or it holds a call that is here already.
         """
         if other.model != self.model or list(other.streams) != list(self.streams):
             raise ValueError(f"a calibration of {other.describe()} cannot be merged into one of {self.describe()}")
         if not same_times(self.times, other.times):
             raise ValueError("these calibrations were made on different schedules")
+        if [m.gram.channels for m in other.streams.values()] != [m.gram.channels for m in self.streams.values()]:
+            raise ValueError("only one of these calibrations was made with per_channel=True, or their channels differ")
         if set(self.requests) & set(other.requests):
             raise ValueError("both calibrations hold the same call; give each machine other prompts or another seed")
         for stream, measured in self.streams.items():
@@ -198,7 +206,7 @@ class Calibration:
         counts = {}
         for (component, branch), measured in self.streams.items():
             name = f"{component}.{branch}"
-            tensors[f"{name}.gram"] = measured.gram.matrix
+            tensors |= {f"{name}.{part}": tensor for part, tensor in measured.gram.tensors().items()}
             if measured.head is not None:
                 head = measured.head
                 lower = torch.tril_indices(*head.matrix.shape)  # half of a symmetric matrix
@@ -237,8 +245,11 @@ class Calibration:
         streams = {}
         for component, branch in description.pop("streams"):
             name = f"{component}.{branch}"
-            gram = GramMatrix(steps)
-            gram.matrix = tensors[f"{name}.gram"]
+            parts = {part: tensors[f"{name}.{part}"] for part in ("gram", "channels") if f"{name}.{part}" in tensors}
+            try:
+                gram = GramMatrix.of(parts)
+            except ValueError as error:
+                raise ValueError(f"{path} is not a complete calibration file: {name}: {error}") from error
             head = None
             if f"{name}.errors" in tensors:
                 head = ErrorGram.empty(steps)

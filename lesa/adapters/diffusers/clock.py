@@ -93,13 +93,13 @@ def nearest_step(given: Tensor | float, timesteps: Tensor | None, scheduler: Any
     """The step of a schedule at which a model is called with this time.
 
     Models are called with the scheduler's timestep, a share of it, or one minus that; per-token times (image to video)
-    are 0 at given tokens.
+    are 0 at given tokens. No generation begins at the image, where some schedules end.
     """
     assert timesteps is not None
     schedule = timesteps.double().cpu()
     time, unit = float(torch.as_tensor(given).max()), float(scheduler.config.get("num_train_timesteps", 1000))
     readings = [time] if time > 1 else [time * unit, unit - time * unit, time]
-    distances = [(schedule - reading).abs() for reading in readings]
+    distances = [(schedule - reading).abs() for reading in readings if reading or schedule[-1]]
     closest = min(distances, key=lambda distance: float(distance.min()))
     return int((closest <= closest.min() + 1e-6 * unit).nonzero()[0])
 

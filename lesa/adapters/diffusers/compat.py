@@ -40,13 +40,19 @@ CONTEXT_PARALLEL = "diffusers.hooks.context_parallel"
 
 def context_name(manager: StateManager) -> str | None:
     """The name given to ``transformer.cache_context(name)`` for the current call, if the pipeline does so."""
-    context = getattr(manager, "_context", None)
-    return None if context is None else context.name
+    context: Any = getattr(manager, "_context", None)
+    if hasattr(manager, "_current_context"):  # up to 0.40: the name itself
+        context = manager._current_context
+    return getattr(context, "name", context)
 
 
 def refresh_hooks(module: nn.Module) -> None:
     """Hooks were added to or removed from submodules: let the registry look for them again."""
-    HookRegistry.check_if_exists_or_initialize(module).invalidate_child_registries_cache()
+    registry: Any = HookRegistry.check_if_exists_or_initialize(module)
+    if hasattr(registry, "invalidate_child_registries_cache"):
+        registry.invalidate_child_registries_cache()
+    else:  # up to 0.40; up to 0.37 it looks every time
+        registry._child_registries_cache = None
 
 
 def refuse_caches(module: nn.Module, parts: Iterable[nn.Module]) -> None:

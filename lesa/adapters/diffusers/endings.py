@@ -185,8 +185,8 @@ KNOWN: dict[str, Ending] = {
         _as_tokens,
         time_unit=1,
         fits=lambda transformer, arguments: (
-            not transformer.config.zero_cond_t
-            and not transformer.time_text_embed.use_additional_t_cond
+            not transformer.config.get("zero_cond_t")  # releases that do not have it are without it
+            and not getattr(transformer.time_text_embed, "use_additional_t_cond", False)
             and arguments.get("guidance") is None
             and not arguments.get("attention_kwargs")
         ),

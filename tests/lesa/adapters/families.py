@@ -8,6 +8,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from tests.lesa.adapters.models.row import prompt_lengths
+
 Inputs = dict[str, Any]
 
 
@@ -50,6 +52,7 @@ def qwen_image() -> tuple[nn.Module, Inputs]:
         "encoder_hidden_states": torch.randn(2, 5, 16),
         "encoder_hidden_states_mask": torch.ones(2, 5),
         "img_shapes": [(1, 4, 4)] * 2,
+        **prompt_lengths(2, 5),
     }
 
 

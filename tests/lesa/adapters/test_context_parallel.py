@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from diffusers import ContextParallelConfig
 
 import lesa
 from lesa import Guard, Taylor
@@ -29,10 +30,14 @@ def attention(ctx, query, key, value, *_, scale=None, **__):
     return outputs, scores.logsumexp(dim=-1).transpose(1, 2)
 
 
+pytestmark = pytest.mark.skipif(
+    not {"ring_anything", "mesh"} <= getattr(ContextParallelConfig, "__dataclass_fields__", {}).keys(),
+    reason="this diffusers wants a GPU, or numbers of tokens and heads that can be halved",
+)
+
+
 def share(transformer, kind):
     """Let the processes share the tokens, of any number."""
-    from diffusers import ContextParallelConfig
-
     shape = (2, 1) if kind == "ring" else (1, 2)
     mesh = dist.device_mesh.init_device_mesh("cpu", shape, mesh_dim_names=("ring", "ulysses"))
     options = {f"{kind}_degree": 2, f"{kind}_anything": True}

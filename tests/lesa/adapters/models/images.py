@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.lesa.adapters.models.row import Inputs, Row, growing, noise, thousand, unit
+from tests.lesa.adapters.models.row import Inputs, Row, growing, noise, prompt_lengths, thousand, unit
 
 
 def flux_like(t: float, text: int = 5, axes: int = 3, **more: object) -> Inputs:
@@ -72,6 +72,7 @@ def qwen(t: float) -> Inputs:
         "encoder_hidden_states_mask": torch.ones(2, 5, dtype=torch.long),
         "timestep": unit(t, 2),
         "img_shapes": [(1, 4, 4)] * 2,
+        **prompt_lengths(2, 5),
     }
 
 

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import diffusers
@@ -66,4 +67,7 @@ def growing(t: float, *shape: int) -> Tensor:
     return torch.full(shape or (1,), 1.0 - t)
 
 
-assert diffusers  # rows name classes of it
+def prompt_lengths(batch: int, tokens: int) -> Inputs:
+    """What Qwen-Image wants to be told besides the mask, up to diffusers 0.36."""
+    wanted = "txt_seq_lens" in signature(diffusers.QwenImageTransformer2DModel.forward).parameters
+    return {"txt_seq_lens": [tokens] * batch} if wanted else {}

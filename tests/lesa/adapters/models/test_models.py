@@ -104,6 +104,7 @@ def test_a_call_that_only_fills_a_cache_is_no_step(name, arguments):
     assert not layout.fills_cache({})
 
 
+@pytest.mark.skipif("GlmImageTransformer2DModel" not in INSTALLED, reason="this diffusers does not have it")
 def test_a_cache_of_glm_image_is_filled_before_the_first_step():
     name = "GlmImageTransformer2DModel"
     loop = Loop(name, ROWS[name])
@@ -117,6 +118,7 @@ def test_a_cache_of_glm_image_is_filled_before_the_first_step():
     assert [record.predicted for record in handle.records] == [list(PLAN.predicted_steps)] * 2
 
 
+@pytest.mark.skipif("Kandinsky6Transformer3DModel" not in INSTALLED, reason="this diffusers does not have it")
 def test_a_head_that_is_not_used_in_one_generation_is_not_asked_for():
     name = "Kandinsky6Transformer3DModel"
     loop, row = Loop(name, ROWS[name]), ROWS[name]

@@ -3,20 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
 READY := .venv/.ready
+RELEASES := $(patsubst tests/versions/%.txt,.venv-versions/%,$(wildcard tests/versions/*.txt))
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-full support bench bench-check bench-expect gate lint format report clean
+.PHONY: help setup demo test test-full test-versions support bench bench-check bench-expect gate lint format report clean
 
 help:
 	@echo "make demo    accelerate a small FLUX on handwritten digits; writes $(OUT)/"
 	@echo "make test    run the tests; make test-full also the slow ones"
+	@echo "make test-versions  run the tests of the adapters with older releases of diffusers"
 	@echo "make support check every transformer of diffusers; writes benchmarks/results/models.json"
 	@echo "make lint    formatting, lint and types"
 	@echo "make bench   measure the kernels on this machine; bench-check fails where something became slower"
 	@echo "make gate    compile the kernels for sm_80, sm_90 and sm_100 and look at the machine code"
 	@echo "make report  write the documents' tables and pictures from benchmarks/results/"
 	@echo "make format  let ruff format and fix what it can"
-	@echo "make clean   remove .venv and $(OUT)/"
+	@echo "make clean   remove .venv, .venv-versions and $(OUT)/"
 
 setup: $(READY)
 
@@ -61,6 +63,18 @@ test: $(READY)
 test-full: $(READY)
 	$(BIN)/python -m pytest -m ""
 
+# Each older release lies in a folder before .venv on the path, with what was released beside it and nothing else: no
+# torch comes with it.
+.venv-versions/%/.ready: tests/versions/%.txt $(READY)
+	rm -rf $(@D)
+	$(BIN)/pip install -q --no-deps --target $(@D) -r $<
+	touch $@
+
+test-versions: $(READY) $(RELEASES:=/.ready)
+	set -e; for release in "" $(RELEASES); do \
+		echo "== $${release:-.venv}"; PYTHONPATH=$${release:+$(CURDIR)/$$release} $(BIN)/python -m pytest tests/lesa/adapters; \
+	done
+
 support: $(READY)
 	LESA_SUPPORT=benchmarks/results/models.json $(BIN)/python -m pytest tests/lesa/adapters/models
 
@@ -80,4 +94,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(OUT)
+	rm -rf .venv .venv-versions $(OUT)

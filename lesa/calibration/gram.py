@@ -163,7 +163,7 @@ class GramMatrix:
 
     def error(self, plan: StepPlan, *, ridge: float = RIDGE) -> Tensor:
         """Mean squared error [steps] of the best prediction of each predicted step; zero at full steps."""
-        self._check(plan)
+        self.check(plan)
         result = torch.zeros(self.num_steps, dtype=torch.float64)
         for step in plan.predicted_steps:
             used = [f for f in plan.full_steps if f < step] + [self.num_steps]
@@ -177,7 +177,7 @@ class GramMatrix:
             ValueError: for a table of another number of steps or channels, or an empty matrix.
         """
         plan = table.plan
-        self._check(plan)
+        self.check(plan)
         if table.channels is not None and len(self.products(per_channel=True)) != table.channels:
             raise ValueError(f"the table has {table.channels} channels, this matrix {self.channels}")
         used = torch.tensor([*plan.full_steps, self.num_steps])
@@ -194,7 +194,8 @@ class GramMatrix:
         total = matrix[..., step, step] - 2 * (c * target).sum(-1) + torch.einsum("...i,...ij,...j->...", c, system, c)
         return total.clamp(min=0).sum() / self.count
 
-    def _check(self, plan: StepPlan) -> None:
+    def check(self, plan: StepPlan) -> None:
+        """Raises a ValueError if a plan has another number of steps or nothing has been counted."""
         if plan.num_steps != self.num_steps:
             raise ValueError(f"the plan has {plan.num_steps} steps, this matrix {self.num_steps}")
         self._check_counted()

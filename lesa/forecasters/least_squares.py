@@ -43,6 +43,7 @@ class LeastSquares:
         return relative_error(self.gram, table)
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
+        self.gram.check(plan)
         channels = (self.gram.channels,) if self.per_channel else ()
         coefficients = torch.zeros(len(plan.predicted_steps), len(plan.full_steps), *channels, dtype=torch.float64)
         bias = torch.zeros(len(plan.predicted_steps), *channels, dtype=torch.float64)

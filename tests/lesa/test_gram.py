@@ -64,6 +64,13 @@ def test_wrong_use_is_an_error_that_changes_nothing():
     assert not gram.matrix.any()
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_plan_of_another_number_of_steps_is_refused(per_channel):
+    forecaster = LeastSquares(filled(torch.randn(3, 8, 5), channels=5), per_channel=per_channel)
+    with pytest.raises(ValueError, match="the plan has 6 steps, this matrix 8"):
+        forecaster.table(StepPlan(6, [0, 2]), schedule(6))
+
+
 def test_error_is_the_mean_squared_error_of_least_squares():
     features = torch.randn(50, 6, 4, dtype=torch.float64).cumsum(1)
     gram, plan = filled(features), StepPlan(6, [0, 3])

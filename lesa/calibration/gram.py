@@ -164,11 +164,11 @@ class GramMatrix:
     def error(self, plan: StepPlan, *, ridge: float = RIDGE) -> Tensor:
         """Mean squared error [steps] of the best prediction of each predicted step; zero at full steps."""
         self.check(plan)
-        result = torch.zeros(self.num_steps, dtype=torch.float64)
-        for step in plan.predicted_steps:
+        rest = torch.zeros(len(plan.predicted_steps), self.num_steps + 1, dtype=torch.float64)
+        for row, step in enumerate(plan.predicted_steps):
             used = [f for f in plan.full_steps if f < step] + [self.num_steps]
-            result[step] = self._error(step, torch.tensor(used), self.solve(used, step, ridge=ridge))
-        return result
+            rest[row, used] = self.solve(used, step, ridge=ridge)
+        return self._errors(plan, rest)
 
     def table_error(self, table: CoefficientTable) -> Tensor:
         """Mean squared error [steps] of what a table predicts of the calibration features; zero at full steps.
@@ -180,19 +180,20 @@ class GramMatrix:
         self.check(plan)
         if table.channels is not None and len(self.products(per_channel=True)) != table.channels:
             raise ValueError(f"the table has {table.channels} channels, this matrix {self.channels}")
-        used = torch.tensor([*plan.full_steps, self.num_steps])
-        result = torch.zeros(self.num_steps, dtype=torch.float64)
-        for row, bias, step in zip(table.coefficients, table.bias, plan.predicted_steps, strict=True):
-            result[step] = self._error(step, used, torch.cat([row, bias[None]]))
-        return result
+        rest = torch.zeros(len(table.bias), self.num_steps + 1, *table.bias.shape[1:], dtype=torch.float64)
+        rest[:, list(plan.full_steps)], rest[:, -1] = table.coefficients, table.bias
+        return self._errors(plan, rest)
 
-    def _error(self, step: int, used: Tensor, coefficients: Tensor) -> Tensor:
-        """Of coefficients [used], or [used, channels] of every channel on its own."""
-        matrix = self.products(per_channel=coefficients.ndim == 2)
-        system, target = matrix[..., used, :][..., used], matrix[..., used, step]
-        c = coefficients.movedim(0, -1)  # [used] or [channels, used]
-        total = matrix[..., step, step] - 2 * (c * target).sum(-1) + torch.einsum("...i,...ij,...j->...", c, system, c)
-        return total.clamp(min=0).sum() / self.count
+    def _errors(self, plan: StepPlan, rest: Tensor) -> Tensor:
+        """Mean squared error [steps] of predictions [predicted, steps + 1] or [predicted, steps + 1, channels]."""
+        steps = list(plan.predicted_steps)
+        rest[range(len(steps)), steps] = -1  # and less the truth
+        per_channel = rest.ndim == 3
+        columns = rest.permute(*reversed(range(rest.ndim))).contiguous()  # [..., steps + 1, predicted]
+        squares = (self.products(per_channel=per_channel) @ columns * columns).sum(-2).clamp(min=0)
+        result = torch.zeros(self.num_steps, dtype=torch.float64)
+        result[steps] = (squares.sum(0) if per_channel else squares) / self.count
+        return result
 
     def check(self, plan: StepPlan) -> None:
         """Raises a ValueError if a plan has another number of steps or nothing has been counted."""

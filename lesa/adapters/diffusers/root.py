@@ -78,6 +78,7 @@ class Root:
             control.split = is_split(self._parts)
             if control.split:
                 refuse_guard(control.driver)
+                self.hook_blocks()  # predicted steps need the forward, and blocks what they learn on a full one
             self._generation = moment.generation
             self._layer_norm = find_ending(self.transformer) is not None
         call = self._identify(moment, arguments)

@@ -59,9 +59,11 @@ def model(name, kind):
 
 
 def pipeline(kind, *, first):
-    """The end of the model is known; ``first``: lesa is enabled before the tokens are shared."""
+    """The same where the end of the model is known; ``first``: lesa is enabled before the tokens are shared."""
     made = tiny.pipeline()
+    runs = probes.BlockRuns(made.transformer)
     untouched = generate(made, guidance=3.0)
+    of_each_step = runs.count / tiny.STEPS
     with lesa.enable(made, Taylor(1), probes.PLAN):
         alone = generate(made, guidance=3.0)
     if not first:
@@ -69,11 +71,13 @@ def pipeline(kind, *, first):
     with lesa.enable(made, Taylor(1), probes.PLAN) as handle:
         if first:
             share(made.transformer, kind)
+        runs.count = 0
         together = generate(made, guidance=3.0)
+        ran = runs.count - of_each_step * len(probes.PLAN.full_steps)
         predicted = [record.predicted for record in handle.records]
     restored = generate(made, guidance=3.0)
     error = float(max((together - alone).norm() / alone.norm(), (restored - untouched).norm() / untouched.norm()))
-    return {"error": error, "predicted": predicted}
+    return {"error": error, "predicted": predicted, "ran": ran}
 
 
 def guarded():
@@ -119,6 +123,7 @@ def test_a_pipeline_whose_tokens_two_processes_share_predicts_what_one_does(foun
     for mine in found:
         assert mine[order]["error"] < 1e-5
         assert mine[order]["predicted"] == [list(probes.PLAN.predicted_steps)] * 2
+        assert mine[order]["ran"] == 0
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)

@@ -19,10 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import lesa
-from lesa.demo.measure import labels_of, scores
-from lesa.demo.model import load_pipeline, request, unpack
+from lesa.demo.measure import call_of
+from lesa.demo.model import images_of, load_pipeline
 from lesa.demo.run import CALIBRATION_SEEDS, CONFIG, HELD_OUT_SEEDS, gram_of
 from lesa.environment import describe_environment
+from lesa.evaluation import metrics
 
 HELD_OUT = HELD_OUT_SEEDS[:128]
 TRAINED = [(50, 1.15), (30, 1.15), (20, 1.15), (30, 0.5)]  # steps and time shift
@@ -48,14 +49,12 @@ def use_schedule(pipeline: FluxPipeline, shift: float) -> None:
 
 def collect(pipeline: FluxPipeline, steps: int, shift: float) -> lesa.Trajectories:
     use_schedule(pipeline, shift)
-    call = request(labels_of(CALIBRATION_SEEDS).tolist(), CALIBRATION_SEEDS, num_steps=steps)
-    return lesa.collect(pipeline, [call], progress=False)
+    return lesa.collect(pipeline, [call_of(CALIBRATION_SEEDS, steps)], progress=False)
 
 
 def sample(pipeline: FluxPipeline, steps: int, shift: float) -> Tensor:
     use_schedule(pipeline, shift)
-    arguments = request(labels_of(HELD_OUT).tolist(), HELD_OUT, num_steps=steps)
-    return unpack(pipeline(**arguments).images).clamp(-1, 1)
+    return images_of(pipeline(**call_of(HELD_OUT, steps)))
 
 
 def measure() -> list[dict[str, Any]]:
@@ -83,7 +82,7 @@ def measure() -> list[dict[str, Any]]:
         for name, forecaster in forecasters.items():
             with lesa.enable(pipeline, forecaster, plan):
                 images = sample(pipeline, *key)
-            psnr[name] = scores(images, full[key], labels_of(HELD_OUT))["psnr"]
+            psnr[name] = float(metrics.psnr(images, full[key]).mean())
         rows.append(
             {
                 "steps": steps,

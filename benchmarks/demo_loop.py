@@ -21,9 +21,10 @@ from diffusers import FluxPipeline, TaylorSeerCacheConfig
 from tqdm import tqdm
 
 import lesa
-from lesa.demo.measure import count_full_steps, labels_of
+from lesa.demo.measure import labels_of
 from lesa.demo.model import load_pipeline, request
 from lesa.demo.run import load_predictor
+from lesa.demo.taylorseer import count_full_steps
 from lesa.environment import describe_environment
 
 STEPS, INTERVAL = 50, 7

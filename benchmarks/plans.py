@@ -26,9 +26,10 @@ from tqdm import tqdm
 import lesa
 from lesa.calibration.calibration import Calibration
 from lesa.calibration.errors import ErrorGram
-from lesa.demo.measure import labels_of, scores
-from lesa.demo.model import build_pipeline, load_pipeline, request, unpack
+from lesa.demo.measure import labels_of
+from lesa.demo.model import build_pipeline, images_of, load_pipeline, request
 from lesa.environment import describe_environment
+from lesa.evaluation.metrics import psnr
 
 CALIBRATION = range(10_000, 10_096)
 HELD_OUT = range(512)
@@ -65,8 +66,7 @@ def samplers() -> dict[str, Sampler]:
 def sample(sampler: Sampler, seeds: range) -> Tensor:
     pipeline, options = sampler
     parts = [seeds[i : i + BATCH] for i in range(0, len(seeds), BATCH)]
-    images = [unpack(pipeline(**request(labels_of(part).tolist(), part, **options)).images) for part in parts]
-    return torch.cat(images).clamp(-1, 1)
+    return torch.cat([images_of(pipeline(**request(labels_of(part).tolist(), part, **options))) for part in parts])
 
 
 def calibrate(sampler: Sampler, seeds: range, *, per_channel: bool = False) -> Calibration:
@@ -84,10 +84,7 @@ class Judge:
 
     def psnr(self, forecaster: Any, plan: lesa.StepPlan) -> float:
         with lesa.enable(self.sampler[0], forecaster, plan):
-            images = sample(self.sampler, self.seeds)
-        found = scores(images, self._full, labels_of(self.seeds))["psnr"]
-        assert found is not None, "a plan that predicts nothing"
-        return found
+            return float(psnr(sample(self.sampler, self.seeds), self._full).mean())
 
 
 def budgets(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:

@@ -24,10 +24,11 @@ import lesa
 from lesa.calibration.checkpoint import Progress
 from lesa.calibration.footprint import trajectory_bytes
 from lesa.calibration.training import STAGES, _train_on
-from lesa.demo.measure import labels_of, scores
-from lesa.demo.model import load_pipeline, request, unpack
+from lesa.demo.measure import call_of
+from lesa.demo.model import images_of, load_pipeline
 from lesa.demo.run import CALIBRATION_SEEDS, CONFIG, HELD_OUT_SEEDS
 from lesa.environment import describe_environment
+from lesa.evaluation import metrics
 
 STEPS, CHANNELS, INTERVAL = 50, 3072, 7
 PLAN = lesa.StepPlan.paper(STEPS, INTERVAL)
@@ -128,22 +129,19 @@ def quality() -> list[dict[str, Any]]:
     pipeline = load_pipeline()
 
     def sample() -> Tensor:
-        return unpack(pipeline(**request(labels_of(HELD_OUT).tolist(), HELD_OUT, num_steps=STEPS)).images).clamp(-1, 1)
+        return images_of(pipeline(**call_of(HELD_OUT)))
 
     full, rows = sample(), []
     for tokens, dtype in KEPT:
         # a call for each digit, so that each keeps tokens of its own
-        calls = [
-            request([int(labels_of(CALIBRATION_SEEDS)[i])], [seed], num_steps=STEPS)
-            for i, seed in enumerate(CALIBRATION_SEEDS)
-        ]
+        calls = [call_of(range(seed, seed + 1)) for seed in CALIBRATION_SEEDS]
         recorded = lesa.collect(pipeline, calls, tokens=tokens, dtype=dtype, progress=False)
         joined = lesa.Trajectories(
             recorded.times, [{s: torch.cat([shard[s] for shard in recorded.shards]) for s in recorded.streams}]
         )
         predictor = lesa.fit(joined, PLAN, CONFIG, progress=False)
         with lesa.enable(pipeline, predictor, PLAN):
-            psnr = scores(sample(), full, labels_of(HELD_OUT))["psnr"]
+            psnr = float(metrics.psnr(sample(), full).mean())
         size = sum(f.nbytes for shard in joined.shards for f in shard.values())
         rows.append(
             {

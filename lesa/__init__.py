@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lesa.calibration.gram_training import fit_gram
     from lesa.calibration.live import LiveTrajectories
     from lesa.calibration.training import fit
+    from lesa.evaluation.evaluate import evaluate
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,7 @@ __all__ = [
     "disable",
     "enable",
     "enable_module",
+    "evaluate",
     "fit",
     "fit_gram",
     "from_taylorseer_config",
@@ -94,6 +96,7 @@ _lazy = {
     "disable": "lesa.adapters.diffusers",
     "enable": "lesa.adapters.diffusers",
     "enable_module": "lesa.adapters.modules",
+    "evaluate": "lesa.evaluation.evaluate",
     "fit": "lesa.calibration.training",
     "fit_gram": "lesa.calibration.gram_training",
     "from_taylorseer_config": "lesa.adapters.diffusers",

@@ -51,7 +51,7 @@ def choose(
         )
         forecaster = UNCALIBRATED
     if plan is None:
-        plan = _evenly(budget) if budget else _own_plan(forecaster)
+        plan = _evenly(budget) if budget else own_plan(forecaster)
     if not isinstance(plan, StepPlan) and not callable(plan):
         raise ValueError(f"plan must be a StepPlan or a function of the times, not {type(plan).__name__}")
     return forecaster, plan
@@ -70,7 +70,7 @@ def _evenly(budget: dict[str, float]) -> Callable[[Tensor], StepPlan]:
     return plan
 
 
-def _own_plan(forecasters: Forecasters) -> StepPlan:
+def own_plan(forecasters: Forecasters) -> StepPlan:
     """The plan that all of the forecasters bring."""
     plans = {getattr(f, "plan", None) for f in each(forecasters)}
     if len(plans) == 1 and isinstance(plan := plans.pop(), StepPlan):

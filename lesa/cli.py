@@ -55,6 +55,30 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--max-error", type=float, metavar="E", help="the fewest that keep this predicted error")
     plan.set_defaults(run=_plan)
 
+    evaluate = commands.add_parser("evaluate", help="compare forecasters and plans with the full sampler")
+    evaluate.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
+    evaluate.add_argument("--out", type=Path, required=True, help="folder for evaluation.json and pictures")
+    evaluate.add_argument("--prompts", type=Path, help="a text file, one prompt a line, that no calibration has seen")
+    evaluate.add_argument("--calibration", type=Path, help="a folder written by lesa calibrate")
+    evaluate.add_argument(
+        "--forecasters",
+        nargs="+",
+        metavar="NAME",
+        default=["reuse", "taylor:order=2", "default"],
+        help="such as reuse, taylor:order=2, least-squares, default, or a predictor's folder (%(default)s)",
+    )
+    evaluate.add_argument(
+        "--plans",
+        nargs="+",
+        metavar="PLAN",
+        help="such as paper:7 (interval), even:10 or best:10 (full steps), own (paper and best at three budgets)",
+    )
+    evaluate.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
+    evaluate.add_argument("--rounds", type=int, default=1, metavar="N", help="timing rounds (%(default)s)")
+    evaluate.add_argument("--metrics", nargs="+", metavar="NAME", help="psnr, ssim, lpips, ... (all that can be had)")
+    evaluate.add_argument("--seed", type=int, default=1000, help="(%(default)s)")
+    evaluate.set_defaults(run=_evaluate)
+
     fit = commands.add_parser("fit", help="train a LESA predictor for a diffusers pipeline")
     fit.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
     fit.add_argument("--out", type=Path, required=True, help="folder for the predictor")
@@ -120,14 +144,46 @@ def _plan(options: argparse.Namespace) -> None:
     print(f"{len(plan.full_steps)} of {plan.num_steps}, {plan.speedup:.2f}x ideal, predicted error {error:.5f}")
 
 
-def _pipeline_and_calls(options: argparse.Namespace) -> tuple[Any, list[Any], dict[str, Any]]:
+def _evaluate(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from lesa.evaluation.columns import console_table
+    from lesa.evaluation.evaluate import evaluate
+    from lesa.evaluation.grid import default_plans, grid
+    from lesa.evaluation.pictures import draw
+
+    calibration = None if options.calibration is None else lesa.Calibration.load(options.calibration)
+    methods = grid(options.forecasters, options.plans or default_plans(options.steps, calibration), calibration)
+    pipeline, calls, keywords = _pipeline_and_calls(options, held_out=True)
+    rows = evaluate(
+        pipeline,
+        methods,
+        calls,
+        seed=options.seed,
+        metrics=options.metrics,
+        rounds=options.rounds,
+        out=options.out,
+        **keywords,
+    )
+    draw(options.out, rows, calibration)
+    Console().print(console_table(rows, title=f"{rows[0]['samples']} samples against the full sampler"))
+    print(f"evaluation.json and pictures: {options.out}")
+
+
+def _pipeline_and_calls(
+    options: argparse.Namespace, *, held_out: bool = False
+) -> tuple[Any, list[Any], dict[str, Any]]:
     """What to sample with, the calls to make, and keyword arguments of each."""
     if options.model == DEMO:
-        from lesa.demo.model import load_pipeline
-        from lesa.demo.run import CALIBRATION_SEEDS, request_digits
+        from lesa.demo.measure import call_of
+        from lesa.demo.model import images_of, load_pipeline
+        from lesa.demo.run import CALIBRATION_SEEDS, HELD_OUT_SEEDS
 
-        return load_pipeline(), [request_digits(CALIBRATION_SEEDS, options.steps)], {}
-    return _load_pipeline(options.model), _read_prompts(options.prompts), {"num_inference_steps": options.steps}
+        if held_out:
+            return load_pipeline(), [call_of(HELD_OUT_SEEDS[:256], options.steps)], {"images": images_of}
+        return load_pipeline(), [call_of(CALIBRATION_SEEDS, options.steps)], {}
+    keywords = {"num_inference_steps": options.steps} | ({"output_type": "pt"} if held_out else {})
+    return _load_pipeline(options.model), _read_prompts(options.prompts), keywords
 
 
 def _read_prompts(path: Path | None) -> list[str]:
@@ -143,11 +199,8 @@ def _fit(options: argparse.Namespace) -> None:
 
         fit_digits(collect_digits(load_pipeline()), options.interval, options.latent).save_pretrained(options.out)
         return
-    if options.prompts is None:
-        raise ValueError("say what to sample: --prompts FILE, one prompt a line")
     import torch
 
-    prompts = [line for line in options.prompts.read_text().splitlines() if line.strip()]
     prompts = _read_prompts(options.prompts)
     trajectories = lesa.collect(
         _load_pipeline(options.model),

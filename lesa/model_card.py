@@ -1,12 +1,13 @@
 """The README.md of a saved predictor: what it was made for, how to use it and what was measured of it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
+from lesa.evaluation.columns import cells
 from lesa.schedule import shown
 
 if TYPE_CHECKING:
@@ -15,18 +16,6 @@ if TYPE_CHECKING:
 FILE = "README.md"
 MARK = "<!-- Written by lesa, and again at every save. Without this line it is yours and stays. -->"
 Report = Sequence[Mapping[str, Any]] | str | Path
-
-# What is shown of a row of a report, if any row has it.
-COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "plan": ("full steps", str),
-    "method": ("method", str),
-    "full_steps": ("count", str),
-    "speedup_ideal": ("ideal", "{:.2f}x".format),
-    "speedup_wall": ("wall clock", "{:.2f}x".format),
-    "psnr": ("PSNR", "{:.2f} dB".format),
-    "ssim": ("SSIM", "{:.4f}".format),
-    "lpips": ("LPIPS", "{:.4f}".format),
-}
 
 
 def describe(
@@ -40,7 +29,7 @@ def describe(
 
     Args:
         predictor: the one that is saved, or one of several alike.
-        report: rows as ``lesa demo`` writes them, or the file that holds them.
+        report: rows as ``lesa evaluate`` and ``lesa demo`` write them, or the file that holds them.
         name: of the repository.
         streams: (component, branch) of each predictor, where there are several.
 
@@ -120,9 +109,7 @@ def _rows(report: Report | None) -> list[Mapping[str, Any]]:
 
 def _evaluation(rows: list[Mapping[str, Any]]) -> str:
     """The rows as a table, and what they were measured on."""
-    columns = {key: how for key, how in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
-    cells = [["" if row.get(key) is None else form(row[key]) for key, (_, form) in columns.items()] for row in rows]
-    parts = [_table([heading for heading, _ in columns.values()], cells)]
+    parts = [_table(*cells(rows))]
     samples = {row["samples"] for row in rows if "samples" in row}
     if samples:
         parts.append(f"{', '.join(map(str, sorted(samples)))} samples, against the full sampler on the same seeds.")

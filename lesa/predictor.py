@@ -230,7 +230,7 @@ class LesaPredictor(
         known = self.config.known_times(times)
         parameter = self._layer(0).weight
         asked = known[:-1] if steps is None else known[list(steps)]
-        offsets = self._offsets(asked, known).to(parameter.device, parameter.dtype)
+        offsets = self.offsets(asked, known).to(parameter.device, parameter.dtype)
         stages = torch.tensor([self.config.stage(t) for t in asked.tolist()], device=parameter.device)
         if parameter.is_cuda and not torch.is_grad_enabled() and self._has_uniform_grids():
             return self._merged_gates()(offsets).gather(1, stages.unsqueeze(1)).squeeze(1)
@@ -240,7 +240,7 @@ class LesaPredictor(
             result = result.index_put((members,), self.timestep[stage](offsets[members]).squeeze(-1))
         return result
 
-    def _offsets(self, asked: Tensor, known: Tensor) -> Tensor:
+    def offsets(self, asked: Tensor, known: Tensor) -> Tensor:
         """What the gates see at the times asked for, [asked, inputs], on a schedule."""
         references = self.config.references
         return asked[:, None] - (known if references is None else references)
@@ -270,7 +270,7 @@ class LesaPredictor(
         t = float(t)
         stage = self.config.stage(t)
         parameter = self._layer(stage).weight
-        offsets = self._offsets(torch.tensor([t], dtype=torch.float64), self.config.known_times(times))
+        offsets = self.offsets(torch.tensor([t], dtype=torch.float64), self.config.known_times(times))
         return self.advance(history, stage, self.timestep[stage](offsets[0].to(parameter.device, parameter.dtype)))
 
     def advance(self, history: Tensor | Sequence[Tensor], stage: int, alpha: Tensor) -> Tensor:

@@ -3,15 +3,14 @@
 from typing import Any
 
 from benchmarks.report.registry import part, table
-from lesa.demo.run import cells
+from lesa.evaluation.columns import LEFT, cells
 
 
 @part("README.md", "demo table", "demo.json", command="lesa demo")
 def demo_table(rows: Any) -> str:
     """The rows of the demo's report."""
-    headings = ["full steps", "method", "count", "ideal", "wall clock", "1 image", "PSNR", "SSIM", "classifier", "kept"]
     setting = f"{rows[0]['samples']} held-out digits, {rows[0]['batch']} at a time."
-    return f"{table(headings, map(cells, rows), left=2)}\n\n{setting}"
+    return f"{table(*cells(rows), left=LEFT)}\n\n{setting}"
 
 
 @part("README.md", "demo findings", "demo.json", command=None)

@@ -64,7 +64,7 @@ class Recorder:
 
     def request(self, index: int) -> str:
         """Names what call ``index`` keeps: equal for equal arguments, seeds, tokens and dtypes."""
-        return _fingerprint([self._arguments(index), self._tokens, str(self._dtype)])
+        return fingerprint([self._arguments(index), self._tokens, str(self._dtype)])
 
     def record(self, index: int) -> Shard:
         """The features [samples, steps, ...] of call ``index``, by stream.
@@ -85,10 +85,7 @@ class Recorder:
         return self._features
 
     def _arguments(self, index: int) -> dict[str, Any]:
-        prompt = self._prompts[index]
-        call = prompt if isinstance(prompt, dict) else {"prompt": prompt}
-        call = {"generator": torch.Generator().manual_seed(self._seed + index), **self._options, **call}
-        return call | {"generator": _copies(call["generator"])}  # a call made again is the same again
+        return call_arguments(self._prompts[index], self._seed + index, self._options)
 
     def _add(self, call: Call, feature: Tensor) -> None:
         assert call.times is not None, "a pipeline knows its times"
@@ -124,13 +121,20 @@ class Recorder:
             tell(sum(f.nbytes for f in streams), shapes)
 
 
+def call_arguments(prompt: Prompt, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a pipeline call, from a generator with this seed unless the prompt brings one."""
+    call = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+    call = {"generator": torch.Generator().manual_seed(seed), **options, **call}
+    return call | {"generator": _copies(call["generator"])}  # a call made again is the same again
+
+
 def _copies(generator: Any) -> Any:
     if isinstance(generator, list | tuple):
         return [_copies(g) for g in generator]
     return generator if generator is None else torch.Generator(generator.device).set_state(generator.get_state())
 
 
-def _fingerprint(value: Any) -> str:
+def fingerprint(value: Any) -> str:
     """The same for the same request, whatever the objects that say it."""
     digest = hashlib.sha256()
 

@@ -46,6 +46,7 @@ def fit(
     config: LesaConfig | None = None,
     *,
     stream: Stream | None = None,
+    start: LesaPredictor | None = None,
     epochs: tuple[int, int] = (3, 3),
     batch: int = 4,
     learning_rate: float = 1e-2,
@@ -66,8 +67,10 @@ def fit(
         trajectories: true features of whole generations: recorded by :func:`lesa.collect`, or :class:`lesa.Live`.
             Several schedules at once, for a predictor with ``anchors``: pairs of trajectories and a plan or plans.
         plan: the full steps that sampling will run. Of several plans each batch is trained on one, drawn at random.
-        config: the shape of the predictor; None: the paper's, for this number of steps.
+        config: the shape of the predictor; None: that of ``start``, or the paper's for this number of steps.
         stream: (component, branch), where several were recorded.
+        start: a predictor to go on from; None: from scratch, as in the paper. Going on from what :func:`lesa.fit_gram`
+            found undoes it: an L1 loss on features knows nothing of the final norm and of errors that cancel.
         epochs: passes over the samples in the guided and in the closed-loop stage.
         batch: samples an update sees, over all processes.
         learning_rate: of AdamW, falling to zero along a cosine over all updates. The released recipe (1e-4, halved
@@ -86,18 +89,23 @@ def fit(
 
     Raises:
         ValueError: if plan, config and trajectories have different numbers of steps, a feature holds NaN, a plan leaves
-            nothing to predict, there are several schedules without anchors, or the checkpoint belongs to another
-            training.
+            nothing to predict, there are several schedules without anchors, the checkpoint belongs to another training,
+            or ``start`` has another config.
     """
     lessons = _lessons(trajectories, plan)
-    config = config or LesaConfig(lessons[0][0].num_steps)
+    if start is not None and config not in (None, start.config):
+        raise ValueError("a training goes on with the config of its start; leave config= away")
+    config = config or (LesaConfig(lessons[0][0].num_steps) if start is None else start.config)
     _check(lessons, config, stream)
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     if device is None:
         device = accelerator.device if accelerator is not None else "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     predictor = LesaPredictor(config).train()
-    if config.latent == "kan":
+    if start is not None:
+        predictor.scale = start.scale
+        predictor.load_state_dict(start.state_dict())
+    elif config.latent == "kan":
         predictor.scale = _scale(next(iter(lessons[0][0].batches(batch, stream=stream))), lessons[0][1][0])
     predictor.to(device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=learning_rate, weight_decay=weight_decay)

@@ -28,7 +28,11 @@ def _classifier() -> SVC:
     return SVC(gamma=0.03, C=10.0).fit(images.flatten(1).numpy(), labels.numpy())
 
 
+def read(images: Tensor) -> Tensor:
+    """The digit [N] that a support vector classifier trained on the real ones sees in images [N, 1, 8, 8]."""
+    return torch.from_numpy(_classifier().predict(images.clamp(-1, 1).flatten(1).float().numpy()))
+
+
 def agreement(images: Tensor, labels: Tensor) -> float:
-    """Share of images [N, 1, 8, 8] that a support vector classifier trained on the real digits reads as their label."""
-    predicted = _classifier().predict(images.clamp(-1, 1).flatten(1).float().numpy())
-    return float((torch.from_numpy(predicted) == labels).float().mean())
+    """Share of images [N, 1, 8, 8] in [-1, 1] that :func:`read` as their label."""
+    return float((read(images) == labels).float().mean())

@@ -5,7 +5,7 @@ pipeline packs into 16 tokens of 4 values. The "prompt" is the digit as a one-ho
 class of classifier-free guidance. Sampling is ``FluxPipeline`` with FLUX.1-dev's time shift, mu = 1.15.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,16 @@ def unpack(tokens: Tensor) -> Tensor:
     """FLUX tokens [N, 16, 4] as images [N, 1, 8, 8]."""
     size = IMAGE_SIZE * PIXELS_PER_LATENT
     return FluxPipeline._unpack_latents(tokens, size, size, PIXELS_PER_LATENT)
+
+
+def images_of(output: Any) -> Tensor:
+    """The images [N, 1, 8, 8] in [0, 1] of what the pipeline returned, for comparisons."""
+    return unpack(output.images).clamp(-1, 1).add(1).div(2)
+
+
+def labels_in(call: Mapping[str, Any]) -> Tensor:
+    """The digits [N] that a :func:`request` asks for."""
+    return call["pooled_prompt_embeds"].argmax(-1)
 
 
 def request(

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from diffusers import FluxPipeline
 from rich.console import Console
-from rich.table import Table
 
 from lesa.calibration.calibrating import calibrate
 from lesa.calibration.calibration import Calibration
@@ -16,23 +16,30 @@ from lesa.calibration.collecting import collect
 from lesa.calibration.gram import GramMatrix
 from lesa.calibration.training import fit
 from lesa.calibration.trajectories import Trajectories
-from lesa.demo.measure import compare, error_along_the_way, labels_of, timed
-from lesa.demo.methods import INTERVALS, NUM_STEPS, Method, all_methods, calibrated_methods
-from lesa.demo.model import WEIGHTS, load_pipeline, request
+from lesa.demo.measure import call_of, compare, error_along_the_way
+from lesa.demo.methods import DEFAULT, INTERVALS, LIVE_INTERVAL, NUM_STEPS, all_methods, calibrated_methods
+from lesa.demo.model import WEIGHTS, images_of, load_pipeline
 from lesa.demo.pictures import draw_comparison, draw_plans
-from lesa.environment import describe_environment
+from lesa.evaluation.columns import console_table
+from lesa.evaluation.methods import Method
 from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
 
 CALIBRATION_SEEDS = range(10_000, 10_096)
 HELD_OUT_SEEDS = range(512)
-LIVE_INTERVAL = 7
 SHOWN = 16  # digits in the picture
 CONFIG = LesaConfig(NUM_STEPS, hidden_dim=64)
 
 
-def run_demo(out: Path, *, held_out: int = len(HELD_OUT_SEEDS), batch: int = 256, timing_rounds: int = 5) -> None:
-    """Everything that ``lesa demo`` shows, with the files in ``out``."""
+def run_demo(
+    out: Path,
+    *,
+    held_out: int = len(HELD_OUT_SEEDS),
+    batch: int = 256,
+    timing_rounds: int = 5,
+    intervals: Sequence[int] = INTERVALS,
+) -> None:
+    """Everything that ``lesa demo`` shows, with the files in ``out``; ``intervals`` of the paper's plans."""
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     start = time.monotonic()
@@ -43,11 +50,12 @@ def run_demo(out: Path, *, held_out: int = len(HELD_OUT_SEEDS), batch: int = 256
     )
     trajectories = collect_digits(pipeline)
     console.print(f"[bold]2.[/] A LESA predictor for the paper's plan with interval {LIVE_INTERVAL} is fitted to them.")
-    predictors = {interval: load_predictor(f"lesa-n{interval}") for interval in INTERVALS if interval != LIVE_INTERVAL}
-    predictors[LIVE_INTERVAL] = fit_digits(trajectories, LIVE_INTERVAL)
+    predictors = {
+        n: fit_digits(trajectories, n) if n == LIVE_INTERVAL else load_predictor(f"lesa-n{n}") for n in intervals
+    }
     console.print("[bold]3.[/] A calibration finds the best full steps, and predictors are fitted to it.")
-    calibration = calibrate(pipeline, [request_digits(CALIBRATION_SEEDS)], search=False)
-    best = calibrated_methods(calibration, trajectories, CONFIG)
+    calibration = calibrate(pipeline, [call_of(CALIBRATION_SEEDS)], search=False)
+    best = calibrated_methods(calibration, trajectories, CONFIG, intervals)
     kan = load_predictor(f"lesa-kan-n{LIVE_INTERVAL}")
     methods = all_methods(predictors, gram_of(trajectories), kan, best)
     console.print(
@@ -55,24 +63,18 @@ def run_demo(out: Path, *, held_out: int = len(HELD_OUT_SEEDS), batch: int = 256
     )
     rows = compare(pipeline, methods, HELD_OUT_SEEDS[:held_out], batch=batch, timing_rounds=timing_rounds)
     rows = keep_better_taylorseer(rows)
-    environment = describe_environment()
-    (out / "report.json").write_text(json.dumps([row | {"environment": environment} for row in rows], indent=1) + "\n")
+    (out / "report.json").write_text(json.dumps(rows, indent=1) + "\n")
     shown = [m for m in methods if m.plan in ("every step", f"paper N={LIVE_INTERVAL}")]
     count = len(StepPlan.paper(NUM_STEPS, LIVE_INTERVAL).full_steps)
-    shown += [m for m in best if m.plan.startswith("calibrated") and f" {count} " in m.plan and "default" in m.name]
-    draw(out, pipeline, shown, rows, calibration)
-    console.print(table(rows))
+    shown += [m for m in best if m.plan == f"calibrated, {count} steps" and m.name == DEFAULT]
+    draw(out, pipeline, shown, rows, calibration, intervals)
+    console.print(console_table(rows, title=f"{rows[0]['samples']} held-out digits against the full sampler"))
     console.print(f"Wrote report.json, comparison.png and plan.png to {out} after {time.monotonic() - start:.0f} s.")
-
-
-def request_digits(seeds: range, num_steps: int = NUM_STEPS) -> dict[str, Any]:
-    """The pipeline call that draws a digit for each seed."""
-    return request(labels_of(seeds).tolist(), seeds, num_steps=num_steps)
 
 
 def collect_digits(pipeline: FluxPipeline) -> Trajectories:
     """The features of the calibration digits."""
-    return collect(pipeline, [request_digits(CALIBRATION_SEEDS)])
+    return collect(pipeline, [call_of(CALIBRATION_SEEDS)])
 
 
 def fit_digits(trajectories: Trajectories, interval: int, latent: Literal["linear", "kan"] = "linear") -> LesaPredictor:
@@ -102,48 +104,23 @@ def keep_better_taylorseer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(
-    out: Path, pipeline: FluxPipeline, methods: list[Method], rows: list[dict[str, Any]], calibration: Calibration
+    out: Path,
+    pipeline: FluxPipeline,
+    methods: list[Method],
+    rows: list[dict[str, Any]],
+    calibration: Calibration,
+    intervals: Sequence[int],
 ) -> None:
     """The two pictures, of the methods on the live predictor's plan and of the best one with as many full steps."""
     seeds = HELD_OUT_SEEDS[:SHOWN]
     images = {}
     for method in methods:
         with method.enabled(pipeline):
-            images[method.name] = timed(pipeline, seeds)[0]
+            images[method.name] = images_of(pipeline(**call_of(seeds)))
     shown = [next(r for r in rows if (r["method"], r["plan"]) == (m.name, m.plan)) for m in methods]
     draw_comparison(out / "comparison.png", images, shown)
     errors = error_along_the_way(pipeline, methods, HELD_OUT_SEEDS[:128])
     del errors[methods[0].name]
-    plans = {f"N={interval}": StepPlan.paper(NUM_STEPS, interval) for interval in INTERVALS}
+    plans = {f"N={interval}": StepPlan.paper(NUM_STEPS, interval) for interval in intervals}
     plans |= {f"best {count}": calibration.plan(count) for count in (len(p.full_steps) for p in list(plans.values()))}
     draw_plans(out / "plan.png", plans, errors, f"distance from the full sampler along the way, N={LIVE_INTERVAL}")
-
-
-def table(rows: list[dict[str, Any]]) -> Table:
-    """The rows as they appear on the console."""
-    result = Table("plan", "method", title=f"{rows[0]['samples']} held-out digits against the full sampler")
-    for heading in ("full", "ideal", "wall", "wall, 1 image", "PSNR", "SSIM", "classifier", "kept"):
-        result.add_column(heading, justify="right")
-    previous = None
-    for row in rows:
-        if previous not in (None, row["plan"]):
-            result.add_section()
-        previous = row["plan"]
-        result.add_row(*cells(row))
-    return result
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the report in words, wherever it is shown."""
-    return [
-        row["plan"],
-        row["method"],
-        str(row["full_steps"]),
-        f"{row['speedup_ideal']:.2f}x",
-        f"{row['speedup_wall']:.2f}x",
-        f"{row['speedup_wall_batch_1']:.2f}x",
-        "" if row["psnr"] is None else f"{row['psnr']:.2f} dB",
-        f"{row['ssim']:.4f}",
-        f"{row['classifier_agreement']:.1%}",
-        "" if row["kept_bytes"] is None else f"{row['kept_bytes'] / 2**20:.1f} MiB",
-    ]

@@ -1,7 +1,7 @@
 """Forecasters: each turns a plan and a schedule into a table of coefficients. One small file each."""
 
 from lesa.forecasters.adams_bashforth import AdamsBashforth
-from lesa.forecasters.base import Forecaster, make_forecaster, register_forecaster
+from lesa.forecasters.base import Forecaster, make_forecaster, register_forecaster, registered
 from lesa.forecasters.foca import FoCa
 from lesa.forecasters.hermite import Hermite
 from lesa.forecasters.l2p import L2P
@@ -31,4 +31,5 @@ __all__ = [
     "Taylor",
     "make_forecaster",
     "register_forecaster",
+    "registered",
 ]

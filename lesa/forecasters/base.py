@@ -37,6 +37,11 @@ def register_forecaster(name: str, factory: Callable[..., Forecaster]) -> None:
     _factories[name] = factory
 
 
+def registered() -> tuple[str, ...]:
+    """The names that are known."""
+    return tuple(sorted(_factories))
+
+
 def make_forecaster(name: str, **options: Any) -> Forecaster:
     """The forecaster registered under ``name``, made with ``options``.
 
@@ -44,5 +49,5 @@ def make_forecaster(name: str, **options: Any) -> Forecaster:
         ValueError: for an unknown name.
     """
     if name not in _factories:
-        raise ValueError(f"no forecaster named {name!r}; known are {', '.join(sorted(_factories))}")
+        raise ValueError(f"no forecaster named {name!r}; known are {', '.join(registered())}")
     return _factories[name](**options)

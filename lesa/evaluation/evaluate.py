@@ -1,0 +1,185 @@
+"""``evaluate``: methods take turns on held-out prompts, and are compared with the full sampler."""
+
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lesa.calibration.recorder import Prompt, call_arguments
+from lesa.environment import describe_environment
+from lesa.evaluation.images import images_of
+from lesa.evaluation.methods import FULL, Method
+from lesa.evaluation.metrics import Metric, choose_metrics
+
+EVALUATION_FILE = "evaluation.json"
+Row = dict[str, Any]
+
+
+def evaluate(
+    pipeline: Any,
+    methods: Sequence[Method],
+    prompts: Sequence[Prompt],
+    *,
+    seed: int = 0,
+    metrics: Sequence[str | Metric] | None = None,
+    images: Callable[[Any], Tensor] = images_of,
+    rounds: int = 1,
+    warm_up: bool = False,
+    out: str | Path | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> list[Row]:
+    """Quality and speed of methods on prompts that no calibration has seen.
+
+    All methods make each call in turn, so that a machine that slows down does so for all of them.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        methods: what to compare with the full sampler, which is run as the first whether it is among them or not.
+        prompts: one call each: a prompt, a list of prompts for a batch, or the keyword arguments of a call.
+        seed: call i starts from a generator seeded with ``seed + i``, unless its arguments bring a generator.
+        metrics: names from :data:`lesa.evaluation.metrics.METRICS`, or metrics of your own; None: all that this machine
+            has the weights for, PSNR and SSIM in any case.
+        images: (what a call returns) -> images [N, C, H, W] or videos [N, F, C, H, W] in [0, 1].
+        rounds: how often all calls are made; the first round is scored, all are timed.
+        warm_up: make each call once before it is timed. What happens once a schedule, such as folding a table, is then
+            not in the time.
+        out: a folder for ``evaluation.json``, written anew after every call.
+        progress: show a progress bar.
+        options: keyword arguments for every call, such as ``num_inference_steps=50``.
+
+    Returns:
+        A row for each method, the full sampler first: ``method``, ``plan``, ``full`` (the full steps), ``full_steps``
+        (how many), ``speedup_ideal`` and ``speedup_wall`` (of whole calls, median over calls and rounds), the mean of
+        each metric over all images, ``kept_bytes`` of features, on a GPU ``peak_bytes``, ``seconds`` (median of a
+        call), ``samples`` and ``environment``.
+
+    Raises:
+        ValueError: if there are no prompts or methods, two methods have the same name and plan, or a metric cannot be
+            measured here.
+    """
+    everything = [FULL, *(method for method in methods if method is not FULL)]
+    if len(everything) == 1 or not prompts:
+        raise ValueError("an evaluation needs methods to compare and prompts to compare them on")
+    if len({(method.name, method.plan) for method in everything}) < len(everything):
+        raise ValueError("two methods have the same name and plan, so that their rows could not be told apart")
+    chosen = _chosen(metrics)
+    figures = {method: Figures() for method in everything}
+    environment = describe_environment()
+    total = rounds * len(prompts) * len(everything)
+    with tqdm(total=total, desc="evaluating", disable=not progress, delay=2) as bar:
+        for number in range(rounds):
+            for index, prompt in enumerate(prompts):
+                reference: Tensor | None = None
+                for method in everything:
+                    bar.update()
+                    if number > 0 and not method.timed:
+                        continue
+                    with method.enabled(pipeline) as handle:
+                        for _ in range(1 + warm_up):
+                            call = call_arguments(prompt, seed + index, options)
+                            output, seconds, peak = _timed(pipeline, call)
+                    figures[method].add_run(seconds, peak, handle, pipeline.scheduler)
+                    if number == 0:
+                        made = images(output)
+                        reference = made if reference is None else reference
+                        figures[method].add_scores(chosen, made, reference, call)
+                rows = [figures[m].row(m, figures[FULL]) | {"environment": environment} for m in everything]
+                if out is not None:
+                    _write(Path(out), rows)
+    return rows
+
+
+@dataclass
+class Figures:
+    """What has been measured of one method."""
+
+    seconds: list[float] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    full: list[int] = field(default_factory=list)
+    full_steps: int = 0
+    steps: int = 0
+    kept_bytes: int | None = None
+    peak_bytes: int | None = None
+    samples: int = 0
+
+    def add_run(self, seconds: float, peak: int | None, handle: Any, scheduler: Any) -> None:
+        """One call: its time, and the steps that ``handle`` says were full, all of them where there is none."""
+        self.seconds.append(seconds)
+        self.peak_bytes = peak
+        self.steps = self.full_steps = len(scheduler.timesteps)
+        self.full = list(range(self.steps))
+        records = getattr(handle, "records", [])
+        if records:
+            full, predicted = _steps_of(records)
+            self.full, self.full_steps = full, len(full)
+            self.steps = max(self.full_steps + predicted, self.steps if not predicted else 0)
+            self.kept_bytes = sum(record.kept_bytes for record in records)
+
+    def add_scores(self, metrics: Sequence[Metric], images: Tensor, reference: Tensor, call: dict[str, Any]) -> None:
+        """The images of one call."""
+        self.samples += len(images)
+        for metric in metrics:
+            if call.get("prompt") or not metric.needs_prompts:
+                self.scores[metric.name] += metric.measure(images, reference, call).double().tolist()
+
+    def row(self, method: Method, whole: "Figures") -> Row:
+        """The row of a method, where ``whole`` is the full sampler."""
+        scores = {name: statistics.fmean(values) for name, values in self.scores.items()}
+        row: Row = {
+            "method": method.name,
+            "plan": method.plan,
+            "full": self.full,
+            "full_steps": self.full_steps,
+            "speedup_ideal": self.steps / self.full_steps,
+            "speedup_wall": statistics.median(a / b for a, b in zip(whole.seconds, self.seconds, strict=False)),
+            # the full sampler's distance from itself is infinitely good, which JSON does not know
+            **{name: score if abs(score) < float("inf") else None for name, score in scores.items()},
+            "kept_bytes": self.kept_bytes,
+            "seconds": statistics.median(self.seconds),
+            "samples": self.samples,
+        }
+        return row if self.peak_bytes is None else row | {"peak_bytes": self.peak_bytes}
+
+
+def _steps_of(records: Sequence[Any]) -> tuple[list[int], int]:
+    """The full steps of the branch that has most, over all transformers, and how many it predicted."""
+    branches: dict[str, tuple[list[int], int]] = {}
+    for record in records:
+        full, predicted = branches.get(record.branch, ([], 0))
+        branches[record.branch] = sorted([*full, *record.full]), predicted + len(record.predicted)
+    return max(branches.values(), key=lambda steps: len(steps[0]))
+
+
+def _timed(pipeline: Any, call: dict[str, Any]) -> tuple[Any, float, int | None]:
+    """The output of a call, its seconds, and the most bytes that a GPU held meanwhile."""
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    output = pipeline(**call)
+    if gpu:
+        torch.cuda.synchronize()
+    return output, time.perf_counter() - start, torch.cuda.max_memory_allocated() if gpu else None
+
+
+def _chosen(metrics: Sequence[str | Metric] | None) -> list[Metric]:
+    if metrics is None:
+        return choose_metrics()
+    return [metric if isinstance(metric, Metric) else choose_metrics([metric])[0] for metric in metrics]
+
+
+def _write(folder: Path, rows: list[Row]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{EVALUATION_FILE}.unfinished"
+    unfinished.write_text(json.dumps(rows, indent=1) + "\n")
+    unfinished.replace(folder / EVALUATION_FILE)

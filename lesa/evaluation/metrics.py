@@ -1,0 +1,167 @@
+"""How far images are from the full sampler's, and what models that look at images say of them.
+
+PSNR, SSIM and LPIPS compare with the full sampler's image of the same seed; CLIP score and ImageReward judge an image
+by its prompt. Those that need weights are there when these are on the machine already: nothing is downloaded here.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from lesa.evaluation.images import as_frames
+
+GAUSSIAN = 11  # pixels that SSIM's usual window is wide
+CLIP_MODEL: Final = "openai/clip-vit-large-patch14"
+ALEXNET = "alexnet-owt-7be5be79.pth"  # what LPIPS looks through
+
+Call = Mapping[str, Any]  # the keyword arguments that the images were asked for with
+Measure = Callable[[Tensor, Tensor, Call], Tensor]
+NOTHING: Call = {}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of an image or video, in [0, 1] as those of :func:`lesa.evaluation.images.images_of`.
+
+    Attributes:
+        name: its key in a row.
+        measure: (images, the full sampler's, the call's arguments) -> [N].
+        missing: what it lacks on this machine, and how to get it; None: nothing.
+        needs_prompts: whether it says nothing of images whose call has no ``prompt``.
+    """
+
+    name: str
+    measure: Measure
+    missing: Callable[[], str | None] = lambda: None
+    needs_prompts: bool = False
+
+
+def psnr(images: Tensor, reference: Tensor, call: Call = NOTHING) -> Tensor:
+    """Peak signal to noise ratio in dB of each image; infinite for equal ones."""
+    return peak_signal_noise_ratio(
+        images.clamp(0, 1), reference.clamp(0, 1), data_range=1.0, dim=tuple(range(1, images.ndim)), reduction="none"
+    )
+
+
+def ssim(images: Tensor, reference: Tensor, call: Call = NOTHING) -> Tensor:
+    """Structural similarity; of images too small for the usual window with the largest that fits, of equal weights."""
+    (frames, count), (true, _) = as_frames(images.clamp(0, 1)), as_frames(reference.clamp(0, 1))
+    size = min(frames.shape[-2:])
+    small: dict[str, Any] = {} if size > GAUSSIAN else {"gaussian_kernel": False, "kernel_size": size - (size + 1) % 2}
+    made: Any = structural_similarity_index_measure(frames, true, data_range=1.0, reduction="none", **small)
+    return torch.as_tensor(made).reshape(-1, count).mean(1)
+
+
+def lpips(images: Tensor, reference: Tensor, call: Call = NOTHING) -> Tensor:
+    """Learned perceptual distance through AlexNet, mean over frames (https://arxiv.org/abs/1801.03924)."""
+    (frames, count), (true, _) = as_frames(images.clamp(0, 1)), as_frames(reference.clamp(0, 1))
+    distance = torch.stack([_lpips()(a[None], b[None]) for a, b in zip(frames, true, strict=True)])
+    return distance.reshape(-1, count).mean(1)
+
+
+def clip_score(images: Tensor, reference: Tensor, call: Call = NOTHING) -> Tensor:
+    """100 times the cosine of image and prompt in CLIP, at least 0 (https://arxiv.org/abs/2104.08718)."""
+    frames, count = as_frames(images.clamp(0, 1))
+    texts = _texts(call, len(frames))
+    bytes_ = (frames * 255).round().to(torch.uint8)
+    scores = torch.stack([_clip()(image, text).detach() for image, text in zip(bytes_, texts, strict=True)])
+    return scores.reshape(-1, count).mean(1)
+
+
+def image_reward(images: Tensor, reference: Tensor, call: Call = NOTHING) -> Tensor:
+    """How a model of people's preferences rates image and prompt (https://arxiv.org/abs/2304.05977)."""
+    from torchvision.transforms.functional import to_pil_image
+
+    frames, count = as_frames(images.clamp(0, 1))
+    texts = _texts(call, len(frames))
+    scores = [_image_reward().score(text, to_pil_image(image)) for image, text in zip(frames, texts, strict=True)]
+    return torch.tensor(scores).reshape(-1, count).mean(1)
+
+
+def _texts(call: Call, frames: int) -> list[str]:
+    """The prompt of each frame."""
+    prompts = [call["prompt"]] if isinstance(call["prompt"], str) else call["prompt"]
+    return [prompt for prompt in prompts for _ in range(frames // len(prompts))]
+
+
+@cache
+def _lpips() -> Any:
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+
+
+@cache
+def _clip() -> Any:
+    from torchmetrics.multimodal.clip_score import CLIPScore
+
+    return CLIPScore(CLIP_MODEL)
+
+
+@cache
+def _image_reward() -> Any:
+    import ImageReward
+
+    return ImageReward.load("ImageReward-v1.0")
+
+
+def _without_package(name: str, install: str) -> str | None:
+    return None if importlib.util.find_spec(name) else f"{name} is not installed: pip install {install}"
+
+
+def _without_lpips() -> str | None:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+    absent = f"{path} is not there: torchvision.models.alexnet(weights='DEFAULT') fetches it"
+    return _without_package("torchvision", "torchvision") or (None if path.exists() else absent)
+
+
+def _without_clip() -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    here = Path(CLIP_MODEL).is_dir() or isinstance(try_to_load_from_cache(CLIP_MODEL, "config.json"), str)
+    absent = f"{CLIP_MODEL} is not in the cache: hf download {CLIP_MODEL} fetches it"
+    return _without_package("transformers", "transformers") or (None if here else absent)
+
+
+def _without_image_reward() -> str | None:
+    path = Path(os.path.expanduser("~/.cache/ImageReward/ImageReward.pt"))
+    absent = f"{path} is not there: ImageReward.load('ImageReward-v1.0') fetches it"
+    return _without_package("ImageReward", "image-reward") or (None if path.exists() else absent)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("psnr", psnr),
+        Metric("ssim", ssim),
+        Metric("lpips", lpips, _without_lpips),
+        Metric("clip_score", clip_score, _without_clip, needs_prompts=True),
+        Metric("image_reward", image_reward, _without_image_reward, needs_prompts=True),
+    )
+}
+
+
+def choose_metrics(names: Sequence[str] | None = None) -> list[Metric]:
+    """Those asked for; None: all that this machine has what they need for.
+
+    Raises:
+        ValueError: for an unknown name, or one that lacks something here.
+    """
+    if names is None:
+        return [metric for metric in METRICS.values() if metric.missing() is None]
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise ValueError(f"no metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+    for name in names:
+        lacks = METRICS[name].missing()
+        if lacks is not None:
+            raise ValueError(f"{name} cannot be measured here: {lacks}")
+    return [METRICS[name] for name in names]

@@ -64,7 +64,7 @@ def run_demo(
     rows = compare(pipeline, methods, HELD_OUT_SEEDS[:held_out], batch=batch, timing_rounds=timing_rounds)
     rows = keep_better_taylorseer(rows)
     (out / "report.json").write_text(json.dumps(rows, indent=1) + "\n")
-    shown = [m for m in methods if m.plan in ("every step", f"paper N={LIVE_INTERVAL}")]
+    shown = [m for m in methods if m.timed and m.plan in ("every step", f"paper N={LIVE_INTERVAL}")]
     count = len(StepPlan.paper(NUM_STEPS, LIVE_INTERVAL).full_steps)
     shown += [m for m in best if m.plan == f"calibrated, {count} steps" and m.name == DEFAULT]
     draw(out, pipeline, shown, rows, calibration, intervals)

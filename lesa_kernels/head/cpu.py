@@ -45,19 +45,20 @@ def head(
     scale, shift = multiplier.to(exact).unsqueeze(2), addend.to(exact).unsqueeze(2)  # [P, B or 1, 1, D]
 
     def combined(tile: Tensor) -> Tensor:
-        return torch.mm(coefficients, tile.to(exact).reshape(m, -1)).view(count, *tile.shape[1:])
+        return torch.mm(coefficients, tile.reshape(m, -1)).view(count, *tile.shape[1:])
 
     if count * samples * tokens * channels <= FEW:
-        normalised = functional.layer_norm(combined(features), (channels,), eps=eps)
+        normalised = functional.layer_norm(combined(features.to(exact)), (channels,), eps=eps)
         return functional.linear(torch.addcmul(shift, normalised, scale), weight, bias).view(shape).to(history.dtype)
     out = history.new_empty(count, samples, tokens, outputs)
     scale, offset = (t.expand(-1, samples, -1, -1) for t in (scale, functional.linear(shift, weight, bias)))
     floor = coefficients.new_full((), math.sqrt(channels * eps))
-    for b, t in _tiles(samples, tokens, max(1, TILE // (count * channels))):
-        x = combined(features[:, b, t])
+    for b, t in _tiles(samples, tokens, max(1, TILE // (max(count, m) * channels))):
+        tile = features[:, b, t].to(exact)
+        # Before the sums, whose rounding differs from column to column: what a token's channels have in common would
+        # leave a trace of it, and a token of nearly equal channels is divided by next to nothing.
+        x = combined(tile if centred else tile - tile.mean(-1, keepdim=True))
         # A layer norm in pieces: dividing by the deviation waits for the projection, which leaves fewer to divide.
-        if not centred:
-            x -= x.mean(-1, keepdim=True)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(floor)  # sqrt(D (variance + eps))
         x *= scale[:, b]
         projected = torch.mm(x.view(-1, channels), weight.t()).view(*x.shape[:-1], outputs)

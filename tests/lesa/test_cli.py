@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -80,3 +81,16 @@ def test_the_kernel_package_never_imports_the_other():
     code = "import sys, lesa_kernels; print([m for m in sys.modules if m == 'lesa' or m.startswith('lesa.')])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_evaluate_compares_forecasters_and_plans_on_the_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lesa.demo.run.HELD_OUT_SEEDS", range(4))
+    options = ["--forecasters", "reuse", "taylor:order=2,variable=time", "--plans", "even:4", "--steps", "10"]
+    main(["evaluate", "demo", "--out", str(tmp_path), *options])
+    rows = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [row["full_steps"] for row in rows] == [10, 4, 4]
+    assert rows[2]["psnr"] > rows[1]["psnr"]
+    assert (tmp_path / "quality.png").exists()
+    assert "4 samples against the full sampler" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit, match="lesa evaluate: best:4 needs a calibration"):
+        main(["evaluate", "demo", "--out", str(tmp_path), "--plans", "best:4"])

@@ -1,0 +1,174 @@
+import json
+import math
+
+import pytest
+import torch
+from matplotlib import image as mpimg
+
+import lesa
+from lesa.evaluation import pictures
+from lesa.evaluation.columns import cells, console_table
+from lesa.evaluation.evaluate import evaluate
+from lesa.evaluation.grid import default_plans, grid, plan_of
+from lesa.evaluation.methods import FULL, predicted
+from lesa.evaluation.metrics import Metric
+from tests.lesa.adapters import tiny
+
+PLAN = lesa.StepPlan(tiny.STEPS, [0, 1, 4, 7])
+
+
+def latents_of(output):
+    return output.images.unflatten(1, (1, -1)).sigmoid()  # [N, 1, tokens, channels]
+
+
+def run(methods, calls=2, **options):
+    made = [tiny.arguments(batch=2, seed=i) for i in range(calls)]
+    return evaluate(tiny.pipeline(), methods, made, images=latents_of, progress=False, **options)
+
+
+def ours(name="reuse", forecaster=None, plan=PLAN, called="four"):
+    return predicted(name, forecaster or lesa.Reuse(), plan, called)
+
+
+def test_the_full_sampler_comes_first_and_is_what_others_are_compared_with():
+    full, reuse, taylor = run([ours(), ours("Taylor 1", lesa.Taylor(1))], metrics=["psnr", "ssim"])
+    assert (full["method"], full["full_steps"], full["speedup_wall"], full["psnr"]) == ("full sampler", 10, 1.0, None)
+    assert full["ssim"] == pytest.approx(1)
+    assert reuse["full"] == list(PLAN.full_steps)
+    assert reuse["speedup_ideal"] == 2.5
+    assert reuse["samples"] == 4
+    assert reuse["kept_bytes"] > 0
+    assert taylor["kept_bytes"] == 2 * reuse["kept_bytes"]
+    assert 0 < reuse["ssim"] < 1
+    assert math.isfinite(reuse["psnr"])
+    assert reuse["psnr"] != taylor["psnr"]
+    assert full["environment"]["versions"]["torch"]
+
+
+def test_figures_are_means_over_all_images_of_all_calls():
+    seen = []
+
+    def brightness(images, reference, call):
+        seen.append(call["prompt_embeds"].shape[0])
+        return images.mean((1, 2, 3))
+
+    metric = Metric("brightness", brightness)
+    both = run([ours()], metrics=[metric])[1]["brightness"]
+    first = run([ours()], calls=1, metrics=[metric])[1]["brightness"]
+    assert seen == [2] * 6
+    made = [latents_of(generate(seed)) for seed in range(2)]
+    assert first == pytest.approx(float(made[0].mean()), abs=1e-6)
+    assert both == pytest.approx(float(torch.cat(made).mean()), abs=1e-6)
+
+
+def generate(seed):
+    pipeline = tiny.pipeline()
+    with lesa.enable(pipeline, lesa.Reuse(), PLAN):
+        return pipeline(**tiny.arguments(batch=2, seed=seed))
+
+
+def test_a_metric_that_needs_prompts_is_left_out_where_there_are_none():
+    metric = Metric("taste", lambda images, reference, call: torch.ones(len(images)), needs_prompts=True)
+    assert "taste" not in run([ours()], calls=1, metrics=[metric])[1]
+
+
+def test_rounds_are_timed_and_only_the_first_is_scored():
+    rows = run([ours()], calls=1, metrics=["psnr"], rounds=3, warm_up=True)
+    assert rows[1]["samples"] == 2
+    untimed = predicted("slow", lesa.Reuse(), PLAN, "four")
+    untimed = type(untimed)(untimed.name, untimed.plan, untimed.enabled, timed=False)
+    assert run([untimed], calls=1, metrics=["psnr"], rounds=3)[1]["psnr"] == pytest.approx(rows[1]["psnr"])
+
+
+def test_rows_are_written_after_every_call(tmp_path):
+    calls = []
+
+    def broken(images, reference, call):
+        calls.append(call)
+        if len(calls) == 3:  # the full sampler in the second call
+            raise KeyboardInterrupt
+        return torch.ones(len(images))
+
+    with pytest.raises(KeyboardInterrupt):
+        run([ours()], metrics=[Metric("broken", broken)], out=tmp_path)
+    rows = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [row["samples"] for row in rows] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("methods", "calls", "message"),
+    [([], 1, "methods"), ([ours()], 0, "prompts"), ([ours(), ours()], 1, "same name and plan"), ([FULL], 1, "methods")],
+)
+def test_what_cannot_be_compared_is_an_error_before_the_first_call(methods, calls, message):
+    with pytest.raises(ValueError, match=message):
+        run(methods, calls)
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return lesa.calibrate(tiny.pipeline(), [tiny.arguments(seed=9)], search=False, progress=False)
+
+
+def test_a_grid_is_every_forecaster_on_every_plan(calibration):
+    names = ["reuse", "taylor:order=1,variable=time", "least-squares:ridge=1e-4", "path-least-squares", "default"]
+    methods = grid(names, ["paper:3", "even:4", "best:4"], calibration)
+    assert [(m.plan, m.name) for m in methods[:2]] == [("paper 3", "reuse"), ("paper 3", "taylor:order=1,variable=time")]
+    assert len(methods) == 15
+    rows = run(methods, calls=1, metrics=["psnr"])
+    assert {row["full_steps"] for row in rows if row["plan"] != "paper 3"} == {10, 4}
+    by_name = {row["method"]: row["psnr"] for row in rows if row["plan"] == "best 4"}
+    assert by_name["default"] == by_name["path-least-squares"]
+    assert by_name["default"] > by_name["reuse"]
+
+
+def test_a_folder_is_a_forecaster_too(tmp_path, calibration):
+    predictor = lesa.LesaPredictor(lesa.LesaConfig(tiny.STEPS, hidden_dim=4))
+    predictor.plan = PLAN
+    predictor.save_pretrained(tmp_path / "predictor")
+    calibration.save(tmp_path / "calibration")
+    methods = grid([str(tmp_path / "predictor")], ["own"])
+    assert run(methods, calls=1, metrics=[])[1]["full"] == list(PLAN.full_steps)
+    methods = grid([str(tmp_path / "calibration")], ["even:4"])
+    assert run(methods, calls=1, metrics=[])[1]["full_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("forecaster", "plan", "message"),
+    [
+        ("reuse", "paper", "no plan 'paper'"),
+        ("reuse", "often:3", "no plan 'often:3'"),
+        ("reuse", "best:4", "best:4 needs a calibration"),
+        ("least-squares", "even:4", "least-squares needs a calibration"),
+        ("taylor:2", "even:4", "taylor:name=value"),
+    ],
+)
+def test_names_that_mean_nothing_say_so(forecaster, plan, message):
+    with pytest.raises(ValueError, match=message):
+        grid([forecaster], [plan])
+
+
+def test_default_plans_have_as_many_full_steps_as_the_papers(calibration):
+    assert default_plans(50, None) == ["paper:5", "paper:7", "paper:10", "even:13", "even:10", "even:8"]
+    assert default_plans(50, calibration)[3:] == ["best:13", "best:10", "best:8"]
+    times = torch.linspace(1, 0, 51, dtype=torch.float64)
+    assert plan_of("paper:7", None, lesa.Reuse())(times) == lesa.StepPlan.paper(50, 7)
+
+
+def test_pictures_are_drawn(tmp_path, calibration):
+    rows = run(grid(["reuse", "default"], ["even:4", "even:6"], calibration), calls=1, metrics=["psnr"])
+    pictures.draw(tmp_path, rows, calibration)
+    for name in ("quality", "plans", "similarity-transformer.cond"):
+        assert mpimg.imread(tmp_path / f"{name}.png").std() > 0.05
+
+
+def test_similarity_is_the_cosine_of_features():
+    gram = lesa.GramMatrix(2)
+    for step, feature in enumerate([[3.0, 4.0], [4.0, -3.0 + 6.0]]):
+        gram.update(step, torch.tensor([feature]))
+    torch.testing.assert_close(pictures.similarity(gram), torch.tensor([[1, 0.96], [0.96, 1]], dtype=torch.float64))
+
+
+def test_a_table_shows_what_any_row_has():
+    rows = [{"plan": "a", "method": "m", "psnr": None}, {"plan": "b", "method": "n", "psnr": 31.5, "unknown": 1}]
+    assert cells(rows) == (["full steps", "method", "PSNR"], [["a", "m", ""], ["b", "n", "31.50 dB"]])
+    assert console_table(rows, "title").row_count == 2

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lesa.calibration.collecting import collect
     from lesa.calibration.gram_training import fit_gram
     from lesa.calibration.live import LiveTrajectories
+    from lesa.calibration.refining import refine_plans
     from lesa.calibration.training import fit
     from lesa.evaluation.evaluate import evaluate
 
@@ -82,6 +83,7 @@ __all__ = [
     "make_forecaster",
     "optimize_plan",
     "push_to_hub",
+    "refine_plans",
     "register_forecaster",
     "sample_error",
     "save",
@@ -101,6 +103,7 @@ _lazy = {
     "fit_gram": "lesa.calibration.gram_training",
     "from_taylorseer_config": "lesa.adapters.diffusers",
     "load_official": "lesa.adapters.official",
+    "refine_plans": "lesa.calibration.refining",
 }
 
 

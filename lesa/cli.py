@@ -44,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--prompts", type=Path, help="a text file, one prompt a line; 4 to 16 are enough")
     calibrate.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
     calibrate.add_argument("--tokens", type=int, default=1024, help="of each feature that count (%(default)s)")
+    calibrate.add_argument("--per-channel", action="store_true", help="also what coefficients of each channel need")
+    calibrate.add_argument(
+        "--refine", type=int, nargs="+", metavar="N", help="try several plans of so many full steps on the prompts"
+    )
     calibrate.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     calibrate.set_defaults(run=_calibrate)
 
@@ -124,7 +128,20 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _calibrate(options: argparse.Namespace) -> None:
     pipeline, calls, keywords = _pipeline_and_calls(options)
-    calibration = lesa.calibrate(pipeline, calls, seed=options.seed, tokens=options.tokens, out=options.out, **keywords)
+    calibration = lesa.calibrate(
+        pipeline,
+        calls,
+        seed=options.seed,
+        tokens=options.tokens,
+        per_channel=options.per_channel,
+        out=options.out,
+        **keywords,
+    )
+    if options.refine:
+        gains = lesa.refine_plans(pipeline, calibration, calls, options.refine, seed=options.seed, **keywords)
+        calibration.save(options.out)
+        for count, gain in gains.items():
+            print(f"{count} full steps: {gain:.1%} of the distance that the plan of the least predicted error leaves")
     print(f"{calibration.describe()}: {options.out}")
 
 

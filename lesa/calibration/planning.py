@@ -7,7 +7,7 @@ along the path (:mod:`lesa.forecasters.path_least_squares`). Other starts keep t
 of squared errors, evenly spaced full steps, and the plan with one full step less and one put in where it helps most.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -93,15 +93,28 @@ def search_plans(
     for budget in budgets:
         if not 1 <= budget <= errors.num_steps:
             raise ValueError(f"a plan of {errors.num_steps} steps has 1 to {errors.num_steps} full ones, not {budget}")
-    starts = [_dynamic_programming(errors, times, max(budgets), power) for power in (1, 2)]
+    starts = _starts(errors, times, max(budgets))
     cost = plan_cost(errors, times, forecaster)
     plans: dict[int, StepPlan] = {}
     for budget in tqdm(sorted(budgets), desc="searching plans", disable=not progress, delay=2):
-        candidates = [*(start[budget] for start in starts), StepPlan.even(times, budget)]
+        candidates = starts[budget]
         if budget - 1 in plans:
             candidates.append(_insert(plans[budget - 1], cost))
         plans[budget] = min((_descend(plan, cost) for plan in dict.fromkeys(candidates)), key=cost)
     return plans
+
+
+def candidate_plans(errors: ErrorGram, times: Tensor, plan: StepPlan, count: int) -> list[StepPlan]:
+    """A plan and its best rivals: where other starts end, and plans a move away, by the cost that the search minimises.
+
+    The cost does not see that full steps run on a slightly different path, so the cheapest plan need not make the best
+    samples: :func:`lesa.refine_plans` tries several.
+    """
+    cost = plan_cost(errors, times)
+    ends = [_descend(start, cost) for start in _starts(errors, times, len(plan.full_steps))[len(plan.full_steps)]]
+    rivals = dict.fromkeys([*ends, *_moved(plan)])
+    rivals.pop(plan, None)
+    return [plan, *sorted(rivals, key=cost)[: count - 1]]
 
 
 def plan_cost(errors: ErrorGram, times: Tensor, forecaster: Forecaster | None = None) -> Cost:
@@ -129,18 +142,33 @@ def sample_error(errors: ErrorGram, plan: StepPlan, times: Tensor, forecaster: F
     return float((length @ errors.errors(table) @ length).clamp(min=0).sqrt())
 
 
+def _starts(errors: ErrorGram, times: Tensor, most: int) -> dict[int, list[StepPlan]]:
+    """Where descents begin, for each number of full steps."""
+    programmed = [_dynamic_programming(errors, times, most, power) for power in (1, 2)]
+    return {n: [*(plans[n] for plans in programmed), StepPlan.even(times, n)] for n in range(1, most + 1)}
+
+
+def _moved(plan: StepPlan) -> Iterator[StepPlan]:
+    """All plans with one full step moved."""
+    for index in range(1, len(plan.full_steps)):
+        yield from _moved_at(plan, index)
+
+
+def _moved_at(plan: StepPlan, index: int) -> Iterator[StepPlan]:
+    for move in MOVES:
+        full = list(plan.full_steps)
+        full[index] += move
+        if full[index] not in plan.full_steps and 0 < full[index] < plan.num_steps:
+            yield StepPlan(plan.num_steps, full)
+
+
 def _descend(plan: StepPlan, cost: Cost) -> StepPlan:
     """Move one full step at a time while that helps."""
     best, improved = cost(plan), True
     while improved:
         improved = False
         for index in range(1, len(plan.full_steps)):
-            for move in MOVES:
-                full = list(plan.full_steps)
-                full[index] += move
-                if full[index] in plan.full_steps or not 0 < full[index] < plan.num_steps:
-                    continue
-                candidate = StepPlan(plan.num_steps, full)
+            for candidate in _moved_at(plan, index):
                 value = cost(candidate)
                 if value < best * (1 - 1e-6):
                     plan, best, improved = candidate, value, True

@@ -10,7 +10,7 @@ import lesa
 from lesa.calibration.calibration import Calibration, Measured
 from lesa.calibration.errors import ErrorGram, ErrorRecorder, path_weights
 from lesa.calibration.gram_training import PathLoss, fit_gram
-from lesa.calibration.planning import plan_cost, search_plans
+from lesa.calibration.planning import candidate_plans, plan_cost, search_plans
 from lesa.calibration.resampling import resample
 from lesa.runtime.driver import LinearHead
 from tests.lesa.adapters import tiny
@@ -294,3 +294,25 @@ def test_calibrated_digits_are_closer_to_the_full_samplers_than_those_of_the_pap
     assert "nothing is calibrated" in caplog.text
     assert best < 0.05 * paper
     assert uncalibrated < 0.05 * paper
+
+
+def test_refining_keeps_the_plan_whose_samples_are_closest():
+    pipeline, call = tiny.pipeline(), tiny.arguments(seed=9)
+    calibration = lesa.calibrate(pipeline, [call], search=False, progress=False)
+    full = tiny.generate(pipeline, seed=9)
+
+    def distance(plan):
+        with lesa.enable(pipeline, calibration, plan):
+            return float((tiny.generate(pipeline, seed=9) - full).square().mean())
+
+    expected = calibration.plan(4)
+    rivals = candidate_plans(calibration.errors(), calibration.times, expected, 5)
+    assert rivals[0] == expected
+    assert len(set(rivals)) == 5
+    assert {len(plan.full_steps) for plan in rivals} == {4}
+    gains = lesa.refine_plans(pipeline, calibration, [call], [4], candidates=5, progress=False)
+    assert calibration.plan(4) == min(rivals, key=distance)
+    assert gains[4] == pytest.approx((min(map(distance, rivals)) / distance(expected)) ** 0.5)
+    assert gains[4] <= 1
+    with pytest.raises(ValueError, match="no prompts"):
+        lesa.refine_plans(pipeline, calibration, [], [4])

@@ -116,6 +116,14 @@ def test_checkpoints_hold_tensors_and_json_only(tmp_path):
 def test_features_in_bf16_train_parameters_in_float32():
     exact, unseen = smooth(), smooth(seed=2)
     rounded = Trajectories(exact.times, [{STREAM: exact.shards[0][STREAM].bfloat16()}])
-    predictor = fit(rounded, PLAN, CONFIG, epochs=(10, 20), progress=False)
+    predictor = fit(rounded, PLAN, CONFIG, epochs=(3, 5), progress=False)
     assert {p.dtype for p in predictor.parameters()} == {torch.float32}
-    assert error(predictor, unseen) < 1.1 * error(fit(exact, PLAN, CONFIG, epochs=(10, 20), progress=False), unseen)
+    assert error(predictor, unseen) < 1.1 * error(fit(exact, PLAN, CONFIG, epochs=(3, 5), progress=False), unseen)
+
+
+def test_a_training_may_go_on_from_a_predictor():
+    first = fit(smooth(), PLAN, CONFIG, epochs=(1, 0), progress=False)
+    same = fit(smooth(), PLAN, start=first, epochs=(1, 0), learning_rate=0.0, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(same.parameters(), first.parameters(), strict=True))
+    with pytest.raises(ValueError, match="config of its start"):
+        fit(smooth(), PLAN, LesaConfig(STEPS, hidden_dim=5), start=first)

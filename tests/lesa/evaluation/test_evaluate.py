@@ -112,7 +112,10 @@ def calibration():
 def test_a_grid_is_every_forecaster_on_every_plan(calibration):
     names = ["reuse", "taylor:order=1,variable=time", "least-squares:ridge=1e-4", "path-least-squares", "default"]
     methods = grid(names, ["paper:3", "even:4", "best:4"], calibration)
-    assert [(m.plan, m.name) for m in methods[:2]] == [("paper 3", "reuse"), ("paper 3", "taylor:order=1,variable=time")]
+    assert [(m.plan, m.name) for m in methods[:2]] == [
+        ("paper 3", "reuse"),
+        ("paper 3", "taylor:order=1,variable=time"),
+    ]
     assert len(methods) == 15
     rows = run(methods, calls=1, metrics=["psnr"])
     assert {row["full_steps"] for row in rows if row["plan"] != "paper 3"} == {10, 4}

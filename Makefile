@@ -57,11 +57,14 @@ bench-expect: $(READY)
 demo: $(READY)
 	$(BIN)/lesa demo --out $(OUT)
 
+# A process of one thread for each core; what measures time runs by itself.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not full and not alone"
+	$(BIN)/python -m pytest -m "alone and not full"
 
 test-full: $(READY)
-	$(BIN)/python -m pytest -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 # Each older release lies in a folder before .venv on the path, with what was released beside it and nothing else: no
 # torch comes with it.

@@ -24,6 +24,7 @@ def best_of(problems):
     return {name: min(run[name].value for run in runs) for name in problems}
 
 
+@pytest.mark.alone
 def test_a_kernel_made_25_percent_slower_fails_and_an_unchanged_one_passes(problems, monkeypatch):
     expected = best_of(problems)
     assert list(check.compare_ratios(problems, expected, check.SLOWER, SECONDS)) == []

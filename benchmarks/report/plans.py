@@ -90,3 +90,31 @@ def resampled(measured: Any) -> str:
         ),
         left=0,
     )
+
+
+@part("docs/calibration.md", "refined", "plans.json", command=None)
+def refined(measured: Any) -> str:
+    """A row for each budget."""
+    headings = ["full steps", "smallest predicted error", "best of six on 16 samples"]
+    return table(
+        headings,
+        (
+            [str(row["full_steps"]), f"{row['predicted_best']:.1f} dB", f"{row['refined']:.1f} dB"]
+            for row in measured["refined"]
+        ),
+        left=0,
+    )
+
+
+@part("docs/calibration.md", "trained", "plans.json", command=None)
+def trained(measured: Any) -> str:
+    """A row for each plan."""
+    rows = measured["trained"]
+    headings = ["10 full steps", *rows[0]["psnr"], "inner products take"]
+    return table(
+        headings,
+        (
+            [row["plan"], *(f"{psnr:.1f} dB" for psnr in row["psnr"].values()), f"{row['seconds']:.0f} s"]
+            for row in rows
+        ),
+    )

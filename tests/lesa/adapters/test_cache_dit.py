@@ -16,6 +16,7 @@ from lesa import L2P, AdamsBashforth, FoCa, Hermite, LeastSquares, LesaConfig, L
 from lesa.adapters.cache_dit import ForecasterCalibrator, ForecasterConfig, GramConfig, compat, steps_mask
 from lesa.adapters.cache_dit.calibrator import Stream
 from lesa.adapters.cache_dit.tables import Tables
+from lesa.table import CoefficientTable
 from tests.lesa.adapters.tiny import STEPS, arguments, generate, pipeline
 from tests.lesa.strategies import plans, schedule
 
@@ -300,3 +301,15 @@ def test_nothing_is_predicted_while_features_are_measured():
         pytest.raises(RuntimeError, match=r"steps_computation_mask=\[1\] \* 10"),
     ):
         generate(made)
+
+
+def test_coefficients_of_each_channel_are_refused():
+    class OfEachChannel:
+        needs_times = False
+
+        def table(self, plan, times):
+            return CoefficientTable(plan, times, torch.zeros(len(plan.predicted_steps), len(plan.full_steps), 3))
+
+    tables = Tables(OfEachChannel(), STEPS)
+    with pytest.raises(ValueError, match="shared by all channels"):
+        tables.table([0], tables.begin()[1])

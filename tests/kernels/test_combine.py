@@ -197,12 +197,11 @@ def test_out_is_overwritten_and_returned(contiguous, layout, backend, device) ->
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("predictions", [1, 2])
-def test_chunks_of_a_prediction_meet_without_gaps(predictions, monkeypatch) -> None:
-    monkeypatch.setattr(cpu, "BAG_CHUNK", 2 * cpu.BAG)
-    history, coefficients, bias = inputs(3, predictions, (5 * cpu.BAG,), dtype=torch.bfloat16)
-    result = combine(history, coefficients, 0.01 * bias)
-    expected = coefficients.double() @ history.double() + 0.01 * bias.double()[:, None]
-    assert ((result - expected).abs() <= 2**-7 * expected.abs() + 1e-3).all()  # two roundings
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tiles_of_a_prediction_meet_without_gaps(dtype, predictions, monkeypatch) -> None:
+    monkeypatch.setattr(cpu, "COLUMNS", 256)
+    history, coefficients, bias = inputs(3, predictions, (5 * cpu.BAG + 100,), dtype=dtype)
+    assert_accurate(combine(history, coefficients, bias), history, coefficients, bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -210,7 +209,7 @@ def test_chunks_of_a_prediction_meet_without_gaps(predictions, monkeypatch) -> N
 def test_cpu_path_with_out_keeps_no_feature_sized_temporary(channels, dtype) -> None:
     """The largest tensor it makes does not grow with the feature."""
     largest = []
-    for size in (2 * cpu.BAG_CHUNK, 4 * cpu.BAG_CHUNK):
+    for size in (4 * cpu.TILES * cpu.COLUMNS, 8 * cpu.TILES * cpu.COLUMNS):
         feature = (size // cpu.BAG, cpu.BAG) if channels else (size,)
         history, coefficients, bias = inputs(1, 1, feature, channels, dtype)
         out = torch.empty(1, *feature, dtype=dtype)

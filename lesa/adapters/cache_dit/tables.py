@@ -69,6 +69,8 @@ class Tables:
                 del self._made[next(iter(self._made))]
             table = self.forecaster.table(plan, times)
             if table.channels is not None:
-                raise ValueError("inside cache-dit coefficients are shared by all channels; leave per_channel=True away")
+                raise ValueError(
+                    "inside cache-dit coefficients are shared by all channels; leave per_channel=True away"
+                )
             self._made[key] = table if self._max_history is None else table.limited(self._max_history)
         return self._made[key]

@@ -40,8 +40,8 @@ def combine(
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
     Returns:
-        [P, *feature] in the dtype of history. Sums are in float32 (float64) and rounded once. Any implementation may turn
-        an infinite feature into NaN.
+        [P, *feature] in the dtype of history. Sums are in float32 (float64) and rounded once. Any implementation may
+        turn an infinite feature into NaN.
 
     Raises:
         ValueError: if shapes, dtypes or devices do not fit together, or gradients are asked of a call with ``out``.

@@ -2,6 +2,7 @@
 
 import torch
 
+import lesa
 from lesa import StepPlan
 from lesa.adapters.diffusers import observe
 from lesa.runtime.observer import Observer
@@ -71,3 +72,20 @@ def call_at(transformer, time, batch=2, **changes):
         "txt_ids": torch.zeros(3, 3),
     }
     return transformer(**inputs | changes).sample
+
+
+def assert_ways_agree(loop, name, forecasters, plan, step_by_step, monkeypatch):
+    """Outputs made ahead, blocks handed through and a driver that predicts step by step, in float64."""
+    with lesa.enable(loop, forecasters, plan) as handle:
+        ahead = loop()
+    assert handle.records[0].predicted == list(plan.predicted_steps)
+    monkeypatch.setattr("lesa.adapters.diffusers.endings.KNOWN", {})
+    with lesa.enable(loop, forecasters, plan):
+        handed_through = loop()
+    with observe(loop, step_by_step):
+        expected = loop()
+    precision = 1e-4 if name == "wan" else 1e-9  # Wan's own final norm computes in float32
+    for step in range(plan.num_steps):
+        tolerance = precision * float(expected[step].abs().max())
+        torch.testing.assert_close(ahead[step], expected[step], rtol=0, atol=tolerance)
+        torch.testing.assert_close(handed_through[step], expected[step], rtol=0, atol=tolerance)

@@ -9,7 +9,7 @@ from lesa import GramMatrix, Guard, LeastSquares, StepPlan
 from lesa.adapters.diffusers import observe
 from lesa.runtime.observer import Observer
 from tests.lesa.adapters.families import FAMILIES, Loop
-from tests.lesa.adapters.probes import PLAN, record
+from tests.lesa.adapters.probes import PLAN, assert_ways_agree, record
 from tests.lesa.adapters.tiny import STEPS, generate
 
 LONG = StepPlan(STEPS, [0, 1])  # its interval is longer than what is made from one reading of the features
@@ -90,19 +90,7 @@ def features_of(loop):
 def test_outputs_made_ahead_and_blocks_handed_through_agree_with_it_in_float64(name, monkeypatch):
     loop, plan = Loop(name, torch.float64), StepPlan(12, [0, 1, 2, 10])
     forecasters = fitted(features_of(loop), 12)
-    with lesa.enable(loop, forecasters, plan) as handle:
-        ahead = loop()
-    assert handle.records[0].predicted == list(plan.predicted_steps)
-    monkeypatch.setattr("lesa.adapters.diffusers.endings.KNOWN", {})
-    with lesa.enable(loop, forecasters, plan):
-        handed_through = loop()
-    with observe(loop, StepByStep(forecasters, plan)):
-        expected = loop()
-    precision = 1e-4 if name == "wan" else 1e-9  # Wan's own final norm computes in float32
-    for step in range(12):
-        tolerance = precision * float(expected[step].abs().max())
-        torch.testing.assert_close(ahead[step], expected[step], rtol=0, atol=tolerance)
-        torch.testing.assert_close(handed_through[step], expected[step], rtol=0, atol=tolerance)
+    assert_ways_agree(loop, name, forecasters, plan, StepByStep(forecasters, plan), monkeypatch)
 
 
 def test_steps_after_the_first_of_an_interval_run_no_operator(monkeypatch):

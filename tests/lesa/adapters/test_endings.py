@@ -5,9 +5,9 @@ import torch
 
 import lesa
 from lesa import LesaConfig, LesaPredictor, LesaWarning, Reuse, StepPlan, Taylor
-from lesa.adapters.diffusers import observe
 from lesa.adapters.diffusers.endings import KNOWN, find_ending
 from tests.lesa.adapters.families import FAMILIES, Loop
+from tests.lesa.adapters.probes import assert_ways_agree
 from tests.lesa.test_predictor import trained_size
 
 PLAN = StepPlan(12, [0, 1, 2, 6, 9])
@@ -56,19 +56,7 @@ def test_three_ways_through_a_predicted_step_agree_in_float64(name, monkeypatch)
     loop = Loop(name, torch.float64)
     predictor = small(trained_size(LesaConfig(12, hidden_dim=4)))
     assert find_ending(loop.transformer) is not None
-    with lesa.enable(loop, predictor, PLAN) as handle:
-        ahead = loop()
-    assert handle.records[0].predicted == list(PLAN.predicted_steps)
-    monkeypatch.setattr("lesa.adapters.diffusers.endings.KNOWN", {})
-    with lesa.enable(loop, predictor, PLAN):
-        handed_through = loop()
-    with observe(loop, ClosedLoop(predictor, PLAN)):
-        closed = loop()
-    precision = 1e-4 if name == "wan" else 1e-9  # Wan's own final norm computes in float32
-    for step in range(12):
-        tolerance = precision * float(closed[step].abs().max())
-        torch.testing.assert_close(ahead[step], handed_through[step], rtol=0, atol=tolerance)
-        torch.testing.assert_close(ahead[step], closed[step], rtol=0, atol=tolerance)
+    assert_ways_agree(loop, name, predictor, PLAN, ClosedLoop(predictor, PLAN), monkeypatch)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -114,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.set_defaults(run=_convert)
 
-    info = commands.add_parser("info", help="describe a predictor")
-    info.add_argument("path", type=Path, help="a folder written by lesa fit or lesa convert")
+    info = commands.add_parser("info", help="describe a predictor or a calibration")
+    info.add_argument("path", type=Path, help="a folder written by lesa fit, lesa calibrate or lesa convert")
     info.set_defaults(run=_info)
     return parser
 
@@ -272,6 +272,11 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _info(options: argparse.Namespace) -> None:
     loaded = lesa.load(options.path)
+    if isinstance(loaded, lesa.Calibration):
+        print(f"calibration of {loaded.describe()}")
+        print(f"streams    {', '.join('.'.join(stream) for stream in loaded.streams)}")
+        print(f"plans      {', '.join(map(str, sorted(loaded.plans))) or 'none searched yet'} full steps")
+        return
     for stream, forecaster in loaded.items() if isinstance(loaded, dict) else [((), loaded)]:
         if stream:
             print(".".join(stream))

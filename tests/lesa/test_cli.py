@@ -28,6 +28,17 @@ def test_info_describes_a_predictor(tmp_path, capsys):
     assert "plan       ####..#... 2.00x" in out
 
 
+def test_info_describes_a_calibration(tmp_path, capsys):
+    calibration = lesa.calibrate(tiny.pipeline(), [tiny.arguments()], search=False, progress=False)
+    calibration.plan(4)
+    calibration.save(tmp_path)
+    main(["info", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "10 steps on 2 samples" in out
+    assert "streams    transformer.cond\n" in out
+    assert "plans      4 full steps" in out
+
+
 def test_mistakes_end_in_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"lesa info: .* holds nothing that lesa has written"):
         main(["info", str(tmp_path)])

@@ -28,7 +28,6 @@ from lesa.calibration.calibration import Calibration
 from lesa.calibration.errors import ErrorGram
 from lesa.demo.measure import labels_of
 from lesa.demo.model import build_pipeline, images_of, load_pipeline, request
-from lesa.demo.run import CONFIG, collect_digits
 from lesa.environment import describe_environment
 from lesa.evaluation.metrics import psnr
 
@@ -157,43 +156,6 @@ def fewer_samples(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
     return rows
 
 
-def refined(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
-    """The plan of the smallest predicted error, and the one of six that made the best samples of 16 prompts."""
-    calibration, judge = calibrate(sampler, CALIBRATION), Judge(sampler, seeds)
-    pipeline, options = sampler
-    call = request(labels_of(CALIBRATION[:16]).tolist(), CALIBRATION[:16], **options)
-    rows = []
-    for budget in tqdm((7, 9, 10, 13, 15), desc="refining"):
-        first = calibration.plan(budget)
-        lesa.refine_plans(pipeline, calibration, [call], [budget], progress=False)
-        found = [judge.psnr(calibration.forecasters(), plan) for plan in (first, calibration.plan(budget))]
-        rows.append({"full_steps": budget, "predicted_best": found[0], "refined": found[1]})
-    return rows
-
-
-def trained(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
-    """LESA by the paper's two stages, from inner products, and by the two stages going on from there."""
-    calibration, judge = calibrate(sampler, CALIBRATION), Judge(sampler, seeds)
-    trajectories, gram = collect_digits(sampler[0]), next(iter(calibration.streams.values())).gram
-    rows = []
-    for name, plan in (("paper N=7", lesa.StepPlan.paper(50, 7)), ("calibrated", calibration.plan(10))):
-        start = time.perf_counter()
-        fitted = lesa.fit_gram(calibration.errors(), plan, calibration.times, CONFIG, progress=False)
-        seconds = time.perf_counter() - start
-        ways = {
-            "two stages": lesa.fit(trajectories, plan, CONFIG, progress=False),
-            "inner products": fitted,
-            "inner products, then two stages": lesa.fit(
-                trajectories, plan, start=fitted, learning_rate=1e-3, progress=False
-            ),
-            "least squares": lesa.LeastSquares(gram),
-            "path least squares": lesa.PathLeastSquares(calibration.errors()),
-        }
-        psnrs = {way: judge.psnr(forecaster, plan) for way, forecaster in ways.items()}
-        rows.append({"plan": name, "full_steps": len(plan.full_steps), "psnr": psnrs, "seconds": seconds})
-    return rows
-
-
 def resampled(seeds: range) -> list[dict[str, Any]]:
     """A calibration in 50 steps used in fewer, beside one of its own."""
     pipeline = load_pipeline()
@@ -226,8 +188,6 @@ def main() -> None:
         "samples": fewer_samples(sampler, seeds),
         "samplers": other_samplers(seeds[:256]),
         "resampled": resampled(seeds[:256]),
-        "refined": refined(sampler, seeds[:256]),
-        "trained": trained(sampler, seeds[:256]),
         "budgets": budgets(sampler, seeds),
     }
     print(json.dumps(result, indent=1))

@@ -5,6 +5,7 @@ from typing import Any
 from benchmarks.report.registry import part, table
 
 COMMAND = "python -m benchmarks.plans"
+REFINING = "python -m benchmarks.refining"
 DEFAULT = "path least squares (default)"
 
 
@@ -92,7 +93,7 @@ def resampled(measured: Any) -> str:
     )
 
 
-@part("docs/calibration.md", "refined", "plans.json", command=None)
+@part("docs/calibration.md", "refined", "refining.json", command=REFINING)
 def refined(measured: Any) -> str:
     """A row for each budget."""
     headings = ["full steps", "smallest predicted error", "best of six on 16 samples"]
@@ -106,7 +107,7 @@ def refined(measured: Any) -> str:
     )
 
 
-@part("docs/calibration.md", "trained", "plans.json", command=None)
+@part("docs/calibration.md", "trained", "refining.json", command=None)
 def trained(measured: Any) -> str:
     """A row for each plan."""
     rows = measured["trained"]

@@ -222,30 +222,34 @@ def ideal(rows: Rows) -> Figure:
     return drawn
 
 
+# The beginnings of plans' names: the paper's are circles, calibrated ones squares, others crosses.
+KINDS = {("paper",): "o-", ("calibrated",): "s--", ("even", "TaylorSeer"): "x"}
+
+
 @picture("docs/images/quality.svg", "demo.json")
 def quality(rows: Rows) -> Figure:
-    """Quality against speed for every forecaster, on the paper's plans and on TaylorSeer's steps."""
-    drawn, (axis,) = figure(width=7, height=3.8)
+    """Quality against speed for every forecaster, on the paper's plans, calibrated ones and other steps."""
+    drawn, (axis,) = figure(width=7, height=4.6)
     chosen = [row for row in rows if row["psnr"] is not None and "KAN" not in row["method"]]
     for place, method in enumerate(dict.fromkeys(row["method"] for row in chosen)):
         mine = [row for row in chosen if row["method"] == method]
         colour, label = COLOURS[place % len(COLOURS)], method
-        for marker, line, kind in (("o", "-", True), ("x", "", False)):  # other full steps than the paper's: crosses
-            rows_of_kind = [row for row in mine if row["plan"].startswith("paper") is kind]
-            points = sorted((row["speedup_wall"], row["psnr"]) for row in rows_of_kind)
+        for kinds, style in KINDS.items():
+            points = sorted((row["speedup_wall"], row["psnr"]) for row in mine if row["plan"].startswith(kinds))
             if points:
-                axis.plot(*zip(*points, strict=True), marker=marker, ls=line, lw=1, color=colour, label=label)
+                axis.plot(*zip(*points, strict=True), style, lw=1, color=colour, label=label)
                 label = None  # one entry for each method
     axis.set_xlabel("speed-up of the denoising loop, wall clock")
     axis.set_ylabel("PSNR against the full sampler, dB")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=7, ncols=2)
     return drawn
 
 
 @picture("docs/images/memory.svg", "demo.json")
 def memory(rows: Rows) -> Figure:
     """Features that each forecaster keeps, and what that is on FLUX."""
-    plans = [plan for plan in dict.fromkeys(row["plan"] for row in rows) if plan.startswith("paper")]
+    rows = [row for row in rows if row["plan"].startswith("paper")]
+    plans = list(dict.fromkeys(row["plan"] for row in rows))
     one = min(row["kept_bytes"] for row in rows if row["method"] == "reuse")
     methods = [m for m in dict.fromkeys(row["method"] for row in rows if row["kept_bytes"]) if "KAN" not in m]
     drawn, (axis,) = figure(width=7, height=3.2)

@@ -36,8 +36,9 @@ def demo_findings(measured: Any) -> str:
             f"other ones, reaches {theirs['psnr']:.2f} dB; the same LESA predictor on those steps "
             f"{on_theirs['psnr']:.2f} dB.",
             f"- {statistics.median(realised):.0%} of the ideal speed-up arrives on the wall clock at batch "
-            f"{ours['batch']}, in the median over methods ({min(realised):.0%} to {max(realised):.0%}: a shared machine, "
-            f"whose clock wavers by that much); a single image is bound by Python and reaches {ours['speedup_wall_batch_1']:.2f}x of "
+            f"{ours['batch']}, in the median over methods ({min(realised):.0%} to {max(realised):.0%}: a shared "
+            "machine, whose clock wavers by that much); a single image is bound by Python and reaches "
+            f"{ours['speedup_wall_batch_1']:.2f}x of "
             f"{ours['speedup_ideal']:.2f}x.",
             f"- A KAN on the features themselves, beyond the paper, gains nothing here: {kan['psnr']:.2f} dB, and its "
             "arithmetic is no work for a CPU.",

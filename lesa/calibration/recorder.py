@@ -64,7 +64,7 @@ class Recorder:
 
     def request(self, index: int) -> str:
         """Names what call ``index`` keeps: equal for equal arguments, seeds, tokens and dtypes."""
-        return fingerprint([self._arguments(index), self._tokens, str(self._dtype)])
+        return _fingerprint([self._arguments(index), self._tokens, str(self._dtype)])
 
     def record(self, index: int) -> Shard:
         """The features [samples, steps, ...] of call ``index``, by stream.
@@ -134,7 +134,7 @@ def _copies(generator: Any) -> Any:
     return generator if generator is None else torch.Generator(generator.device).set_state(generator.get_state())
 
 
-def fingerprint(value: Any) -> str:
+def _fingerprint(value: Any) -> str:
     """The same for the same request, whatever the objects that say it."""
     digest = hashlib.sha256()
 

@@ -49,18 +49,15 @@ def refine_plans(
 
     if not prompts:
         raise ValueError("no prompts to try plans on")
-    rivals = {
-        count: candidate_plans(calibration.errors(), calibration.times, calibration.plan(count), candidates)
-        for count in full_steps
-    }
-    every = [plan for plans in rivals.values() for plan in plans]
-    distance = dict.fromkeys(every, 0.0)
+    errors, times = calibration.errors(), calibration.times
+    rivals = {count: candidate_plans(errors, times, calibration.plan(count), candidates) for count in full_steps}
+    distance = {plan: 0.0 for plans in rivals.values() for plan in plans}
     options = {"output_type": "latent", **options}
-    with tqdm(total=len(prompts) * (len(every) + 1), desc="trying plans", disable=not progress, delay=2) as bar:
+    with tqdm(total=len(prompts) * (len(distance) + 1), desc="trying plans", disable=not progress, delay=2) as bar:
         for index, prompt in enumerate(prompts):
             true = _sample(pipeline, call_arguments(prompt, seed + index, options))
             bar.update()
-            for plan in every:
+            for plan in distance:
                 with enable(pipeline, calibration, plan):
                     made = _sample(pipeline, call_arguments(prompt, seed + index, options))
                 distance[plan] += float((made - true).double().square().mean())

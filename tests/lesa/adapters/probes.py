@@ -1,6 +1,7 @@
 """What tests look into a transformer with."""
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lesa
 from lesa import StepPlan
@@ -89,3 +90,32 @@ def assert_ways_agree(loop, name, forecasters, plan, step_by_step, monkeypatch):
         tolerance = precision * float(expected[step].abs().max())
         torch.testing.assert_close(ahead[step], expected[step], rtol=0, atol=tolerance)
         torch.testing.assert_close(handed_through[step], expected[step], rtol=0, atol=tolerance)
+
+
+class Operators(TorchDispatchMode):
+    """Counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operators_of(loop, forecasters, plan, monkeypatch):
+    """How many operators each call of the enabled transformer of a loop runs."""
+    counts = []
+    with lesa.enable(loop, forecasters, plan):
+        enabled = loop.transformer.__class__.__call__
+
+        def counted(self, **kwargs):
+            with Operators() as operators:
+                result = enabled(self, **kwargs)
+            counts.append(operators.count)
+            return result
+
+        monkeypatch.setattr(type(loop.transformer), "__call__", counted)
+        loop()
+    return counts

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import lesa
 from lesa import GramMatrix, Guard, LeastSquares, StepPlan
 from lesa.adapters.diffusers import observe
 from lesa.runtime.observer import Observer
 from tests.lesa.adapters.families import FAMILIES, Loop
-from tests.lesa.adapters.probes import PLAN, assert_ways_agree, record
+from tests.lesa.adapters.probes import PLAN, assert_ways_agree, operators_of, record
 from tests.lesa.adapters.tiny import STEPS, generate
 
 LONG = StepPlan(STEPS, [0, 1])  # its interval is longer than what is made from one reading of the features
@@ -94,27 +93,8 @@ def test_outputs_made_ahead_and_blocks_handed_through_agree_with_it_in_float64(n
 
 
 def test_steps_after_the_first_of_an_interval_run_no_operator(monkeypatch):
-    class Count(TorchDispatchMode):
-        operators = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            Count.operators += 1
-            return function(*args, **(kwargs or {}))
-
-    loop, counts, plan = Loop("flux"), [], StepPlan(12, [0, 1, 9])
-    forecasters = fitted(features_of(loop), 12)
-    with lesa.enable(loop, forecasters, plan):
-        enabled = loop.transformer.__class__.__call__
-
-        def counted(self, **kwargs):
-            Count.operators = 0
-            with Count():
-                result = enabled(self, **kwargs)
-            counts.append(Count.operators)
-            return result
-
-        monkeypatch.setattr(type(loop.transformer), "__call__", counted)
-        loop()
+    loop, plan = Loop("flux"), StepPlan(12, [0, 1, 9])
+    counts = operators_of(loop, fitted(features_of(loop), 12), plan, monkeypatch)
     assert [step for step in plan.predicted_steps if counts[step] > 0] == [2, 10]
 
 

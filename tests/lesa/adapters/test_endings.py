@@ -7,7 +7,7 @@ import lesa
 from lesa import LesaConfig, LesaPredictor, LesaWarning, Reuse, StepPlan, Taylor
 from lesa.adapters.diffusers.endings import KNOWN, find_ending
 from tests.lesa.adapters.families import FAMILIES, Loop
-from tests.lesa.adapters.probes import assert_ways_agree
+from tests.lesa.adapters.probes import assert_ways_agree, operators_of
 from tests.lesa.test_predictor import trained_size
 
 PLAN = StepPlan(12, [0, 1, 2, 6, 9])
@@ -74,29 +74,9 @@ def test_outputs_made_ahead_are_those_of_the_forward_in_bf16(name, monkeypatch):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_predicted_steps_after_the_first_of_an_interval_run_no_operator(name, monkeypatch):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Count(TorchDispatchMode):
-        operators = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            Count.operators += 1
-            return function(*args, **(kwargs or {}))
-
-    loop, counts = Loop(name), []
+    loop = Loop(name)
     call = type(loop.transformer).__call__
-    with lesa.enable(loop, Taylor(1), PLAN):
-        enabled = loop.transformer.__class__.__call__
-
-        def counted(self, **kwargs):
-            Count.operators = 0
-            with Count():
-                result = enabled(self, **kwargs)
-            counts.append(Count.operators)
-            return result
-
-        monkeypatch.setattr(type(loop.transformer), "__call__", counted)
-        loop()
+    counts = operators_of(loop, Taylor(1), PLAN, monkeypatch)
     assert type(loop.transformer).__call__ is call
     firsts = [step for step in PLAN.predicted_steps if PLAN.is_full(step - 1)]
     assert [step for step in PLAN.predicted_steps if counts[step] > 0] == firsts

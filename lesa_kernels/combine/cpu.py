@@ -2,9 +2,9 @@
 
 The reference makes a pass and a temporary for every term; here each feature is read once, by matrix products of tiles
 that stay in the cache. bf16 and fp16 are widened to float32 there, since rounding the coefficients instead would cost a
-factor of ten in error. For a single bf16 prediction there is something faster: a weighted sum of rows in float32, rounded
-once, is what ``embedding_bag`` does, without a copy of the rows (5.2 ms where the tiles take 8.4). Per channel there is no such product: terms are added
-one by one to sums that stay in the cache.
+factor of ten in error. For a single bf16 prediction there is something faster: a weighted sum of rows in float32,
+rounded once, is what ``embedding_bag`` does, without a copy of the rows (5.2 ms where the tiles take 8.4). Per channel
+there is no such product: terms are added one by one to sums that stay in the cache.
 """
 
 from collections.abc import Sequence
@@ -131,8 +131,8 @@ def _fits_bags(rows: Tensor) -> bool:
 def _bag(weights: Tensor, bias: Tensor | None) -> Bag | None:
     """None where being rounded before the end would show: twice, in the sum of what is left beside the anchor.
 
-    Of independent features that sum must be at most as large as the anchor, and of equal ones as the result, which
-    bounds the error by 1.4 and 1.7 times that of the one rounding of the tiles.
+    Of independent features it must be at most as large as the anchor, and of equal ones as the result, which bounds the
+    error by 1.4 and 1.7 times that of the one rounding of the tiles.
     """
     if bias is None or not bias:
         return Bag(weights)
@@ -140,7 +140,7 @@ def _bag(weights: Tensor, bias: Tensor | None) -> Bag | None:
     largest = weights[anchor].bfloat16().to(weights.dtype)
     rest = weights.clone()
     rest[anchor] -= largest
-    if rest.norm() > largest.abs() or rest.sum().abs() > weights.sum().abs():
+    if rest.norm().hypot(bias) > largest.abs() or rest.sum().abs() > weights.sum().abs():
         return None
     return Bag(rest, bias, anchor, float(largest))
 

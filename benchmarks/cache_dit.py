@@ -215,7 +215,7 @@ def measure(model: Model) -> list[dict[str, Any]]:
                 ).tolist()
             if number > 0:
                 seconds[method] += calls.seconds
-                whole[method] += [steps[step] for step in model.plan.predicted_steps]
+                whole[method] += [end - start for start, end in map(steps.__getitem__, model.plan.predicted_steps)]
     rows = []
     streams = 2  # a predicted step is one call for the image's tokens and one for the text's
     for (by, name), make in methods.items():

@@ -2,9 +2,11 @@
 
     python -m benchmarks.demo_loop --out benchmarks/results/demo_loop.json
 
-All methods take turns in one process, each with 10 full steps of 50; a row's figures are medians over the rounds of the
-ratio to the full sampler of the same round. Ours are measured beside diffusers' TaylorSeer in its lite mode and
-cache-dit (one block always runs, the others by a steps mask with a TaylorSeer calibrator).
+All methods run in one process, each with 10 full steps of 50, and take turns: of a step at batch 256, of a whole
+generation, which is as short, at batch 1. A step's cost is its time in units of the full sampler's step of the same
+number, the median over the rounds; what all steps cost together gives the speed-up. Ours are measured beside diffusers'
+TaylorSeer in its lite mode and cache-dit (one block always runs, the others by a steps mask with a TaylorSeer
+calibrator). One thread, so that no step waits for the slower of two.
 """
 
 import argparse
@@ -12,7 +14,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from diffusers import FluxPipeline, TaylorSeerCacheConfig
 from tqdm import tqdm
 
 import lesa
+from benchmarks.lockstep import run_in_lockstep
 from lesa.demo.measure import labels_of
 from lesa.demo.model import load_pipeline, request
 from lesa.demo.run import load_predictor
@@ -29,22 +33,27 @@ from lesa.environment import describe_environment
 
 STEPS, INTERVAL = 50, 7
 PLAN = lesa.StepPlan.paper(STEPS, INTERVAL)
-BATCHES = {256: 7, 1: 41}  # rounds for each batch size
+FULL_SAMPLER = "full sampler"
+BATCHES = {256: (7, 1), 1: (41, STEPS)}  # rounds for each batch size, and the steps of a turn
 
 Method = tuple[str, FluxPipeline, Callable[[], AbstractContextManager[Any]]]
 
 
 def methods() -> list[Method]:
-    """The full sampler first; cache-dit patches the transformer, so it has a pipeline of its own."""
-    pipeline, patched = load_pipeline(), load_pipeline()
+    """The full sampler first; each has a pipeline of its own, since they run side by side."""
     predictor = load_predictor("lesa-n5")  # the one for 7 is fitted live in the demo; on a plan all cost the same
+    enabled: dict[str, Callable[[FluxPipeline], AbstractContextManager[Any]]] = {
+        FULL_SAMPLER: nullcontext,
+        "LESA": lambda pipeline: lesa.enable(pipeline, predictor, PLAN),
+        "Taylor 2": lambda pipeline: lesa.enable(pipeline, lesa.Taylor(2), PLAN),
+        "reuse": lambda pipeline: lesa.enable(pipeline, lesa.Reuse(), PLAN),
+        "diffusers TaylorSeer (lite)": taylorseer,
+        "cache-dit": cache_dit,
+    }
     return [
-        ("full sampler", pipeline, nullcontext),
-        ("LESA", pipeline, lambda: lesa.enable(pipeline, predictor, PLAN)),
-        ("Taylor 2", pipeline, lambda: lesa.enable(pipeline, lesa.Taylor(2), PLAN)),
-        ("reuse", pipeline, lambda: lesa.enable(pipeline, lesa.Reuse(), PLAN)),
-        ("diffusers TaylorSeer (lite)", pipeline, lambda: taylorseer(pipeline)),
-        ("cache-dit", patched, lambda: cache_dit(patched)),
+        (name, pipeline, partial(enable, pipeline))
+        for name, enable in enabled.items()
+        for pipeline in [load_pipeline()]
     ]
 
 
@@ -87,21 +96,22 @@ def cache_dit(pipeline: FluxPipeline) -> Iterator[None]:
 
 
 @contextmanager
-def timed_calls(pipeline: FluxPipeline) -> Iterator[list[float]]:
-    """The seconds of each call that the pipeline makes of its transformer, whatever is put into it."""
-    seconds: list[float] = []
+def timed_calls(pipeline: FluxPipeline) -> Iterator[list[tuple[float, float]]]:
+    """The beginning and end of each call that the pipeline makes of its transformer, whatever is put into it."""
+    moments: list[tuple[float, float]] = []
     kind = type(pipeline.transformer)
     call, own = kind.__call__, "__call__" in vars(kind)
 
     def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
         result = call(self, *args, **kwargs)
-        seconds.append(time.perf_counter() - start)
+        if self is pipeline.transformer:
+            moments.append((start, time.perf_counter()))
         return result
 
     kind.__call__ = timed  # type: ignore[method-assign]
     try:
-        yield seconds
+        yield moments
     finally:
         if own:
             kind.__call__ = call  # type: ignore[method-assign]
@@ -109,57 +119,79 @@ def timed_calls(pipeline: FluxPipeline) -> Iterator[list[float]]:
             del kind.__call__
 
 
-def measure(batch: int, rounds: int, chosen: list[Method]) -> list[dict[str, Any]]:
+Steps = list[float]  # seconds of each step
+
+
+def measure(batch: int, rounds: int, turn: int, chosen: list[Method]) -> list[dict[str, Any]]:
     """A row for each method but the full sampler."""
-    loops: dict[str, list[float]] = {name: [] for name, *_ in chosen}
-    calls: dict[str, list[float]] = {name: [] for name, *_ in chosen}
-    full_steps: dict[str, int] = {}
-    for number in tqdm(range(rounds + 1), desc=f"batch {batch}", delay=2):
-        for name, pipeline, enabled in chosen:
-            seeds = range(batch)
-            arguments = request(labels_of(seeds).tolist(), seeds, num_steps=STEPS)
-            with enabled():
-                # what happens once, when a method is put in or meets a schedule, is not part of a generation
-                pipeline(**request([0], [0], num_steps=STEPS))
-                with count_full_steps(pipeline, block=1) as full, timed_calls(pipeline) as seconds:
-                    start = time.perf_counter()
-                    pipeline(**arguments)
-                    loop = time.perf_counter() - start
-            full_steps[name] = len(full)
-            if number > 0:  # the first round warms up
-                loops[name].append(loop)
-                calls[name].append(sum(seconds))
-    whole = chosen[0][0]
+    calls: dict[str, list[Steps]] = {name: [] for name, *_ in chosen}
+    loops: dict[str, list[Steps]] = {name: [] for name, *_ in chosen}
+    seeds = range(batch)
+    arguments = request(labels_of(seeds).tolist(), seeds, num_steps=STEPS)
+    with ExitStack() as stack:
+        for _, _, enabled in chosen:
+            stack.enter_context(enabled())
+        full_steps = {name: stack.enter_context(count_full_steps(pipeline, block=1)) for name, pipeline, _ in chosen}
+        for number in tqdm(range(rounds + 1), desc=f"batch {batch}", delay=2):
+            with ExitStack() as timing:
+                timed = {name: timing.enter_context(timed_calls(pipeline)) for name, pipeline, _ in chosen}
+                # what happens once, when a method meets a schedule, is not part of a generation
+                generations = {name: partial(generate, pipeline, arguments) for name, pipeline, _ in chosen}
+                steps = run_in_lockstep(generations, turn)
+            if number == 0:  # the first round warms up
+                continue
+            for name, moments in timed.items():
+                calls[name].append([end - start for start, end in moments])
+                begun = [moments[0][0], *(start for start, _ in steps[name][1:])]  # the loop begins with the first call
+                loops[name].append([end - start for start, (_, end) in zip(begun, steps[name], strict=True)])
+        counts = {name: len(full) for name, full in full_steps.items()}
+    rows = []
+    for name, *_ in chosen[1:]:
+        transformer, loop = (STEPS / cost(times[name], times[FULL_SAMPLER]) for times in (calls, loops))
+        rows.append(
+            {
+                "method": name,
+                "batch": batch,
+                "full_steps": counts[name],
+                "ideal": STEPS / counts[name],
+                "speedup_transformer": transformer,
+                "speedup_loop": loop,
+                "share_transformer": transformer * counts[name] / STEPS,
+                "share_loop": loop * counts[name] / STEPS,
+                "rounds": rounds,
+                "turn": turn,
+            }
+        )
+    return rows
 
-    def speedup(times: dict[str, list[float]], name: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[whole], times[name], strict=True))
 
-    return [
-        {
-            "method": name,
-            "batch": batch,
-            "full_steps": full_steps[name],
-            "ideal": STEPS / full_steps[name],
-            "speedup_transformer": speedup(calls, name),
-            "speedup_loop": speedup(loops, name),
-            "share_transformer": speedup(calls, name) * full_steps[name] / STEPS,
-            "share_loop": speedup(loops, name) * full_steps[name] / STEPS,
-            "rounds": rounds,
-        }
-        for name, *_ in chosen[1:]
-    ]
+def generate(pipeline: FluxPipeline, arguments: dict[str, Any], step_done: Callable[[], None]) -> None:
+    def at_end(_: Any, step: int, time: Any, state: dict[str, Any]) -> dict[str, Any]:
+        step_done()
+        return {}
+
+    pipeline(**arguments, callback_on_step_end=at_end)
+
+
+def cost(rounds: list[Steps], full: list[Steps]) -> float:
+    """Of a generation, in full steps."""
+    return sum(
+        statistics.median(mine[step] / theirs[step] for mine, theirs in zip(rounds, full, strict=True))
+        for step in range(STEPS)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     chosen = methods()
     environment = describe_environment(["torch", "diffusers", "cache-dit"])
     rows = [
         row | {"environment": environment}
-        for batch, rounds in BATCHES.items()
-        for row in measure(batch, rounds, chosen)
+        for batch, (rounds, turn) in BATCHES.items()
+        for row in measure(batch, rounds, turn, chosen)
     ]
     for row in rows:
         print(

@@ -79,6 +79,7 @@ class Generation:
         self._memories: dict[str, Memory] = {}
         self._signature = call.signature
         self._lack = NOTHING_KEPT  # why predictions cannot be made
+        self._weighed = False  # what the memories hold has been recorded
         self._kind: Kind = "full"
         self._started: object = None
 
@@ -114,12 +115,14 @@ class Generation:
         if plan != self._plan:
             self._plan = plan
             self._memories = {head: self._make_memory(plan, memory) for head, memory in self._memories.items()}
+            self._weighed = False
 
     def keep(self, head: str, feature: Tensor) -> None:
         if not self._plan.is_full(self.last_step):
             return
         if head not in self._memories:
             self._memories[head] = self._make_memory(self._plan, None)
+            self._weighed = False
             if self._lack == NOTHING_KEPT:
                 self._lack = "steps before it, whose features it is made of, did not run in this branch"
             self.record.stopwatch.on_gpu = feature.is_cuda
@@ -129,6 +132,12 @@ class Generation:
             if figures is not None:
                 self._watch.note(self.last_step, figures)
         memory.keep(self.last_step, feature)
+        if not self._weighed:
+            self._weigh()
+
+    def _weigh(self) -> None:
+        """Record the size of all memories; none of them grows without a new plan."""
+        self._weighed = True
         held = sum(kept.nbytes for kept in self._memories.values())
         if held > self.record.kept_bytes:
             self.record.kept_bytes = held

@@ -12,6 +12,7 @@ from lesa.table import CoefficientTable
 from lesa_kernels import combine, residual, token_means
 
 CENTRED = (torch.float32, torch.float64)  # dtypes in which a feature is kept without its means; others would round it
+CENTRED_FROM = 1 << 13  # elements; for fewer the two operators that it takes cost more than the passes it saves
 
 
 class Memory(Protocol):
@@ -61,9 +62,9 @@ class FeatureHistory:
         probes: what would be predicted of the full steps, if that is to be compared with the truth.
         spare: full steps that a revised plan may add; each takes a row more where no feature is ever given back.
         previous: the history of this generation under the plan that this table's replaces, whose memory is taken over.
-        centre: predictions enter a layer norm, which takes the mean of each token away. On a CPU, features that lose
-            nothing by it are kept without: that saves two passes over every prediction. Not where every channel has
-            coefficients of its own: then the mean of a prediction does not follow from the means of the features.
+        centre: predictions enter a layer norm, which takes the mean of each token away. On a CPU, large features that
+            lose nothing by it are kept without: that saves two passes over every prediction. Not where every channel
+            has coefficients of its own: then the mean of a prediction does not follow from the means of the features.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class FeatureHistory:
         self._held: dict[int, int] = {} if previous is None else dict(previous._held)  # the full step in each row
         self._layout = lay_out(table, probes, spare, tuple(self._held.items()))
         self._buffer: Tensor | None = None
+        self._features: tuple[Tensor, ...] = ()  # the rows of the buffer
         self._means: Tensor | None = None
         self._centre = centre and table.channels is None
         if previous is not None and previous._buffer is not None:
@@ -100,7 +102,7 @@ class FeatureHistory:
             missing = self.num_rows - len(buffer)
             buffer = torch.cat([buffer, buffer.new_zeros(missing, *buffer.shape[1:])])
             means = None if means is None else torch.cat([means, means.new_zeros(missing, *means.shape[1:])])
-        self._buffer, self._means = buffer, means
+        self._buffer, self._features, self._means = buffer, buffer.unbind(), means
 
     def keep(self, step: int, feature: Tensor) -> None:
         """Copy the feature of a full step of the plan, if anything will need it.
@@ -116,15 +118,17 @@ class FeatureHistory:
                     f"{list(feature.shape)}; fit one to the features of this model"
                 )
             self._buffer = feature.new_zeros(self.num_rows, *feature.shape)
-            self._centre = self._centre and feature.device.type == "cpu" and feature.dtype in CENTRED
+            self._features = self._buffer.unbind()
+            large = feature.numel() >= CENTRED_FROM
+            self._centre = self._centre and large and feature.device.type == "cpu" and feature.dtype in CENTRED
             if feature.is_cuda and channels is None:  # the fused kernel normalises in one pass with them
                 self._means = self._buffer.new_zeros(self._buffer.shape[:-1], dtype=torch.float32)
         row = self._layout.row_of.get(step)
         if row is not None:
             if self._centre:
-                torch.sub(feature, feature.mean(-1, keepdim=True), out=self._buffer[row])
+                torch.sub(feature, feature.mean(-1, keepdim=True), out=self._features[row])
             else:
-                self._buffer[row].copy_(feature)
+                self._features[row].copy_(feature)
             if self._means is not None:
                 self._means[row].copy_(token_means(feature))
             self._held[row] = step
@@ -168,4 +172,5 @@ class FeatureHistory:
     def clear(self) -> None:
         """Forget the features and free their memory."""
         self._buffer = self._means = None
+        self._features = ()
         self._held.clear()

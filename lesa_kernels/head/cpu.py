@@ -51,7 +51,8 @@ def head(
         normalised = functional.layer_norm(combined(features.to(exact)), (channels,), eps=eps)
         return functional.linear(torch.addcmul(shift, normalised, scale), weight, bias).view(shape).to(history.dtype)
     out = history.new_empty(count, samples, tokens, outputs)
-    scale, offset = (t.expand(-1, samples, -1, -1) for t in (scale, functional.linear(shift, weight, bias)))
+    offset = functional.linear(shift, weight, bias).expand(-1, samples, -1, -1)
+    scaled = (scale * weight).expand(-1, samples, -1, -1)  # [P, B, O, D]: fewer rows to multiply than there are tokens
     floor = coefficients.new_full((), math.sqrt(channels * eps))
     for b, t in _tiles(samples, tokens, max(1, TILE // (max(count, m) * channels))):
         tile = features[:, b, t].to(exact)
@@ -60,8 +61,7 @@ def head(
         x = combined(tile if centred else tile - tile.mean(-1, keepdim=True))
         # A layer norm in pieces: dividing by the deviation waits for the projection, which leaves fewer to divide.
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(floor)  # sqrt(D (variance + eps))
-        x *= scale[:, b]
-        projected = torch.mm(x.view(-1, channels), weight.t()).view(*x.shape[:-1], outputs)
+        projected = torch.matmul(x, scaled[:, b].transpose(2, 3))
         torch.addcdiv(offset[:, b], projected, length, value=math.sqrt(channels), out=out[:, b, t])
     return out.view(shape)
 

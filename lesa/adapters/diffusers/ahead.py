@@ -26,21 +26,18 @@ class Input(NamedTuple):
     shape: torch.Size
     dtype: torch.dtype
     condition: Tensor | None
-    version: int  # counts writes; inference tensors do not count
+    version: int | None  # counts writes; inference tensors do not count
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> "Input":
-        return cls(tensor.shape, tensor.dtype, None if name in CHANGING else tensor, _version(tensor))
+        version = None if tensor.is_inference() else tensor._version
+        return cls(tensor.shape, tensor.dtype, None if name in CHANGING else tensor, version)
 
     def is_still(self, tensor: Tensor) -> bool:
         """Whether a tensor stands for the same; of what is new at every step the shape and dtype are enough."""
-        if self.condition is not None and (tensor is not self.condition or _version(tensor) != self.version):
-            return False
+        if self.condition is not None:
+            return tensor is self.condition and (self.version is None or tensor._version == self.version)
         return tensor.shape == self.shape and tensor.dtype == self.dtype
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 class Ahead:
@@ -73,10 +70,14 @@ class Ahead:
         """Whether this is the generation, and these the shapes and conditions, that outputs are made from."""
         if moment.generation is not self._generation:
             return False
-        given = [(name, value) for name, value in arguments.items() if isinstance(value, Tensor)]
-        return len(given) == len(self._inputs) and all(
-            name in self._inputs and self._inputs[name].is_still(value) for name, value in given
-        )
+        given = 0
+        for name, value in arguments.items():  # at every step, so that it is worth being plain
+            if isinstance(value, Tensor):
+                known = self._inputs.get(name)
+                if known is None or not known.is_still(value):
+                    return False
+                given += 1
+        return given == len(self._inputs)
 
     def take(self, step: int) -> Tensor:
         """The output of this step, once."""

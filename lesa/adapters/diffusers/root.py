@@ -59,7 +59,7 @@ class Root:
         self._ahead: dict[str, Ahead] = {}  # by branch
         self._branches = Branches({self.names[0], *TIMES, *CHANGING})
         self._generation: object = None
-        self._layer_norm = False  # at the end of the transformer, in this generation
+        self._ending: Ending | None = None  # in this generation
 
     @torch.compiler.disable(
         recursive=False,
@@ -80,7 +80,7 @@ class Root:
                 refuse_guard(control.driver)
                 self.hook_blocks()  # predicted steps need the forward, and blocks what they learn on a full one
             self._generation = moment.generation
-            self._layer_norm = find_ending(self.transformer) is not None
+            self._ending = find_ending(self.transformer)
         call = self._identify(moment, arguments)
         control.begin(call, _dtype(arguments))
         try:
@@ -116,21 +116,20 @@ class Root:
             moment.times,
             moment.generation,
             _signature(arguments) if ahead is None else ahead.signature,
-            self._layer_norm,
+            self._ending is not None,
             must_run,
-            functools.partial(linear_head, self.transformer, arguments) if self._layer_norm else None,
+            functools.partial(linear_head, self.transformer, arguments) if self._ending is not None else None,
         )
 
     def _predicted(self, call: Call, moment: Moment, arguments: Arguments) -> Any:
         """The output of a predicted step, where the end of the model is known; else None."""
         ahead = self._ahead.get(call.branch)
         if ahead is None or not ahead.holds(moment):
-            ending = find_ending(self.transformer)
-            if ending is None or not self._can_go_to(ending, arguments):
+            if self._ending is None or not self._can_go_to(self._ending, arguments):
                 self.hook_blocks()
                 return None
             if ahead is None:
-                ahead = self._ahead[call.branch] = Ahead(self.transformer, ending, call, arguments)
+                ahead = self._ahead[call.branch] = Ahead(self.transformer, self._ending, call, arguments)
             driver = self.control.driver
             coming = driver.coming(self.head) if moment.timesteps is not None else None
             ahead.make(arguments, moment, coming or one_step(driver.predict(self.head), call.step))

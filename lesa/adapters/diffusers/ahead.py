@@ -13,8 +13,8 @@ from lesa_kernels import combine, head
 
 CHANGING = ("hidden_states", "timestep")  # new at every step; no output that was made ahead depends on the latents
 # Up to this many numbers the scale and shift of all steps of a generation are made at once: 40 small operators a
-# generation instead of an interval. Beyond, 4 MiB in float32, leaving out the full steps is worth more.
-MODULATION_ELEMENTS = 1 << 20
+# generation instead of an interval. Beyond, leaving out the full steps and staying in the cache is worth more.
+MODULATION_ELEMENTS = 1 << 18
 # Predictions that are written before they enter the head, where every channel has coefficients of its own: as many as
 # the kernel makes from one reading of the features, so that a long interval takes no more memory and hardly more time.
 WRITTEN = 6

@@ -137,11 +137,12 @@ def measure(batch: int, rounds: int, turn: int, chosen: list[Method]) -> list[di
             with ExitStack() as timing:
                 timed = {name: timing.enter_context(timed_calls(pipeline)) for name, pipeline, _ in chosen}
                 # what happens once, when a method meets a schedule, is not part of a generation
-                generations = {name: partial(generate, pipeline, arguments) for name, pipeline, _ in chosen}
+                generations = {name: partial(generate, pipeline, arguments, turn) for name, pipeline, _ in chosen}
                 steps = run_in_lockstep(generations, turn)
             if number == 0:  # the first round warms up
                 continue
-            for name, moments in timed.items():
+            for name, every in timed.items():
+                moments = every[-STEPS:]
                 calls[name].append([end - start for start, end in moments])
                 begun = [moments[0][0], *(start for start, _ in steps[name][1:])]  # the loop begins with the first call
                 loops[name].append([end - start for start, (_, end) in zip(begun, steps[name], strict=True)])
@@ -166,7 +167,11 @@ def measure(batch: int, rounds: int, turn: int, chosen: list[Method]) -> list[di
     return rows
 
 
-def generate(pipeline: FluxPipeline, arguments: dict[str, Any], step_done: Callable[[], None]) -> None:
+def generate(pipeline: FluxPipeline, arguments: dict[str, Any], turn: int, step_done: Callable[[], None]) -> None:
+    """The generation that is timed; where it is one turn, after another one, as in a process that does nothing else."""
+    if turn == STEPS:
+        pipeline(**arguments)
+
     def at_end(_: Any, step: int, time: Any, state: dict[str, Any]) -> dict[str, Any]:
         step_done()
         return {}

@@ -1,7 +1,6 @@
 """The contract between an adapter, which is inside somebody's transformer, and whoever decides what it does."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -46,8 +45,7 @@ class Call(NamedTuple):
     head: Callable[[], LinearHead | None] | None = None
 
 
-@dataclass(frozen=True)
-class Coming:
+class Coming(NamedTuple):
     """The features of the coming predicted steps, not yet combined.
 
     Attributes:

@@ -37,6 +37,8 @@ def head(
     exact = torch.promote_types(history.dtype, torch.float32)
     (m, samples), (outputs, channels), count = history.shape[:2], weight.shape, len(coefficients)
     tokens = math.prod(history.shape[2:-1])
+    if count * samples * tokens * channels <= FEW:
+        return _few(history, coefficients, multiplier, addend, weight, projection_bias, eps, exact)
     shape = count, *history.shape[1:-1], outputs
     if multiplier.shape[1] == addend.shape[1] == 1:  # what all samples share makes one long sample of them
         samples, tokens = 1, samples * tokens
@@ -48,9 +50,6 @@ def head(
     def combined(tile: Tensor) -> Tensor:
         return torch.mm(coefficients, tile.reshape(m, -1)).view(count, *tile.shape[1:])
 
-    if count * samples * tokens * channels <= FEW:
-        normalised = functional.layer_norm(combined(features.to(exact)), (channels,), eps=eps)
-        return functional.linear(torch.addcmul(shift, normalised, scale), weight, bias).view(shape).to(history.dtype)
     out = history.new_empty(count, samples, tokens, outputs)
     scale, offset = (t.expand(-1, samples, -1, -1) for t in (scale, _linear(shift, weight, bias)))
     floor = coefficients.new_full((), math.sqrt(channels * eps))
@@ -65,6 +64,25 @@ def head(
         projected = torch.mm(x.view(-1, channels), weight.t()).view(*x.shape[:-1], outputs)
         torch.addcdiv(offset[:, b], projected, length, value=math.sqrt(channels), out=out[:, b, t])
     return out.view(shape)
+
+
+def _few(
+    history: Tensor,
+    coefficients: Tensor,
+    multiplier: Tensor,
+    addend: Tensor,
+    weight: Tensor,
+    projection_bias: Tensor | None,
+    eps: float,
+    exact: torch.dtype,
+) -> Tensor:
+    m, samples, *tokens, channels = history.shape
+    coefficients, multiplier, addend, weight = (t.to(exact) for t in (coefficients, multiplier, addend, weight))
+    bias = None if projection_bias is None else projection_bias.to(exact)
+    x = torch.mm(coefficients, history.to(exact).view(m, -1)).view(len(coefficients), samples, -1, channels)
+    x = functional.layer_norm(x, (channels,), eps=eps)
+    x = functional.linear(torch.addcmul(addend.unsqueeze(2), x, multiplier.unsqueeze(2)), weight, bias)
+    return x.view(len(coefficients), samples, *tokens, -1).to(history.dtype)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

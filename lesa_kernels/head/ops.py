@@ -183,8 +183,9 @@ def _check(
     count = len(coefficients)
     if bias is not None and bias.shape != (count,):
         raise ValueError(f"bias {list(bias.shape)} must be [{count}], one number for each prediction")
+    rows = (count, samples, channels), (count, 1, channels)
     for name, tensor in (("multiplier", multiplier), ("addend", addend)):
-        if tensor.ndim != 3 or tensor.shape[::2] != (count, channels) or tensor.shape[1] not in (1, samples):
+        if tensor.shape not in rows:
             raise ValueError(
                 f"{name} {list(tensor.shape)} must be [{count}, {samples} or 1, {channels}]: one row of channels for "
                 f"each prediction and each of the {samples} samples in history {list(history.shape)}"
@@ -195,8 +196,9 @@ def _check(
         raise ValueError(f"projection_bias {list(projection_bias.shape)} must be [{len(weight)}], as weight has rows")
     if means is not None and means.shape != history.shape[:-1]:
         raise ValueError(f"means {list(means.shape)} must be {list(history.shape[:-1])}, one for each token of history")
-    tensors = {"coefficients": coefficients, "bias": bias, "multiplier": multiplier, "addend": addend, "weight": weight}
-    tensors |= {"projection_bias": projection_bias, "means": means}
-    for name, other in tensors.items():
-        if other is not None and other.device != history.device:
-            raise ValueError(f"{name} is on {other.device}, history on {history.device}")
+    device = history.device
+    others = coefficients, bias, multiplier, addend, weight, projection_bias, means
+    for place, other in enumerate(others):
+        if other is not None and other.device != device:
+            names = "coefficients", "bias", "multiplier", "addend", "weight", "projection_bias", "means"
+            raise ValueError(f"{names[place]} is on {other.device}, history on {device}")

@@ -100,11 +100,12 @@ def is_at_hand(layer: Any, latents: Tensor, arguments: Iterable[Any]) -> bool:
     Not if it is offloaded, stored in another dtype (layerwise casting), quantised, or if its calls do more: gather what
     context parallelism has split, or move weights; nor if arguments still have to be moved.
     """
-    weight = layer.weight
+    weight, device = layer.weight, latents.device
     return (
         type(weight) is nn.Parameter
-        and (weight.device, weight.dtype) == (latents.device, latents.dtype)
-        and all(value.device == latents.device for value in arguments if isinstance(value, Tensor))
-        and not hasattr(layer, "_hf_hook")
+        and weight.device == device
+        and weight.dtype == latents.dtype
+        and "_hf_hook" not in vars(layer)
         and not _hooks(layer)
+        and all(value.device == device for value in arguments if isinstance(value, Tensor))
     )

@@ -137,7 +137,7 @@ class Root:
         return Transformer2DModelOutput(sample=sample) if arguments.get("return_dict", True) else (sample,)
 
     def _can_go_to(self, ending: Ending, arguments: Arguments) -> bool:
-        layer = self.transformer.get_submodule(ending.projection)
+        layer = getattr(self.transformer, ending.projection)
         return is_at_hand(layer, arguments[self.names[0]], arguments.values()) and ending.fits(
             self.transformer, arguments
         )

@@ -2,11 +2,11 @@
 
     python -m benchmarks.demo_loop --out benchmarks/results/demo_loop.json
 
-All methods run in one process, each with 10 full steps of 50, and take turns: of a step at batch 256, of a whole
-generation, which is as short, at batch 1. A step's cost is its time in units of the full sampler's step of the same
-number, the median over the rounds; what all steps cost together gives the speed-up. Ours are measured beside diffusers'
-TaylorSeer in its lite mode and cache-dit (one block always runs, the others by a steps mask with a TaylorSeer
-calibrator). One thread, so that no step waits for the slower of two, and memory stays with the process (heap.py).
+All methods run in one process, each with 10 full steps of 50. Every generation lies between two turns of the full
+sampler, whose mean step is the unit of its cost, each round in another order; the speed-up follows from the median cost
+over the rounds, and quartiles say how much the machine wavered. Ours are measured beside diffusers' TaylorSeer in its
+lite mode and cache-dit (one block always runs, the others by a steps mask with a TaylorSeer calibrator). One thread, so
+that no step waits for the slower of two, and memory that stays with the process.
 """
 
 import argparse
@@ -16,16 +16,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import FluxPipeline, TaylorSeerCacheConfig
 from tqdm import tqdm
 
 import lesa
-from benchmarks.heap import keep_freed_memory
-from benchmarks.lockstep import run_in_lockstep
+from benchmarks.memory import keep_freed_memory
+from benchmarks.turns import Step, take_turns
 from lesa.demo.measure import labels_of
 from lesa.demo.model import load_pipeline, request
 from lesa.demo.run import load_predictor
@@ -35,7 +36,7 @@ from lesa.environment import describe_environment
 STEPS, INTERVAL = 50, 7
 PLAN = lesa.StepPlan.paper(STEPS, INTERVAL)
 FULL_SAMPLER = "full sampler"
-BATCHES = {256: (9, 1), 1: (41, STEPS)}  # rounds for each batch size, and the steps of a turn
+BATCHES = {256: 15, 1: 45}  # rounds for each batch size
 
 Method = tuple[str, FluxPipeline, Callable[[], AbstractContextManager[Any]]]
 
@@ -97,9 +98,9 @@ def cache_dit(pipeline: FluxPipeline) -> Iterator[None]:
 
 
 @contextmanager
-def timed_calls(pipeline: FluxPipeline) -> Iterator[list[tuple[float, float]]]:
+def timed_calls(pipeline: FluxPipeline) -> Iterator[list[Step]]:
     """The beginning and end of each call that the pipeline makes of its transformer, whatever is put into it."""
-    moments: list[tuple[float, float]] = []
+    moments: list[Step] = []
     kind = type(pipeline.transformer)
     call, own = kind.__call__, "__call__" in vars(kind)
 
@@ -120,36 +121,33 @@ def timed_calls(pipeline: FluxPipeline) -> Iterator[list[tuple[float, float]]]:
             del kind.__call__
 
 
-Steps = list[float]  # seconds of each step
+class Costs(NamedTuple):
+    """Of a generation, in full steps: inside transformer calls, and of the denoising loop."""
+
+    transformer: float
+    loop: float
 
 
-def measure(batch: int, rounds: int, turn: int, chosen: list[Method]) -> list[dict[str, Any]]:
+def measure(batch: int, rounds: int, chosen: list[Method]) -> list[dict[str, Any]]:
     """A row for each method but the full sampler."""
-    calls: dict[str, list[Steps]] = {name: [] for name, *_ in chosen}
-    loops: dict[str, list[Steps]] = {name: [] for name, *_ in chosen}
     seeds = range(batch)
     arguments = request(labels_of(seeds).tolist(), seeds, num_steps=STEPS)
+    others = chosen[1:]
+    costs: dict[str, list[Costs]] = {name: [] for name, *_ in others}
     with ExitStack() as stack:
         for _, _, enabled in chosen:
             stack.enter_context(enabled())
         full_steps = {name: stack.enter_context(count_full_steps(pipeline, block=1)) for name, pipeline, _ in chosen}
         for number in tqdm(range(rounds + 1), desc=f"batch {batch}", delay=2):
-            with ExitStack() as timing:
-                timed = {name: timing.enter_context(timed_calls(pipeline)) for name, pipeline, _ in chosen}
-                # what happens once, when a method meets a schedule, is not part of a generation
-                generations = {name: partial(generate, pipeline, arguments, turn) for name, pipeline, _ in chosen}
-                steps = run_in_lockstep(generations, turn)
-            if number == 0:  # the first round warms up
-                continue
-            for name, every in timed.items():
-                moments = every[-STEPS:]
-                calls[name].append([end - start for start, end in moments])
-                begun = [moments[0][0], *(start for start, _ in steps[name][1:])]  # the loop begins with the first call
-                loops[name].append([end - start for start, (_, end) in zip(begun, steps[name], strict=True)])
+            order = [chosen[0], *others[number % len(others) :], *others[: number % len(others)]]
+            for name, cost in one_round(arguments, order).items():
+                if number > 0:  # the first round warms up, and meets the schedule
+                    costs[name].append(cost)
         counts = {name: len(full) for name, full in full_steps.items()}
     rows = []
-    for name, *_ in chosen[1:]:
-        transformer, loop = (STEPS / cost(times[name], times[FULL_SAMPLER]) for times in (calls, loops))
+    for name, measured in costs.items():
+        transformer, loop = (STEPS / statistics.median(column) for column in zip(*measured, strict=True))
+        high, _, low = (counts[name] / cost for cost in statistics.quantiles(c.transformer for c in measured))
         rows.append(
             {
                 "method": name,
@@ -159,19 +157,37 @@ def measure(batch: int, rounds: int, turn: int, chosen: list[Method]) -> list[di
                 "speedup_transformer": transformer,
                 "speedup_loop": loop,
                 "share_transformer": transformer * counts[name] / STEPS,
+                "share_transformer_quartiles": [low, high],
                 "share_loop": loop * counts[name] / STEPS,
                 "rounds": rounds,
-                "turn": turn,
             }
         )
     return rows
 
 
-def generate(pipeline: FluxPipeline, arguments: dict[str, Any], turn: int, step_done: Callable[[], None]) -> None:
-    """The generation that is timed; where it is one turn, after another one, as in a process that does nothing else."""
-    if turn == STEPS:
-        pipeline(**arguments)
+def one_round(arguments: dict[str, Any], chosen: list[Method]) -> dict[str, Costs]:
+    """A generation of each method, in turns with parts of one of the full sampler."""
+    others = [name for name, *_ in chosen[1:]]
+    edges = [STEPS * part // (len(others) + 1) for part in range(len(others) + 2)]
+    parts = [(FULL_SAMPLER, end - start) for start, end in pairwise(edges)]
+    turns = [turn for part, name in zip(parts, others, strict=False) for turn in (part, (name, STEPS))] + [parts[-1]]
+    with ExitStack() as stack:
+        calls = {name: stack.enter_context(timed_calls(pipeline)) for name, pipeline, _ in chosen}
+        taken = take_turns({name: partial(generate, pipeline, arguments) for name, pipeline, _ in chosen}, turns)
+    # the loop begins with the first call: what a pipeline prepares before it is no denoising step
+    for name, *_ in chosen:
+        steps = taken[next(place for place, (other, _) in enumerate(turns) if other == name)]
+        steps[0] = (calls[name][0][0], steps[0][1])
+    full = [durations(calls[FULL_SAMPLER][start:end]) for start, end in pairwise(edges)]
+    costs = {}
+    for place, name in enumerate(others):
+        around = full[place] + full[place + 1], durations(taken[2 * place] + taken[2 * place + 2])
+        mine = durations(calls[name]), durations(taken[2 * place + 1])
+        costs[name] = Costs(*(sum(a) / statistics.mean(b) for a, b in zip(mine, around, strict=True)))
+    return costs
 
+
+def generate(pipeline: FluxPipeline, arguments: dict[str, Any], step_done: Callable[[], None]) -> None:
     def at_end(_: Any, step: int, time: Any, state: dict[str, Any]) -> dict[str, Any]:
         step_done()
         return {}
@@ -179,12 +195,8 @@ def generate(pipeline: FluxPipeline, arguments: dict[str, Any], turn: int, step_
     pipeline(**arguments, callback_on_step_end=at_end)
 
 
-def cost(rounds: list[Steps], full: list[Steps]) -> float:
-    """Of a generation, in full steps."""
-    return sum(
-        statistics.median(mine[step] / theirs[step] for mine, theirs in zip(rounds, full, strict=True))
-        for step in range(STEPS)
-    )
+def durations(moments: list[Step]) -> list[float]:
+    return [end - start for start, end in moments]
 
 
 def main() -> None:
@@ -197,8 +209,8 @@ def main() -> None:
     environment = describe_environment(["torch", "diffusers", "cache-dit"])
     rows = [
         row | {"environment": environment}
-        for batch, (rounds, turn) in BATCHES.items()
-        for row in measure(batch, rounds, turn, chosen)
+        for batch, rounds in BATCHES.items()
+        for row in measure(batch, rounds, chosen)
     ]
     for row in rows:
         print(

@@ -49,7 +49,7 @@ def demo_findings(measured: Any) -> str:
 @part("README.md", "loop table", "demo_loop.json", command="python -m benchmarks.demo_loop")
 def loop_table(rows: Any) -> str:
     """How much of the ideal speed-up arrives, beside other caches."""
-    headings = ["batch", "method", "full steps", "inside transformer calls", "denoising loop"]
+    headings = ["batch", "method", "full steps", "inside transformer calls (quartiles)", "denoising loop"]
     return table(
         headings,
         (
@@ -57,7 +57,8 @@ def loop_table(rows: Any) -> str:
                 str(row["batch"]),
                 row["method"],
                 str(row["full_steps"]),
-                f"{row['speedup_transformer']:.2f}x, {row['share_transformer']:.1%} of ideal",
+                f"{row['speedup_transformer']:.2f}x, {row['share_transformer']:.1%} of ideal "
+                "({:.1%} - {:.1%})".format(*row["share_transformer_quartiles"]),
                 f"{row['speedup_loop']:.2f}x, {row['share_loop']:.1%}",
             ]
             for row in rows

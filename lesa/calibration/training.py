@@ -7,6 +7,7 @@ Source: Cai et al., https://arxiv.org/abs/2602.20497. The base model is not need
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def fit(
     is the logarithm of its error, so that long intervals, which are hard, do not drown the short ones.
 
     Args:
-        trajectories: true features of whole generations: recorded by :func:`lesa.collect`, or :class:`lesa.Live`.
+        trajectories: true features of whole generations: recorded by :func:`lesa.collect`, or :class:`lesa.LiveTrajectories`.
             Several schedules at once, for a predictor with ``anchors``: pairs of trajectories and a plan or plans.
         plan: the full steps that sampling will run. Of several plans each batch is trained on one, drawn at random.
         config: the shape of the predictor; None: that of ``start``, or the paper's for this number of steps.
@@ -116,6 +117,8 @@ def fit(
         "samples": [source.samples for source, _ in lessons],
         "settings": [epochs, batch, learning_rate, weight_decay, seed],
     }
+    if start is not None:
+        arguments["start"] = _digest(start)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         state.restore(path, arguments)
@@ -160,6 +163,15 @@ def _lessons(trajectories: Source | Sequence[tuple[Source, Plans]], plan: Plans 
     elif plan is not None:
         raise ValueError("the plans come with the trajectories, as pairs; leave plan= away")
     return [(source, [plans] if isinstance(plans, StepPlan) else list(plans)) for source, plans in trajectories]
+
+
+def _digest(predictor: LesaPredictor) -> str:
+    """Of its weights: another start is another training."""
+    digest = hashlib.sha256()
+    for name, value in sorted(predictor.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check(lessons: list[Lesson], config: LesaConfig, stream: Stream | None) -> None:

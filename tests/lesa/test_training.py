@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -127,3 +129,11 @@ def test_a_training_may_go_on_from_a_predictor():
     assert all(torch.equal(a, b) for a, b in zip(same.parameters(), first.parameters(), strict=True))
     with pytest.raises(ValueError, match="config of its start"):
         fit(smooth(), PLAN, LesaConfig(STEPS, hidden_dim=5), start=first)
+
+
+def test_a_checkpoint_belongs_to_the_start_of_its_training(tmp_path):
+    path, first = tmp_path / "state.safetensors", LesaPredictor(CONFIG)
+    for start, config in ((first, None), (first, None), (LesaPredictor(CONFIG), None), (None, CONFIG)):
+        belongs = nullcontext() if start is first else pytest.raises(ValueError, match="with other arguments")
+        with belongs:
+            fit(smooth(), PLAN, config, start=start, epochs=(1, 0), checkpoint=path, progress=False)

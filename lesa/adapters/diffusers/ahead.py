@@ -11,7 +11,8 @@ from lesa.adapters.diffusers.endings import Arguments, Ending, Modulation, norm_
 from lesa.runtime.driver import Call, Coming
 from lesa_kernels import combine, head
 
-CHANGING = ("hidden_states", "timestep")  # new at every step; no output that was made ahead depends on the latents
+# New at every step; no output that was made ahead depends on the latents.
+LATENTS_AND_TIME = ("hidden_states", "timestep")
 # Up to this many numbers the scale and shift of all steps of a generation are made at once: 40 small operators a
 # generation instead of an interval. Beyond, leaving out the full steps and staying in the cache is worth more.
 MODULATION_ELEMENTS = 1 << 18
@@ -31,7 +32,7 @@ class Input(NamedTuple):
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> "Input":
         version = None if tensor.is_inference() else tensor._version
-        return cls(tensor.shape, tensor.dtype, None if name in CHANGING else tensor, version)
+        return cls(tensor.shape, tensor.dtype, None if name in LATENTS_AND_TIME else tensor, version)
 
     def is_still(self, tensor: Tensor) -> bool:
         """Whether a tensor stands for the same; of what is new at every step the shape and dtype are enough."""

@@ -65,8 +65,9 @@ def fit(
     is the logarithm of its error, so that long intervals, which are hard, do not drown the short ones.
 
     Args:
-        trajectories: true features of whole generations: recorded by :func:`lesa.collect`, or :class:`lesa.LiveTrajectories`.
-            Several schedules at once, for a predictor with ``anchors``: pairs of trajectories and a plan or plans.
+        trajectories: true features of whole generations: recorded by :func:`lesa.collect`, or
+            :class:`lesa.LiveTrajectories`. Several schedules at once, for a predictor with ``anchors``: pairs of
+            trajectories and a plan or plans.
         plan: the full steps that sampling will run. Of several plans each batch is trained on one, drawn at random.
         config: the shape of the predictor; None: that of ``start``, or the paper's for this number of steps.
         stream: (component, branch), where several were recorded.

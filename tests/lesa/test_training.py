@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 import lesa.calibration.checkpoint as checkpoint
 import lesa.calibration.training as training
-from lesa import LeastSquares, LesaConfig, Reuse, StepPlan, Trajectories, fit
+from lesa import LeastSquares, LesaConfig, LesaPredictor, Reuse, StepPlan, Trajectories, fit
 from lesa.demo.run import gram_of
 from tests.lesa.strategies import schedule
 

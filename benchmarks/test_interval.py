@@ -46,7 +46,7 @@ def test_a_denoising_loop(benchmark, request, clock, provider):
 
     chosen, full = loop_methods()
     pipeline, enabled = chosen[provider]
-    with enabled():
+    with enabled(pipeline):
         image = pipeline(**arguments([3], [0], num_steps=STEPS)).images
         assert float((image - full).norm() / full.norm()) < 0.5
         with torch.inference_mode():

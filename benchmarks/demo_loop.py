@@ -5,9 +5,9 @@
 All methods run in one process, each with 10 full steps of 50. Every generation lies between two turns of the full
 sampler, whose mean step is the unit of its cost. Each round has another order and, but for cache-dit, other pipelines,
 since where a model lies in memory is worth some percent. The speed-up follows from the median cost over the rounds;
-quartiles say how much the machine wavered. Ours are measured beside diffusers' TaylorSeer in its lite mode and cache-dit
-(one block always runs, the others by a steps mask with a TaylorSeer calibrator). One thread, so that no step waits for
-the slower of two, and memory that stays with the process.
+quartiles say how much the machine wavered. Ours are measured beside diffusers' TaylorSeer in its lite mode and
+cache-dit (one block always runs, the others by a steps mask with a TaylorSeer calibrator). One thread, so that no step
+waits for the slower of two, and memory that stays with the process.
 """
 
 import argparse

@@ -138,8 +138,10 @@ class Root:
 
     def _can_go_to(self, ending: Ending, arguments: Arguments) -> bool:
         layer = getattr(self.transformer, ending.projection)
-        return is_at_hand(layer, arguments[self.names[0]], arguments.values()) and ending.fits(
-            self.transformer, arguments
+        return (
+            type(layer) is nn.Linear  # it may have been wrapped since the generation began
+            and is_at_hand(layer, arguments[self.names[0]], arguments.values())
+            and ending.fits(self.transformer, arguments)
         )
 
 

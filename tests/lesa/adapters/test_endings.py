@@ -151,11 +151,17 @@ def test_an_end_that_was_wrapped_or_replaced_takes_the_forward():
         def forward(self, x):
             return self.inner(x)
 
-    loop.transformer.proj_out = Wrapped(loop.transformer.proj_out)
+    plain = loop.transformer.proj_out
+
+    def wrap(step, inputs):
+        if step == 4:
+            loop.transformer.proj_out = Wrapped(plain)
+
+    for change in (wrap, lambda step, inputs: None):  # part-way, and before a generation
+        with lesa.enable(loop, Taylor(1), PLAN):
+            for ours, theirs in zip(loop(change), expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert find_ending(loop.transformer) is None
-    with lesa.enable(loop, Taylor(1), PLAN):
-        for ours, theirs in zip(loop(), expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_arguments_that_the_known_end_does_not_cover_take_the_forward():

@@ -59,11 +59,11 @@ demo: $(READY)
 
 # A process of one thread for each core; what measures time runs by itself.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not full and not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not full and not alone"
 	$(BIN)/python -m pytest -m "alone and not full"
 
 test-full: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 # Each older release lies in a folder before .venv on the path, with what was released beside it and nothing else: no

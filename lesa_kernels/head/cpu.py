@@ -37,19 +37,17 @@ def head(
     exact = torch.promote_types(history.dtype, torch.float32)
     (m, samples), (outputs, channels), count = history.shape[:2], weight.shape, len(coefficients)
     tokens = math.prod(history.shape[2:-1])
-    if count * samples * tokens * channels <= FEW:
-        return _few(history, coefficients, multiplier, addend, weight, projection_bias, eps, exact)
     shape = count, *history.shape[1:-1], outputs
-    if multiplier.shape[1] == addend.shape[1] == 1:  # what all samples share makes one long sample of them
-        samples, tokens = 1, samples * tokens
-    features = history.view(m, samples, tokens, channels)
     coefficients, weight = coefficients.to(exact), weight.to(exact)
     bias = None if projection_bias is None else projection_bias.to(exact)
     scale, shift = multiplier.to(exact).unsqueeze(2), addend.to(exact).unsqueeze(2)  # [P, B or 1, 1, D]
-
-    def combined(tile: Tensor) -> Tensor:
-        return torch.mm(coefficients, tile.reshape(m, -1)).view(count, *tile.shape[1:])
-
+    if count * samples * tokens * channels <= FEW:
+        x = torch.mm(coefficients, history.to(exact).view(m, -1)).view(count, samples, tokens, channels)
+        x = torch.addcmul(shift, functional.layer_norm(x, (channels,), eps=eps), scale)
+        return functional.linear(x, weight, bias).view(shape).to(history.dtype)
+    if multiplier.shape[1] == addend.shape[1] == 1:  # what all samples share makes one long sample of them
+        samples, tokens = 1, samples * tokens
+    features = history.view(m, samples, tokens, channels)
     out = history.new_empty(count, samples, tokens, outputs)
     scale, offset = (t.expand(-1, samples, -1, -1) for t in (scale, _linear(shift, weight, bias)))
     floor = coefficients.new_full((), math.sqrt(channels * eps))
@@ -57,32 +55,14 @@ def head(
         tile = features[:, b, t].to(exact)
         # Before the sums, whose rounding differs from column to column: what a token's channels have in common would
         # leave a trace of it, and a token of nearly equal channels is divided by next to nothing.
-        x = combined(tile if centred else tile - tile.mean(-1, keepdim=True))
+        tile = tile if centred else tile - tile.mean(-1, keepdim=True)
+        x = torch.mm(coefficients, tile.reshape(m, -1)).view(count, *tile.shape[1:])
         # A layer norm in pieces: dividing by the deviation waits for the projection, which leaves fewer to divide.
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(floor)  # sqrt(D (variance + eps))
         x *= scale[:, b]
         projected = torch.mm(x.view(-1, channels), weight.t()).view(*x.shape[:-1], outputs)
         torch.addcdiv(offset[:, b], projected, length, value=math.sqrt(channels), out=out[:, b, t])
     return out.view(shape)
-
-
-def _few(
-    history: Tensor,
-    coefficients: Tensor,
-    multiplier: Tensor,
-    addend: Tensor,
-    weight: Tensor,
-    projection_bias: Tensor | None,
-    eps: float,
-    exact: torch.dtype,
-) -> Tensor:
-    m, samples, *tokens, channels = history.shape
-    coefficients, multiplier, addend, weight = (t.to(exact) for t in (coefficients, multiplier, addend, weight))
-    bias = None if projection_bias is None else projection_bias.to(exact)
-    x = torch.mm(coefficients, history.to(exact).view(m, -1)).view(len(coefficients), samples, -1, channels)
-    x = functional.layer_norm(x, (channels,), eps=eps)
-    x = functional.linear(torch.addcmul(addend.unsqueeze(2), x, multiplier.unsqueeze(2)), weight, bias)
-    return x.view(len(coefficients), samples, *tokens, -1).to(history.dtype)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -48,7 +48,7 @@ class StepByStep:
 
     def end(self, *, failed: bool) -> None: ...
 
-    def reset(self) -> None:
+    def reset(self, session: object = None) -> None:
         self.window = []
 
 

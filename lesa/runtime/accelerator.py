@@ -2,9 +2,10 @@
 
 import functools
 import logging
-import warnings
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeGuard, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -12,11 +13,11 @@ from torch import Tensor
 from lesa.forecasters import Forecaster
 from lesa.plan import StepPlan
 from lesa.predictor import LesaPredictor
-from lesa.runtime.driver import Call, Coming, Stream
+from lesa.runtime.driver import Call, Coming, Session, Stream
 from lesa.runtime.generation import Generation, Record
 from lesa.runtime.guard import Guard, Probes, Watch, expected_error, make_probes
 from lesa.runtime.history import FeatureHistory, Memory
-from lesa.runtime.warning import LesaWarning
+from lesa.runtime.warning import Warnings
 from lesa.runtime.window import FeatureWindow
 from lesa.table import CoefficientTable
 
@@ -27,6 +28,21 @@ Plan = StepPlan | Callable[[Tensor], StepPlan]
 
 T = TypeVar("T")
 MAX_TABLES = 16  # a server meets few schedules at a time; folding a LESA predictor takes milliseconds
+
+
+@dataclass
+class Open:
+    """The generation of one session.
+
+    Attributes:
+        identity: lasts as long as the generation.
+        generations: its state in each stream that goes on.
+        records: of all its streams.
+    """
+
+    identity: object
+    generations: dict[Stream, Generation] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
 
 
 class Accelerator:
@@ -42,6 +58,10 @@ class Accelerator:
         max_history: full features that a prediction may look back on; None: as many as its table wants.
         guard: compares predictions with the truth at every full step; None: nobody does.
         strict: a generation that predicts nothing although its plan has predicted steps is an error, not a warning.
+
+    Attributes:
+        records: of the generation that began last.
+        warnings: what was said of all generations so far, each thing once.
 
     Raises:
         ValueError: for a guard beside a fixed table, which says nothing of its full steps.
@@ -66,88 +86,101 @@ class Accelerator:
         self.max_history = max_history
         self.guard = guard
         self.strict = strict
-        self.records: list[Record] = []  # of the latest generation
-        self._generations: dict[Stream, Generation] = {}
-        self._identity: object = None  # of the latest generation
-        self._current: Generation | None = None
+        self.records: list[Record] = []
+        self.warnings = Warnings()
+        self._open: WeakKeyDictionary[Session, Open] = WeakKeyDictionary()
+        self._current: tuple[Open, Generation] | None = None
         self._plans: dict[Hashable, StepPlan] = {}
         self._tables: dict[Hashable, CoefficientTable] = {}
         self._probes: dict[Hashable, Probes] = {}
 
+    @property
+    def going_on(self) -> list[Stream]:
+        """The streams whose features are kept at the moment, of all sessions."""
+        return [stream for opened in self._open.values() for stream in opened.generations]
+
     def begin(self, call: Call) -> bool:
-        generation = self._generations.get((call.component, call.branch))
+        opened, stream = self._of_session(call), (call.component, call.branch)
+        generation = opened.generations.get(stream)
         if generation is None or not generation.continues_with(call):
-            generation = self._start(call, generation)
-        self._current = generation
+            generation = self._start(opened, call, generation)
+        self._current = opened, generation
         return generation.begin(call)
 
     def keep(self, head: str, feature: Tensor) -> None:
         if self._current is not None:
-            self._current.keep(head, feature)
+            self._current[1].keep(head, feature)
 
     def predict(self, head: str) -> Tensor:
         assert self._current is not None, "begin comes first"
-        return self._current.predict(head)
+        return self._current[1].predict(head)
 
     def coming(self, head: str) -> Coming | None:
         assert self._current is not None, "begin comes first"
-        return self._current.coming(head)
+        return self._current[1].coming(head)
 
     def end(self, *, failed: bool) -> None:
         current, self._current = self._current, None
+        if current is None:
+            if failed:
+                self._drop_all()
+            return
+        opened, generation = current
         if failed:
-            self._drop(list(self._generations))  # nothing of it is going on
-        elif current is not None:
-            current.end()
-            if current.is_over:
-                self._finish(self._left_by(current))
+            self._drop(opened, list(opened.generations))  # nothing of it is going on
+            return
+        generation.end()
+        if generation.is_over:
+            self._finish(opened, _left_by(opened, generation))
 
-    def reset(self) -> None:
+    def reset(self, session: Session | None = None) -> None:
         self._current = None
-        self._finish(list(self._generations))
+        for opened in [opened for key, opened in self._open.items() if session in (None, key)]:
+            self._finish(opened, list(opened.generations))
 
-    def _start(self, call: Call, before: Generation | None) -> Generation:
-        """The generation that begins with ``call``, where that of its stream so far was ``before``."""
+    def _of_session(self, call: Call) -> Open:
+        """The generation that a call belongs to; a new one ends the one before it of the same session."""
+        opened = self._open.get(call.session)
+        if opened is None or opened.identity is not call.generation:
+            if opened is not None:
+                self._finish(opened, list(opened.generations))
+            opened = self._open[call.session] = Open(call.generation)
+            self.records = opened.records
+        return opened
+
+    def _start(self, opened: Open, call: Call, before: Generation | None) -> Generation:
+        """The state of a stream that begins with ``call``, where its state so far was ``before``."""
         stream = (call.component, call.branch)
-        if before is not None and before.identity is call.generation and before.last_step == call.step:
-            self._complain(
-                f"{call.component} ({call.branch}) was called again at step {call.step}, where nothing can be "
-                "predicted: the scheduler of its pipeline does not go on, or one branch takes several calls a step"
-            )
-        if call.generation is not self._identity:
-            self._finish(list(self._generations))
-            self._identity, self.records = call.generation, []
-        elif before is not None:
-            self._finish([stream])
-        generation = self._generations[stream] = self._make(call)
-        self.records.append(generation.record)
+        if before is not None:
+            if before.last_step == call.step:
+                self._complain(
+                    f"{call.component} ({call.branch}) was called again at step {call.step}, where nothing can be "
+                    "predicted: the scheduler of its pipeline does not go on, or one branch takes several calls a step"
+                )
+            self._finish(opened, [stream])
+        generation = opened.generations[stream] = self._make(call)
+        opened.records.append(generation.record)
         return generation
 
-    def _left_by(self, last: Generation) -> list[Stream]:
-        """The stream of a generation at its end, and those that no longer take part: the first of two transformers,
-        a branch whose guidance ended early.
-        """
-        return [
-            stream
-            for stream, g in self._generations.items()
-            if g is last or (g.identity is last.identity and g.last_step < last.last_step - 1)
-        ]
-
-    def _finish(self, streams: list[Stream]) -> None:
+    def _finish(self, opened: Open, streams: list[Stream]) -> None:
         """Free their features; say so if one of them went by without a single prediction."""
-        complaints = [self._generations[stream].complaint for stream in streams]
-        self._drop(streams)
+        complaints = [opened.generations[stream].complaint for stream in streams]
+        self._drop(opened, streams)
         for complaint in filter(None, complaints):
             self._complain(complaint)
 
-    def _drop(self, streams: list[Stream]) -> None:
+    def _drop(self, opened: Open, streams: list[Stream]) -> None:
         for stream in streams:
-            self._generations.pop(stream).close()
+            opened.generations.pop(stream).close()
+
+    def _drop_all(self) -> None:
+        for opened in self._open.values():
+            self._drop(opened, list(opened.generations))
 
     def _complain(self, what: str) -> None:
         if self.strict:
             raise RuntimeError(what)
-        warnings.warn(what, LesaWarning, stacklevel=2)
+        self.warnings(what)
 
     def _make(self, call: Call) -> Generation:
         plan, times, forecaster = self._plan(call), call.times, self._forecaster(call)
@@ -156,7 +189,7 @@ class Accelerator:
                 raise ValueError(f"{forecaster!r} needs the times of the steps: enable(..., times=scheduler.sigmas)")
             times = torch.linspace(1, 0, plan.num_steps + 1, dtype=torch.float64)  # any times serve who counts steps
         where = f"{call.component} ({call.branch})"
-        watch = None if self.guard is None else Watch(self.guard, where)
+        watch = None if self.guard is None else Watch(self.guard, where, self.warnings)
         rows = max(forecaster.config.windows) * 2 if _has_window(forecaster) else None
         if rows is None:
             table = self._table(call, forecaster, plan, times)  # what cannot be made is an error before the first step
@@ -227,6 +260,13 @@ class Accelerator:
                 raise ValueError(f"no forecaster for {stream}; there are forecasters for {sorted(self.forecasters)}")
             return self.forecasters[stream]
         return self.forecasters
+
+
+def _left_by(opened: Open, last: Generation) -> list[Stream]:
+    """The stream of a generation at its end, and those that no longer take part: the first of two transformers, a
+    branch whose guidance ended early.
+    """
+    return [s for s, g in opened.generations.items() if g is last or g.last_step < last.last_step - 1]
 
 
 def _has_window(forecaster: Forecaster) -> TypeGuard[LesaPredictor]:

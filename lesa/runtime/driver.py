@@ -19,6 +19,19 @@ class LinearHead(NamedTuple):
     eps: float
 
 
+class Session:
+    """One user of a transformer at a time: a scheduler, or a thread where nobody knows the scheduler.
+
+    Several may have a generation open at once; each has one at most. Whatever belongs to a session is kept weakly by
+    it, so that it goes when the scheduler or the thread does.
+    """
+
+    __slots__ = ("__weakref__",)
+
+
+ONLY = Session()  # of an adapter that serves one user
+
+
 class Call(NamedTuple):
     """One evaluation of a transformer for one branch.
 
@@ -30,8 +43,10 @@ class Call(NamedTuple):
         generation: an object that lasts as long as the generation does.
         signature: shapes and dtypes of the inputs; features of another signature do not mix.
         layer_norm: the head begins with a layer norm, which takes the mean of each token's feature away.
-        must_run: what was predicted for this step is no longer true, so that it has to run in full.
+        must_run: why this step has to run in full and nothing kept before it may be used, such as conditions that are
+            no longer those of the steps before; empty: it may be predicted.
         head: evaluates the end of the transformer at this step; None, or a result of None: it is not known.
+        session: whose generation it is.
     """
 
     component: str
@@ -41,8 +56,9 @@ class Call(NamedTuple):
     generation: object
     signature: tuple[Any, ...]
     layer_norm: bool = False
-    must_run: bool = False
+    must_run: str = ""
     head: Callable[[], LinearHead | None] | None = None
+    session: Session = ONLY
 
 
 class Coming(NamedTuple):
@@ -88,6 +104,6 @@ class Driver(Protocol):
         """The call is over; ``failed``: by an exception."""
         ...
 
-    def reset(self) -> None:
-        """Forget everything: the pipeline is done, or the user says so."""
+    def reset(self, session: Session | None = None) -> None:
+        """Forget everything of a session, whose pipeline is done, or of all."""
         ...

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from lesa.plan import StepPlan
@@ -78,6 +79,7 @@ class Generation:
         self._make_memory = make_memory
         self._memories: dict[str, Memory] = {}
         self._signature = call.signature
+        self._shapes: dict[str, torch.Size] = {}  # of the feature at each head
         self._lack = NOTHING_KEPT  # why predictions cannot be made
         self._weighed = False  # what the memories hold has been recorded
         self._kind: Kind = "full"
@@ -91,24 +93,27 @@ class Generation:
         """Whether this step is predicted. A step whose prediction cannot be made runs in full."""
         step = self.last_step = call.step
         self._started = self.record.stopwatch.start()
-        if call.signature != self._signature:
-            self._forget("the shapes of its inputs changed")
-            self._signature = call.signature
-        elif call.must_run:
-            self._forget("its conditioning was replaced or written to")
+        planned = self._plan.is_full(step)
+        if call.must_run:
+            self._begin_anew(step, call.must_run)
+        elif call.signature != self._signature:
+            self._begin_anew(step, "the shapes of its inputs changed")
+        self._signature = call.signature
         if self._watch is not None and self._plan.is_full(step):
             self._follow(self._watch.revised(self._plan, step))
         predicted = bool(self._memories) and all(m.can_predict(step) for m in self._memories.values())
         self._kind = "predicted" if predicted else "full"
         (self.record.predicted if predicted else self.record.full).append(step)
-        if not predicted and not self._plan.is_full(step):
+        if not predicted and not planned:
             self.record.unplanned[step] = self._lack
         return predicted
 
-    def _forget(self, reason: str) -> None:
-        """A callback changed the batch, the resolution or the prompt: what was kept no longer fits."""
+    def _begin_anew(self, step: int, reason: str) -> None:
+        """What was kept is of no use any more: this step is full, and the plan goes on as if it were the first."""
         self._memories.clear()
+        self._shapes.clear()
         self._lack = reason
+        self._plan = self._plan.starting_at(step)
 
     def _follow(self, plan: StepPlan) -> None:
         """Go on with a revised plan."""
@@ -120,6 +125,11 @@ class Generation:
     def keep(self, head: str, feature: Tensor) -> None:
         if not self._plan.is_full(self.last_step):
             return
+        if self._shapes.setdefault(head, feature.shape) != feature.shape:  # as where a cache of keys was filled before
+            del self._memories[head]
+            self._shapes[head] = feature.shape
+            self._plan = self._plan.starting_at(self.last_step)
+            self._lack = "the shape of its feature changed"
         if head not in self._memories:
             self._memories[head] = self._make_memory(self._plan, None)
             self._weighed = False

@@ -4,7 +4,6 @@ The comparison is one pass over the kept features, which no predicted step waits
 host meanwhile and read one interval later.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,6 @@ from lesa.forecasters import Forecaster
 from lesa.forecasters.least_squares import relative_error
 from lesa.plan import StepPlan
 from lesa.runtime.driver import Stream
-from lesa.runtime.warning import LesaWarning
 from lesa.table import CoefficientTable
 
 ExpectedError = Callable[[CoefficientTable], Tensor]  # the calibrated relative error [steps] of a table
@@ -119,17 +117,19 @@ class Watch:
     Args:
         guard: what is done about them.
         where: names the branch in a warning.
+        warn: says what is to be said.
 
     Attributes:
         expected: the calibrated error by full step, of the plan that is followed.
         extra: full steps spent beyond the first plan.
     """
 
-    def __init__(self, guard: Guard, where: str) -> None:
+    def __init__(self, guard: Guard, where: str, warn: Callable[[str], None]) -> None:
         self.expected: dict[int, float] = {}
         self.extra: list[int] = []
         self._guard = guard
         self._where = where
+        self._warn = warn
         self._errors: dict[int, float] = {}
         self._under_way: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
         self._warned = False
@@ -164,13 +164,11 @@ class Watch:
             if self._too_high(step) and len(self.extra) >= self._guard.extra_steps and not self._warned:
                 self._warned = True
                 expected = self.expected.get(step)
-                warnings.warn(
+                self._warn(
                     f"{self._where}: what would have been predicted of full step {step} is off by {relative:.1%} of "
                     f"its length, more than {self._guard.limit(expected):.1%}"
                     + ("" if expected is None else f" (calibrated: {expected:.1%})")
-                    + "; calibrate on these prompts and settings, or run more full steps",
-                    LesaWarning,
-                    stacklevel=2,
+                    + "; calibrate on these prompts and settings, or run more full steps"
                 )
 
     def revised(self, plan: StepPlan, step: int) -> StepPlan:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from lesa.runtime.driver import Call
+from lesa.runtime.driver import Call, Session
 
 OnFeature = Callable[[Call, Tensor], None]
 
@@ -33,5 +33,5 @@ class Observer:
     def end(self, *, failed: bool) -> None:
         self._call = None
 
-    def reset(self) -> None:
+    def reset(self, session: Session | None = None) -> None:
         self._call = None

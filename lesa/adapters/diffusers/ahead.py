@@ -1,18 +1,16 @@
 """Outputs made ahead: all predicted steps until the next full one, in one pass over the kept features."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lesa.adapters.diffusers.clock import Moment
 from lesa.adapters.diffusers.endings import Arguments, Ending, Modulation, norm_eps
-from lesa.runtime.driver import Call, Coming
+from lesa.runtime.driver import Coming
 from lesa_kernels import combine, head
 
-# New at every step; no output that was made ahead depends on the latents.
-LATENTS_AND_TIME = ("hidden_states", "timestep")
 # Up to this many numbers the scale and shift of all steps of a generation are made at once: 40 small operators a
 # generation instead of an interval. Beyond, leaving out the full steps and staying in the cache is worth more.
 MODULATION_ELEMENTS = 1 << 18
@@ -21,64 +19,26 @@ MODULATION_ELEMENTS = 1 << 18
 WRITTEN = 6
 
 
-class Input(NamedTuple):
-    """A tensor that a transformer was called with, as far as its outputs depend on it."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    condition: Tensor | None
-    version: int | None  # counts writes; inference tensors do not count
-
-    @classmethod
-    def of(cls, name: str, tensor: Tensor) -> "Input":
-        version = None if tensor.is_inference() else tensor._version
-        return cls(tensor.shape, tensor.dtype, None if name in LATENTS_AND_TIME else tensor, version)
-
-    def is_still(self, tensor: Tensor) -> bool:
-        """Whether a tensor stands for the same; of what is new at every step the shape and dtype are enough."""
-        if self.condition is not None:
-            return tensor is self.condition and (self.version is None or tensor._version == self.version)
-        return tensor.shape == self.shape and tensor.dtype == self.dtype
-
-
 class Ahead:
-    """The outputs of one branch by step, handed out only while they are still true.
+    """The outputs of one branch by step.
 
-    They are made from the conditioning tensors of one call. A callback may replace the prompt or write into it, so
-    identity and version of every such tensor are compared before an output is given away.
+    They belong to the conditions of the call that they were made at, and to a transformer as it was then: whoever
+    keeps them drops them when these change.
 
     Args:
         transformer: the module.
         ending: how it ends.
-        call: the first call of the generation that asks for outputs.
-        arguments: of that call.
     """
 
-    def __init__(self, transformer: nn.Module, ending: Ending, call: Call, arguments: Arguments) -> None:
+    def __init__(self, transformer: nn.Module, ending: Ending) -> None:
         self._transformer = transformer
         self._ending = ending
-        self._generation = call.generation
-        self.signature = call.signature
-        self._inputs = {name: Input.of(name, value) for name, value in arguments.items() if isinstance(value, Tensor)}
         self._outputs: dict[int, Tensor] = {}
         self._modulation: tuple[int, Modulation] | None = None  # of all steps from the given one on
 
-    def holds(self, moment: Moment) -> bool:
+    def holds(self, step: int) -> bool:
         """Whether the output of this step was made."""
-        return moment.generation is self._generation and moment.step in self._outputs
-
-    def is_true_for(self, moment: Moment, arguments: Arguments) -> bool:
-        """Whether this is the generation, and these the shapes and conditions, that outputs are made from."""
-        if moment.generation is not self._generation:
-            return False
-        given = 0
-        for name, value in arguments.items():  # at every step, so that it is worth being plain
-            if isinstance(value, Tensor):
-                known = self._inputs.get(name)
-                if known is None or not known.is_still(value):
-                    return False
-                given += 1
-        return given == len(self._inputs)
+        return step in self._outputs
 
     def take(self, step: int) -> Tensor:
         """The output of this step, once."""

@@ -1,16 +1,23 @@
 """A driver's hooks on one transformer."""
 
 from collections.abc import Callable
+from threading import RLock
 from typing import Any
 
 from torch import nn
 
 from lesa.adapters.diffusers.clock import Clock
-from lesa.adapters.diffusers.compat import HookRegistry, StateManager, refresh_hooks, refuse_caches, unwrap_module
-from lesa.adapters.diffusers.discovery import find_blocks, find_heads
-from lesa.adapters.diffusers.endings import find_ending
+from lesa.adapters.diffusers.compat import (
+    CacheContexts,
+    HookRegistry,
+    is_split,
+    refresh_hooks,
+    refuse_caches,
+    unwrap_module,
+)
 from lesa.adapters.diffusers.receiver import Receiver
 from lesa.adapters.diffusers.root import Root
+from lesa.adapters.diffusers.structure import Structure
 from lesa.adapters.hooks import Control, hook_blocks, hook_heads
 from lesa.adapters.interception import intercept
 from lesa.runtime.driver import Driver
@@ -19,50 +26,92 @@ RECEIVER = "lesa_receiver"
 
 
 class Attachment:
-    """Puts them on; :meth:`remove` takes all of them off again.
+    """Puts them on, and follows the transformer when its modules change; :meth:`remove` takes all of them off again.
+
+    Args:
+        transformer: of a pipeline, or a bare one.
+        component: its name in the pipeline.
+        clock: tells the moment of a call.
+        driver: decides what becomes of it.
+        lock: held during each call, since all hooks look at one state.
 
     Raises:
         ValueError: if the transformer has another cache enabled, or no blocks or head can be found; nothing is
             changed then.
     """
 
-    def __init__(self, transformer: nn.Module, component: str, clock: Clock, driver: Driver) -> None:
-        inner = unwrap_module(transformer)
+    def __init__(self, transformer: nn.Module, component: str, clock: Clock, driver: Driver, lock: RLock) -> None:
+        self.control = Control(driver)
+        self._transformer = inner = unwrap_module(transformer)
         refuse_caches(inner, inner.modules())
-        heads, self._blocks = find_heads(inner), find_blocks(inner)
-        self._transformer = inner
-        self._control, contexts = Control(driver), StateManager(object)
-        root = Root(self._control, inner, component, clock, contexts, next(iter(heads)), self._hook_blocks)
-        receiver = Receiver(contexts, root.reset)
-        HookRegistry.check_if_exists_or_initialize(inner).register_hook(receiver, RECEIVER)
+        self.structure = Structure(inner)
+        self._undo: list[Callable[[], None]] = []
+        self._undo_heads: list[Callable[[], None]] = []
+        self._undo_blocks: list[Callable[[], None]] = []
+        try:
+            self._put_on(transformer, component, clock, lock)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _put_on(self, transformer: nn.Module, component: str, clock: Clock, lock: RLock) -> None:
+        inner, contexts = self._transformer, CacheContexts()
+        root = Root(self, inner, component, clock, contexts, lock)
+        registry = HookRegistry.check_if_exists_or_initialize(inner)
+        registry.register_hook(Receiver(contexts, root.reset), RECEIVER)
+        self._undo.append(self._remove_receiver)
         refresh_hooks(inner)
-        self._undo: list[Callable[[], None]] = []  # of the blocks
-        if find_ending(inner) is None:
-            self._hook_blocks()
-        self._restore = [*hook_heads(self._control, heads), intercept(transformer, root)]
+        if self.structure.ending is None:
+            self.hook_blocks()
+        self._undo_heads = hook_heads(self.control, self.structure.heads)
+        self._undo.append(intercept(transformer, root))  # the compiled wrapper, if there is one
         # Attributes of the instance that stand before those of its class. Pipelines call the one at their end if it
         # exists; models with a cache of their own have it already.
-        self._covered: dict[str, Callable[..., None]] = {}
         if not hasattr(inner, "_reset_stateful_cache"):
-            self._covered["_reset_stateful_cache"] = root.reset
+            self._cover("_reset_stateful_cache", root.reset)
         if hasattr(inner, "enable_cache"):
-            self._covered["enable_cache"] = refuse_enable_cache
-        for name, value in self._covered.items():
-            setattr(inner, name, value)
+            self._cover("enable_cache", refuse_enable_cache)
 
-    def _hook_blocks(self) -> None:
+    def _cover(self, name: str, value: Callable[..., None]) -> None:
+        setattr(self._transformer, name, value)
+        self._undo.append(lambda: vars(self._transformer).pop(name, None) and None)
+
+    def _remove_receiver(self) -> None:
+        HookRegistry.check_if_exists_or_initialize(self._transformer).remove_hook(RECEIVER, recurse=False)
+        refresh_hooks(self._transformer)
+
+    def hook_blocks(self) -> None:
         """Once, and only if needed: where the end of a model is known its blocks are left alone."""
-        self._undo = self._undo or hook_blocks(self._control, self._blocks)
+        self._undo_blocks = self._undo_blocks or hook_blocks(self.control, self.structure.blocks)
+
+    def look_again(self) -> None:
+        """Put the hooks on the modules that are there now.
+
+        Raises:
+            ValueError: if another cache was enabled meanwhile, or no blocks or head are left.
+        """
+        before, self.structure = self.structure, Structure(self._transformer)
+        refuse_caches(self._transformer, self.structure.parts)
+        self.control.split = is_split(self.structure.parts)
+        if self.structure.heads != before.heads:
+            _undo_all(self._undo_heads)
+            self._undo_heads = hook_heads(self.control, self.structure.heads)
+        # under context parallelism predicted steps need the forward, and blocks what they learn on a full one
+        needed = bool(self._undo_blocks) or self.structure.ending is None or self.control.split
+        if self.structure.blocks != before.blocks:
+            _undo_all(self._undo_blocks)
+        if needed:
+            self.hook_blocks()
 
     def remove(self) -> None:
         """Restore the transformer exactly."""
-        for undo in reversed(self._undo + self._restore):
-            undo()
-        HookRegistry.check_if_exists_or_initialize(self._transformer).remove_hook(RECEIVER, recurse=False)
-        refresh_hooks(self._transformer)
-        for name in self._covered:
-            delattr(self._transformer, name)
-        self._covered = {}
+        for undo in (self._undo, self._undo_heads, self._undo_blocks):
+            _undo_all(undo)
+
+
+def _undo_all(undo: list[Callable[[], None]]) -> None:
+    while undo:
+        undo.pop()()
 
 
 def refuse_enable_cache(config: Any) -> None:

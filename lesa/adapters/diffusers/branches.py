@@ -1,80 +1,113 @@
-"""The branch of guidance that a call of a transformer belongs to."""
+"""The branches of guidance of a generation: which of them a call belongs to, and whether its conditions still hold."""
 
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection
 
-import torch
-from torch import Tensor
+from lesa.adapters.diffusers.ahead import Ahead
+from lesa.adapters.diffusers.conditions import Arguments, Conditions, Signature, signature_of
+from lesa.adapters.diffusers.time_check import TimeCheck
 
-from lesa.adapters.diffusers.clock import Moment
+MOST = 8  # unnamed branches; more calls at a step are windows of a long video, or a scheduler that does not go on
+SHAPES = "the shapes of its inputs changed"
+REPLACED = "its conditioning was replaced or written to"
+SEVERAL = "one branch takes several calls a step"
+TOO_MANY = f"there are more than {MOST} calls a step without a name"
 
-MOST = 8  # calls of a step; more are a scheduler that does not go on
-Conditions = tuple[tuple[int, tuple[int, ...]], ...]
+
+class Branch:
+    """What is known of one branch while a generation lasts.
+
+    Attributes:
+        name: given by the pipeline, or ``call0``, ``call1``, ...
+        conditions: that it was called with.
+        signature: shapes and dtypes of its latest call.
+        ahead: outputs made ahead, if there are any.
+        time_check: whether it is called with the times that these were made for.
+        must_run: why its current call has to run in full; empty: it need not.
+    """
+
+    def __init__(self, name: str, step: int, conditions: Conditions, arguments: Arguments, must_run: str = "") -> None:
+        self.name = name
+        self.conditions = conditions
+        self.signature: Signature = signature_of(arguments)
+        self.ahead: Ahead | None = None
+        self.time_check = TimeCheck()
+        self.must_run = must_run
+        self._step = step
+        self._always = must_run  # why all of its calls have to
+        self._next = ""  # why the next one has to
+
+    def called_at(self, step: int) -> bool:
+        """Whether its latest call was at this step."""
+        return self._step == step
+
+    def call(self, step: int, conditions: Conditions | None, arguments: Arguments) -> "Branch":
+        """Take note of a call; ``conditions``: the new ones, if they are no longer those of the calls before."""
+        if self._step == step:  # what a step keeps of one call, the next step would use for another
+            self._always = self._always or SEVERAL
+        self._step = step
+        signature, changed = signature_of(arguments), ""
+        if conditions is not None:
+            self.conditions, changed = conditions, REPLACED
+        if signature != self.signature:
+            self.signature, changed = signature, SHAPES
+        self.must_run = self._always or self._next or changed
+        self._next = ""
+        if self.must_run:
+            self.ahead = None
+        return self
+
+    def forget(self, reason: str) -> None:
+        """Nothing that was kept or made so far is of use any more."""
+        self.ahead, self._next = None, reason
 
 
 class Branches:
-    """Names calls ``call0``, ``call1``, ... where the pipeline gives no name.
+    """All branches of one generation.
 
-    A branch is known again by its conditions, the tensors that it is called with beside the latents: guidance may
-    start or end part-way, so that the first call of a step is not always of the same branch. They are compared by
-    address, and held so that no other tensor can have it. Where a pipeline copies them for every step, which is found
-    out by comparing values once, the order of calls tells.
+    Pipelines that name no branch are told apart by the conditions of their calls: guidance may start or end part-way,
+    so that the first call of a step is not always of the same branch. Calls with equal conditions, such as windows of a
+    long video, are told apart by their order.
 
     Args:
-        changing: the arguments that are new at every step, the latents and the time.
+        changing: the arguments that are new at every step, which are no conditions.
     """
 
     def __init__(self, changing: Collection[str]) -> None:
         self._changing = changing
-        self._generation: object = None
-        self._step = -1
-        self._called: list[str] = []  # in this step
-        self._known: dict[str, tuple[Conditions, list[Tensor]]] = {}
-        self._copied: set[str] = set()  # branches whose conditions are copied for every step
+        self._known: dict[str, Branch] = {}
 
-    def name(self, moment: Moment, arguments: dict[str, Any]) -> str:
-        """The branch of a call with these arguments."""
-        if moment.generation is not self._generation:
-            self.forget()
-        if moment.generation is not self._generation or moment.step != self._step:
-            self._generation, self._step = moment.generation, moment.step
-            self._called.clear()
-        tensors = list(self._conditions(arguments))
-        conditions = tuple((tensor.data_ptr(), tuple(tensor.shape)) for tensor in tensors)
-        free = [name for name in self._known if name not in self._called]
-        name = next((name for name in free if self._known[name][0] == conditions), None)
-        if name is None:
-            name = f"call{min(len(self._called), MOST - 1)}"
-            if name in self._called or not self._may_be(name, tensors):
-                name = f"call{min(len(self._known), MOST - 1)}"
-        self._called.append(name)
-        self._known[name] = conditions, tensors
-        return name
+    def of(self, name: str | None, step: int, arguments: Arguments) -> Branch:
+        """The branch of a call with these arguments; ``name``: if the pipeline gives it one."""
+        if name is not None:
+            return self._named(name, step, arguments)
+        free = [branch for branch in self._known.values() if not branch.called_at(step)]
+        for branch in free:
+            if branch.conditions.are_in(arguments):
+                return branch.call(step, None, arguments)
+        due = self._known.get(f"call{len(self._known) - len(free)}")  # whose turn it is
+        for branch in sorted(free, key=lambda branch: branch is not due):
+            if branch.conditions.are_still(arguments):
+                return branch.call(step, None, arguments)
+        conditions = Conditions(arguments, self._changing)
+        if due in free and not due.conditions.have_shapes_of(arguments):  # another batch, which mixes with nothing
+            return due.call(step, conditions, arguments)
+        if len(self._known) >= MOST:
+            return Branch(f"call{MOST}", step, conditions, arguments, TOO_MANY)
+        return self._new(f"call{len(self._known)}", step, conditions, arguments)
 
-    def _may_be(self, name: str, tensors: list[Tensor]) -> bool:
-        """Whether a call with these conditions, seen for the first time, can be of the branch whose turn it is.
+    def forget(self, reason: str) -> None:
+        """Nothing that was kept or made so far is of use any more, in any branch."""
+        for branch in self._known.values():
+            branch.forget(reason)
 
-        Conditions of other shapes can: nothing that was kept under others is used with them.
-        """
-        if name not in self._known or name in self._copied:
-            return True
-        before = self._known[name][1]
-        if [tensor.shape for tensor in before] != [tensor.shape for tensor in tensors]:
-            return True
-        if all(map(torch.equal, before, tensors)):
-            self._copied.add(name)
-        return name in self._copied
+    def _named(self, name: str, step: int, arguments: Arguments) -> Branch:
+        branch = self._known.get(name)
+        if branch is None:
+            return self._new(name, step, Conditions(arguments, self._changing), arguments)
+        if branch.conditions.are_still(arguments):
+            return branch.call(step, None, arguments)
+        return branch.call(step, Conditions(arguments, self._changing), arguments)
 
-    def forget(self) -> None:
-        """The generation is over."""
-        self._generation = None
-        self._called.clear()
-        self._known.clear()
-        self._copied.clear()
-
-    def _conditions(self, arguments: dict[str, Any]) -> Iterator[Tensor]:
-        for name, value in arguments.items():
-            if name not in self._changing:
-                for part in value if isinstance(value, list | tuple) else (value,):
-                    if isinstance(part, Tensor):
-                        yield part
+    def _new(self, name: str, step: int, conditions: Conditions, arguments: Arguments) -> Branch:
+        branch = self._known[name] = Branch(name, step, conditions, arguments)
+        return branch

@@ -1,38 +1,68 @@
 """Which step a call belongs to, on which schedule, in which generation."""
 
 import functools
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lesa.adapters.diffusers.caller import calling_pipeline
 from lesa.adapters.diffusers.discovery import TIMES
 from lesa.adapters.diffusers.noise import noise_levels
+from lesa.runtime.driver import ONLY, Session
 
 
 class Moment(NamedTuple):
     """Where a call stands.
 
     ``generation`` is one object for as long as the generation lasts; ``timesteps`` [steps] are the scheduler's, on the
-    device, or None where nobody knows what comes.
+    device, or None where nobody knows what comes, and ``values`` what they are; ``session`` is whose generation it is.
     """
 
     step: int
     times: Tensor | None
     generation: object
     timesteps: Tensor | None = None
+    values: Sequence[float] = ()
+    session: Session = ONLY
 
 
 class Clock(Protocol):
     """Tells the moment of each call of a transformer."""
 
-    def read(self, arguments: dict[str, Any]) -> Moment:
-        """The moment of a call with these arguments of forward, by name."""
+    def read(self, arguments: dict[str, Any], component: str, transformer: nn.Module) -> Moment:
+        """The moment of a call with these arguments of forward, by name, of a transformer under its name."""
+        ...
+
+    def session(self, component: str, transformer: nn.Module) -> Session | None:
+        """Whose pipeline is calling, if that can be told and it has called the transformer before."""
         ...
 
     def close(self) -> None:
         """Nobody will read it again."""
         ...
+
+
+@dataclass
+class Position:
+    """Where the generation of one scheduler stands.
+
+    Attributes:
+        timesteps: the tensor of the generation; ``values``: its numbers; ``times``: its noise levels.
+        first: the step that the first call was at, once it is known.
+        before: what a scheduler's count of steps was at that call.
+    """
+
+    timesteps: Tensor | None = None
+    values: Sequence[float] = ()
+    times: Tensor | None = None
+    first: int | None = None
+    before: int = 0
+    session: Session = field(default_factory=Session)
 
 
 class SchedulerClock:
@@ -43,64 +73,91 @@ class SchedulerClock:
     calls of its ``step`` are counted. Where the pipeline does not say at which step it begins (some start part-way
     through the schedule), the first call's own time tells it, which costs one more synchronisation a generation.
 
+    Several pipelines may share the transformer, each with a scheduler of its own: that of the one that is calling
+    counts, and each has its own position.
+
     Args:
-        pipeline: asked for its scheduler at every call, since users replace it.
+        pipeline: asked for its scheduler at every call, since users replace it, where the caller is not a pipeline.
     """
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
-        self._counted: list[Any] = []
-        self._timesteps: Tensor | None = None
-        self._times: Tensor | None = None
-        self._first: int | None = None  # the step that the first call of the generation was at, once it is known
-        self._before = 0  # what a scheduler's count was at that call
+        self._positions: WeakKeyDictionary[Any, Position] = WeakKeyDictionary()
+        self._counted: WeakSet[Any] = WeakSet()
+        self._thousands = False  # a time above 1 has been seen, so that 1 is next to the image
 
-    def read(self, arguments: dict[str, Any]) -> Moment:
-        scheduler = self._pipeline.scheduler
-        if scheduler.timesteps is not self._timesteps:
-            self._times = noise_levels(scheduler)
-            self._timesteps = scheduler.timesteps
-            self._first = None
-        step = scheduler.step_index if hasattr(scheduler, "step_index") else self._count(scheduler, arguments)
+    def read(self, arguments: dict[str, Any], component: str, transformer: nn.Module) -> Moment:
+        scheduler = self._scheduler(component, transformer)
+        if scheduler not in self._positions:
+            self._positions[scheduler] = Position()
+        at = self._positions[scheduler]
+        if scheduler.timesteps is not at.timesteps:
+            at.times = noise_levels(scheduler)
+            at.timesteps, at.values = scheduler.timesteps, scheduler.timesteps.tolist()
+            at.first = None
+        step = scheduler.step_index if hasattr(scheduler, "step_index") else self._count(at, scheduler, arguments)
         if step is None:  # before the first step
             step = getattr(scheduler, "begin_index", None)
             if step is None:
-                step = self._locate(arguments)
-        return Moment(step, self._times, self._timesteps, self._timesteps)
+                step = self._locate(at, scheduler, arguments)
+        return Moment(step, at.times, at.timesteps, at.timesteps, at.values, at.session)
+
+    def session(self, component: str, transformer: nn.Module) -> Session | None:
+        caller = calling_pipeline(component, transformer)
+        position = None if caller is None else self._positions.get(caller.scheduler)
+        return None if position is None else position.session
 
     def close(self) -> None:
         while self._counted:
             stop_counting(self._counted.pop())
 
-    def _count(self, scheduler: Any, arguments: dict[str, Any]) -> int:
+    def _scheduler(self, component: str, transformer: nn.Module) -> Any:
+        caller = calling_pipeline(component, transformer)
+        return (self._pipeline if caller is None else caller).scheduler
+
+    def _count(self, at: Position, scheduler: Any, arguments: dict[str, Any]) -> int:
         """The step of a scheduler that does not tell it: where the generation began, and its steps since then."""
         if not is_counted(scheduler):
             count_steps(scheduler)
-            self._counted.append(scheduler)
-        if self._first is None:
-            self._before = scheduler.steps_taken
-        return self._locate(arguments) + scheduler.steps_taken - self._before
+            self._counted.add(scheduler)
+        if at.first is None:
+            at.before = scheduler.steps_taken
+        return self._locate(at, scheduler, arguments) + int(scheduler.steps_taken) - at.before
 
-    def _locate(self, arguments: dict[str, Any]) -> int:
+    def _locate(self, at: Position, scheduler: Any, arguments: dict[str, Any]) -> int:
         """The step whose time the first call of a generation is given: the earliest that rounds to it."""
-        if self._first is None:
+        if at.first is None:
             given = next((arguments[name] for name in TIMES if arguments.get(name) is not None), None)
-            self._first = 0 if given is None else nearest_step(given, self._timesteps, self._pipeline.scheduler)
-        return self._first
+            time = None if given is None else float(torch.as_tensor(given).max())
+            self._thousands = self._thousands or (time is not None and time > 1)
+            at.first = 0 if time is None else nearest_step(time, at.timesteps, scheduler, thousands=self._thousands)
+        return at.first
 
 
-def nearest_step(given: Tensor | float, timesteps: Tensor | None, scheduler: Any) -> int:
-    """The step of a schedule at which a model is called with this time.
+# Of the time of pure noise. bf16 rounds times near it by up to 0.002.
+ROUNDING = 4e-3
+
+
+def nearest_step(given: Tensor | float, timesteps: Tensor | None, scheduler: Any, *, thousands: bool = False) -> int:
+    """The step of a schedule at which a model is called with this time; 0 if it is of none.
 
     Models are called with the scheduler's timestep, a share of it, or one minus that; per-token times (image to video)
     are 0 at given tokens. No generation begins at the image, where some schedules end.
+
+    Args:
+        given: the time, [...].
+        timesteps: of the scheduler, [steps].
+        scheduler: has the number of timesteps of the training in its configuration.
+        thousands: the model is known to be called with timesteps, so that a time of 1 is not pure noise.
     """
     assert timesteps is not None
     schedule = timesteps.double().cpu()
     time, unit = float(torch.as_tensor(given).max()), float(scheduler.config.get("num_train_timesteps", 1000))
-    readings = [time] if time > 1 else [time * unit, unit - time * unit, time]
+    readings = [time] if time > 1 or thousands else [time * unit, unit - time * unit, time]
     distances = [(schedule - reading).abs() for reading in readings if reading or schedule[-1]]
     closest = min(distances, key=lambda distance: float(distance.min()))
+    if float(closest.min()) > ROUNDING * unit:  # a time that somebody has changed
+        return 0
     return int((closest <= closest.min() + 1e-6 * unit).nonzero()[0])
 
 
@@ -143,8 +200,19 @@ def stop_counting(scheduler: Any) -> None:
     del scheduler.steps_taken
 
 
+@dataclass
+class Calls:
+    """The generation of one thread, where only the times of the calls tell its steps."""
+
+    generation: object = field(default_factory=object)
+    last: tuple[int, float] | None = None  # the latest step and its time
+    session: Session = field(default_factory=Session)
+
+
 class TimestepClock:
     """Reads the time that a bare transformer is called with; costs one host synchronisation a call on a GPU.
+
+    Each thread has a generation of its own.
 
     Args:
         times: the schedule [steps + 1]; each call is the step nearest to its time. None: calls are counted.
@@ -153,8 +221,6 @@ class TimestepClock:
         ValueError: if a time of the schedule occurs twice, as with solvers of second order.
     """
 
-    TOLERANCE = 4e-3  # bf16 rounds times near 1 by up to 2e-3
-
     def __init__(self, times: Tensor | None) -> None:
         if times is not None and bool((times[:-1].diff() == 0).any()):
             raise ValueError(
@@ -162,37 +228,42 @@ class TimestepClock:
                 "instead, whose scheduler does"
             )
         self._times = times
-        self._generation = object()
-        self._last: tuple[int, float] | None = None
+        self._threads: WeakKeyDictionary[threading.Thread, Calls] = WeakKeyDictionary()
+        self._unit = 1  # what the model is called with at pure noise: 1, or 1000 once a time above 1 has been seen
 
-    def read(self, arguments: dict[str, Any]) -> Moment:
-        time = _time_argument(arguments)
-        step = self._step(time)
-        if self._last is not None and (step < self._last[0] or time > self._last[1]):
-            self._generation = object()  # time ran backwards: a new generation
-        self._last = (step, time)
-        return Moment(step, self._times, self._generation)
+    def read(self, arguments: dict[str, Any], component: str, transformer: nn.Module) -> Moment:
+        time = self._time(arguments)
+        at = self._threads.setdefault(threading.current_thread(), Calls())
+        step = self._step(at, time)
+        if at.last is not None and (step < at.last[0] or time > at.last[1]):
+            at.generation = object()  # time ran backwards: a new generation
+        at.last = (step, time)
+        return Moment(step, self._times, at.generation, session=at.session)
+
+    def session(self, component: str, transformer: nn.Module) -> Session | None:
+        at = self._threads.get(threading.current_thread())
+        return None if at is None else at.session
 
     def close(self) -> None:
         pass
 
-    def _step(self, time: float) -> int:
+    def _step(self, at: Calls, time: float) -> int:
         if self._times is not None:
             distance = (self._times[:-1] - time).abs()
             step = int(distance.argmin())
-            if distance[step] > self.TOLERANCE:
+            if distance[step] > ROUNDING:
                 raise ValueError(f"the transformer was called at time {time:.4f}, which is not in times=...")
             return step
-        if self._last is None or time > self._last[1]:
+        if at.last is None or time > at.last[1]:
             return 0
-        return self._last[0] + (time < self._last[1])
+        return at.last[0] + (time < at.last[1])
 
-
-def _time_argument(arguments: dict[str, Any]) -> float:
-    """The time of a call in [0, 1]; models are called with it or with a thousand times it."""
-    for name in TIMES:
-        if name in arguments:
-            # per-token times (image to video) are 0 at given tokens
-            time = float(torch.as_tensor(arguments[name]).max())
-            return time / 1000 if time > 1 else time
-    raise ValueError(f"the transformer was called without a time ({', '.join(TIMES)})")
+    def _time(self, arguments: dict[str, Any]) -> float:
+        """The time of a call in [0, 1]; models are called with it or with a thousand times it."""
+        for name in TIMES:
+            if name in arguments:
+                # per-token times (image to video) are 0 at given tokens
+                time = float(torch.as_tensor(arguments[name]).max())
+                self._unit = 1000 if time > 1 else self._unit
+                return time / self._unit
+        raise ValueError(f"the transformer was called without a time ({', '.join(TIMES)})")

@@ -1,19 +1,20 @@
 """Every private name of diffusers that this library touches, and nothing else."""
 
+import threading
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import StateManager
 from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 
 __all__ = [
+    "CacheContexts",
     "HookRegistry",
     "ModelHook",
-    "StateManager",
     "active_cache",
-    "context_name",
     "is_at_hand",
     "is_split",
     "refresh_hooks",
@@ -38,12 +39,27 @@ CACHES = {
 CONTEXT_PARALLEL = "diffusers.hooks.context_parallel"
 
 
-def context_name(manager: StateManager) -> str | None:
-    """The name given to ``transformer.cache_context(name)`` for the current call, if the pipeline does so."""
-    context: Any = getattr(manager, "_context", None)
-    if hasattr(manager, "_current_context"):  # up to 0.40: the name itself
-        context = manager._current_context
-    return getattr(context, "name", context)
+class CacheContexts(StateManager):
+    """The name given to ``transformer.cache_context(name)`` for the current call: of each thread its own.
+
+    diffusers sets it on every attribute of a hook that is such a manager.
+    """
+
+    def __init__(self) -> None:
+        self._set = threading.local()
+        super().__init__(object)
+
+    def set_context(self, context: Any) -> None:
+        self._set.context = context
+
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        self._set.context = None
+
+    @property
+    def name(self) -> str | None:
+        """Of this thread; None: the pipeline gives none."""
+        context: Any = getattr(self._set, "context", None)
+        return getattr(context, "name", context)  # up to 0.40 the name itself
 
 
 def refresh_hooks(module: nn.Module) -> None:
@@ -97,12 +113,13 @@ def is_split(parts: Iterable[nn.Module]) -> bool:
 def is_at_hand(layer: Any, latents: Tensor, arguments: Iterable[Any]) -> bool:
     """Whether the weight of a linear layer can be used without calling the layer, and arguments as they are.
 
-    Not if it is offloaded, stored in another dtype (layerwise casting), quantised, or if its calls do more: gather what
-    context parallelism has split, or move weights; nor if arguments still have to be moved.
+    Not if it is offloaded, stored in another dtype (layerwise casting), quantised, under autocast, or if its calls do
+    more: gather what context parallelism has split, or move weights; nor if arguments still have to be moved.
     """
     weight, device = layer.weight, latents.device
     return (
-        type(weight) is nn.Parameter
+        not torch.is_autocast_enabled(device.type)  # under which the output has another dtype than the weight
+        and type(weight) is nn.Parameter
         and weight.device == device
         and weight.dtype == latents.dtype
         and "_hf_hook" not in vars(layer)

@@ -3,9 +3,9 @@
 A class that follows the rule needs no entry. To add one that does not, add a row to ``LAYOUTS``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -14,8 +14,9 @@ from torch import nn
 HEADS = ("norm_out", "final_norm", "final_layer", "out_layer", "head", "norm_final", "proj_out")
 # The argument of forward that holds the time.
 TIMES = ("timestep", "timesteps", "t", "vision_timesteps", "decoder_noise_time")
-# Other arguments that are new at every step: further latents and times, and what a ControlNet makes of them. All else,
-# but for the first argument and the time, are conditions, by which a branch is known.
+# Other arguments that are new at every step: further latents and times, what a ControlNet makes of them, and caches of
+# keys and values that a call of its own fills. All else, but for the first argument and the time, are conditions, by
+# which a branch is known.
 CHANGING = (
     "r_timestep",
     "timestep_r",
@@ -32,6 +33,8 @@ CHANGING = (
     "block_controlnet_hidden_states",
     "controlnet_block_samples",
     "controlnet_single_block_samples",
+    "kv_cache",
+    "kv_caches",
 )
 
 PART_OF_UNET = "it is a part of a UNet, whose other parts would run at every step"
@@ -75,15 +78,26 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+Known = TypeVar("Known")
+
+
+def look_up(table: Mapping[str, Known], kind: type) -> tuple[str, Known] | None:
+    """The entry of a class, or of the nearest class that it was derived from, with the name it is under.
+
+    Users derive classes from those of diffusers, and FSDP2 does so for every model that it shards.
+    """
+    return next(((base.__name__, table[base.__name__]) for base in kind.__mro__ if base.__name__ in table), None)
+
+
 def find_layout(transformer: nn.Module) -> Layout:
     """What is known of its class.
 
     Raises:
         ValueError: if that is why it cannot be accelerated.
     """
-    layout = LAYOUTS.get(type(transformer).__name__, Layout())
+    name, layout = look_up(LAYOUTS, type(transformer)) or ("", Layout())
     if layout.refusal:
-        raise ValueError(f"{type(transformer).__name__} cannot be accelerated: {layout.refusal}")
+        raise ValueError(f"{name} cannot be accelerated: {layout.refusal}")
     return layout
 
 

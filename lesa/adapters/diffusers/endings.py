@@ -8,6 +8,7 @@ All known ends are a layer norm without weights of its own, modulated by the tim
     output = unpack((norm(feature) * multiplier + addend) @ weight.T + bias)
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lesa.adapters.diffusers.discovery import look_up
 from lesa.runtime.driver import LinearHead
 
 Arguments = dict[str, Any]  # of the transformer's forward, by name
@@ -42,14 +44,28 @@ class Ending:
 
 
 def find_ending(transformer: nn.Module) -> Ending | None:
-    """The end of this class of transformer, if it is known and no layer of it has been replaced or wrapped."""
-    ending = KNOWN.get(type(transformer).__name__)
-    if ending is None:
+    """The end of this class of transformer, if it is known and no layer of it has been replaced or wrapped.
+
+    Of a derived class, or an instance whose ``forward`` was replaced, only if that is still the known one: the hooks of
+    accelerate and diffusers wrap it.
+    """
+    found = look_up(KNOWN, type(transformer))
+    if found is None:
+        return None
+    name, ending = found
+    base: Any = next(kind for kind in reversed(type(transformer).__mro__) if kind.__name__ == name)
+    if _innermost(transformer.forward) is not _innermost(base.forward):
         return None
     norm = getattr(transformer, "norm_out", None)
     norm = getattr(norm, "norm", norm)  # the adaptive ones hold a plain one
     plain = isinstance(norm, nn.LayerNorm) and norm.weight is None
     return ending if plain and type(getattr(transformer, ending.projection, None)) is nn.Linear else None
+
+
+def _innermost(forward: Any) -> Any:
+    """The function that a method or a wrapper of one runs in the end."""
+    forward = inspect.unwrap(forward)
+    return getattr(forward, "__func__", forward)
 
 
 def linear_head(transformer: Any, arguments: Arguments) -> LinearHead | None:
@@ -69,8 +85,12 @@ def norm_eps(transformer: Any) -> float:
 
 
 def _embed(projection: nn.Module, embedder: nn.Module, times: Tensor, dtype: torch.dtype) -> Tensor:
-    """Time embeddings [*times, D]: sinusoids and a small MLP, once for each distinct entry of times."""
-    embedded: Tensor = embedder(projection(times.flatten()).to(dtype))
+    """Time embeddings [*times, D]: sinusoids and a small MLP, once for each distinct entry of times.
+
+    Sinusoids are numbers of the given dtype, unless that is what weights are quantised to, such as int8.
+    """
+    sinusoids = projection(times.flatten())
+    embedded: Tensor = embedder(sinusoids.to(dtype) if dtype.is_floating_point else sinusoids)
     return embedded.unflatten(0, times.shape)
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import RLock
 from types import TracebackType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -21,7 +21,9 @@ from lesa.runtime.guard import Guard
 from lesa.schedule import as_times
 from lesa.table import CoefficientTable
 
-_attached: WeakKeyDictionary[nn.Module, "Observation"] = WeakKeyDictionary()
+# The attribute of a transformer, and of its pipeline, that holds what is on it. Nothing else does, so that a pipeline
+# that is dropped takes all with it.
+MARK = "_lesa_observation"
 
 
 class Observation:
@@ -31,35 +33,43 @@ class Observation:
         ValueError: if one of the transformers cannot be driven or is driven already; nothing is changed then.
     """
 
-    def __init__(self, transformers: dict[str, nn.Module], clock: Clock, driver: Driver) -> None:
+    def __init__(self, target: Any, clock: Clock, driver: Driver) -> None:
+        transformers = find_transformers(target)
         self._driver = driver
         self._clock = clock
+        self._lock = RLock()
         self._attachments: list[Attachment] = []
-        self._modules = [unwrap_module(transformer) for transformer in transformers.values()]
-        taken = [name for name, module in zip(transformers, self._modules, strict=True) if module in _attached]
+        self._marked: list[Any] = []
+        modules = [unwrap_module(transformer) for transformer in transformers.values()]
+        taken = [name for name, module in zip(transformers, modules, strict=True) if MARK in vars(module)]
         if taken:
             raise ValueError(f"lesa is already enabled on {', '.join(taken)}; call lesa.disable(...) first")
         try:
             for component, transformer in transformers.items():
-                self._attachments.append(Attachment(transformer, component, clock, driver))
-        except ValueError:
+                self._attachments.append(Attachment(transformer, component, clock, driver, self._lock))
+        except BaseException:
             self.disable()
             raise
-        _attached.update(dict.fromkeys(self._modules, self))
+        self._marked = [*modules, target]
+        for marked in self._marked:
+            vars(marked)[MARK] = self
 
     def disable(self) -> None:
         """Restore the transformers exactly; a second time does nothing."""
-        while self._attachments:
-            self._attachments.pop().remove()
-        self._clock.close()
-        for module in self._modules:
-            if _attached.get(module) is self:
-                del _attached[module]
-        self._driver.reset()
+        with self._lock:
+            while self._attachments:
+                self._attachments.pop().remove()
+            self._clock.close()
+            while self._marked:
+                marked = vars(self._marked.pop())
+                if marked.get(MARK) is self:
+                    del marked[MARK]
+            self._driver.reset()
 
     def reset(self) -> None:
         """Forget all kept features, as at the end of a generation."""
-        self._driver.reset()
+        with self._lock:
+            self._driver.reset()
 
     def __enter__(self) -> "Observation":
         return self
@@ -78,20 +88,33 @@ class Handle(Observation):
             the time that steps took.
     """
 
-    def __init__(self, transformers: dict[str, nn.Module], clock: Clock, accelerator: Accelerator) -> None:
+    def __init__(self, target: Any, clock: Clock, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        super().__init__(transformers, clock, accelerator)
+        super().__init__(target, clock, accelerator)
 
     @property
     def records(self) -> list[Any]:
         return self._accelerator.records
 
+    @property
+    def warnings(self) -> list[str]:
+        """What was warned of since lesa was enabled, each thing once."""
+        return list(self._accelerator.warnings.said)
+
+    def __repr__(self) -> str:
+        state = "enabled" if self._attachments else "disabled"
+        steps = ", ".join(
+            f"{r.component} ({r.branch}): {len(r.full)} full and {len(r.predicted)} predicted" for r in self.records
+        )
+        return f"<lesa.Handle, {state}; {self._accelerator.forecasters!r}; {steps or 'no generation yet'}>"
+
     def summary(self) -> str:
         """What the latest generation did, a paragraph for each branch: steps, features kept, the time of a step.
 
-        Times are means without the very first step; on a GPU they are its own, and asking waits for it.
+        Times are means without the very first step; on a GPU they are its own, and asking waits for it. What was warned
+        of follows.
         """
-        return "\n".join(map(str, self.records)) or "no generation yet"
+        return "\n".join(map(str, [*self.records, *self.warnings])) or "no generation yet"
 
     def report(self) -> dict[Stream, dict[int, float]]:
         """How good predictions were: for each branch of the latest generation the relative error by full step.
@@ -162,21 +185,23 @@ def enable(
         _rehearse(forecasters, plan)
     if max_history is not None and max_history < 1:
         raise ValueError(f"max_history must be at least 1, not {max_history}")
+    find_transformers(target)
     accelerator = Accelerator(forecasters, plan, max_history, guard, strict=strict)
-    return Handle(find_transformers(target), make_clock(target, times, plan), accelerator)
+    return Handle(target, make_clock(target, times, plan), accelerator)
 
 
 def disable(target: Any) -> None:
     """Take lesa out of a pipeline or transformer; nothing happens if it is not there."""
-    for transformer in find_transformers(target).values():
-        observation = _attached.get(unwrap_module(transformer))
+    # a pipeline may have other transformers by now than those that lesa was enabled on
+    for marked in (*map(unwrap_module, find_transformers(target).values()), target):
+        observation = vars(marked).get(MARK)
         if observation is not None:
             observation.disable()
 
 
 def observe(target: Any, driver: Driver) -> Observation:
     """Put any driver into all transformers of a pipeline, such as one that only watches."""
-    return Observation(find_transformers(target), make_clock(target, None, None), driver)
+    return Observation(target, make_clock(target, None, None), driver)
 
 
 def find_transformers(target: Any) -> dict[str, nn.Module]:

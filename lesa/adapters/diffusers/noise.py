@@ -24,14 +24,19 @@ def noise_levels(scheduler: Any) -> Tensor:
     count = len(scheduler.timesteps)
     sigmas: Tensor | None = getattr(scheduler, "sigmas", None)
     alphas: Tensor | None = getattr(scheduler, "alphas_cumprod", None)
-    if type(scheduler).__name__ == "SCMScheduler":  # a = cos and s = sin of its timesteps, the last being the image's
+    if any(
+        kind.__name__ == "SCMScheduler" for kind in type(scheduler).__mro__
+    ):  # a = cos and s = sin of its timesteps, the last being the image's
         angles = scheduler.timesteps.double()
         return as_times(_level(angles.sin() / angles.cos().clamp(min=0)), count - 1)
     if sigmas is not None and len(sigmas) == count + 1:
         sigmas = sigmas.double()
-        return as_times(sigmas if _is_flow(scheduler, sigmas) else _level(sigmas), count)
+        if not _is_flow(scheduler, sigmas):
+            return as_times(_level(sigmas), count)
+        # Mochi, OmniGen and MiniMax-Music count from the noise: 0 to 1
+        return as_times(1 - sigmas if scheduler.config.get("invert_sigmas") else sigmas, count)
     if alphas is not None:
-        image = alphas.double()[scheduler.timesteps.long().to(alphas.device)]
+        image = alphas.double()[scheduler.timesteps.round().long().to(alphas.device)]  # float ones may be 665.99
         return as_times(_level(((1 - image) / image).sqrt()), count)
     unit = 1 if float(scheduler.timesteps.max()) <= 1 else scheduler.config.get("num_train_timesteps", 1000)
     return as_times(scheduler.timesteps / unit, count)

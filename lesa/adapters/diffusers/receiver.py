@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from lesa.adapters.diffusers.compat import ModelHook, StateManager
+from lesa.adapters.diffusers.compat import CacheContexts, ModelHook
 
 
 class Receiver(ModelHook):
@@ -17,7 +17,7 @@ class Receiver(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, manager: StateManager, reset: Callable[[], None]) -> None:
+    def __init__(self, manager: CacheContexts, reset: Callable[[], None]) -> None:
         super().__init__()
         self.manager = manager  # found by cache_context() among the attributes of stateful hooks
         self.reset = reset

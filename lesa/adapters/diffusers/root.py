@@ -1,65 +1,68 @@
-"""The root: takes every call of a transformer, before its forward and any hook of it."""
+"""Intercepts each call of a transformer: the whole forward, the forward without blocks, or no forward at all."""
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from lesa.adapters.diffusers.ahead import Ahead, one_step
-from lesa.adapters.diffusers.branches import Branches
+from lesa.adapters.diffusers.branches import Branch, Branches
 from lesa.adapters.diffusers.clock import Clock, Moment
-from lesa.adapters.diffusers.compat import StateManager, context_name, is_at_hand, is_split, refuse_caches
+from lesa.adapters.diffusers.compat import CacheContexts, is_at_hand
 from lesa.adapters.diffusers.discovery import CHANGING, TIMES, find_layout
-from lesa.adapters.diffusers.endings import Arguments, Ending, find_ending, linear_head
-from lesa.adapters.hooks import Control, needs_gradients
-from lesa.runtime.driver import Call, Driver
+from lesa.adapters.diffusers.endings import Arguments, Ending, linear_head
+from lesa.adapters.hooks import needs_gradients
+from lesa.runtime.driver import Call, Driver, Session
 from lesa.runtime.guard import Guard
+
+if TYPE_CHECKING:
+    from lesa.adapters.diffusers.attachment import Attachment
+
+CHANGED = "a module of the transformer was wrapped or replaced, or an adapter came or went"
 
 
 class Root:
     """Asks the driver at every call whether the blocks are skipped.
 
     If so, and the end of the model is known, the output comes from the predictions at once, without the forward. Else
-    the forward runs, with the blocks handing their inputs through on a predicted step.
+    the forward runs, and on a predicted step every block returns its inputs.
 
     Args:
-        control: what the hooks inside the transformer look at.
+        attachment: the hooks inside the transformer, and what they look at.
         transformer: the module itself, not a compiled wrapper.
         component: its name in the pipeline.
         clock: tells the moment of a call.
         contexts: knows the cache context that the pipeline has set.
-        head: the name of the final norm.
-        hook_blocks: lets the blocks hand their inputs through, should a predicted step need the forward.
+        lock: held during each call.
     """
 
     def __init__(
         self,
-        control: Control,
+        attachment: "Attachment",
         transformer: nn.Module,
         component: str,
         clock: Clock,
-        contexts: StateManager,
-        head: str,
-        hook_blocks: Callable[[], None],
+        contexts: CacheContexts,
+        lock: RLock,
     ) -> None:
-        self.control = control
+        self.attachment = attachment
+        self.control = attachment.control
         self.transformer = transformer
         self.component = component
         self.clock = clock
         self.contexts = contexts
-        self.head = head
-        self.hook_blocks = hook_blocks
+        self.lock = lock
+        self.head = next(iter(attachment.structure.heads))
         self.fills_cache = find_layout(transformer).fills_cache
         self.names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
-        self._parts = tuple(transformer.modules())  # where caches may be: to find them takes longer than to look
-        self._ahead: dict[str, Ahead] = {}  # by branch
-        self._branches = Branches({self.names[0], *TIMES, *CHANGING})
-        self._generation: object = None
-        self._ending: Ending | None = None  # in this generation
+        self.changing = {self.names[0], *TIMES, *CHANGING, "return_dict"}
+        self._generations: WeakKeyDictionary[Session, tuple[object, Branches]] = WeakKeyDictionary()
 
     @torch.compiler.disable(
         recursive=False,
@@ -67,81 +70,113 @@ class Root:
         "transformer.compile() at any time",
     )
     def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self.lock:
+            begun = self._begin(args, kwargs)
+            if begun is None:
+                return forward(*args, **kwargs)
+            failed = True
+            try:
+                output = self._predicted(*begun)
+                if output is None:
+                    output = self.control.run(forward, args, kwargs)
+                failed = False
+                return output
+            finally:
+                self._end(*begun, failed=failed)
+
+    @torch.compiler.disable
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Branch, Moment, Arguments] | None:
+        """Whose call this is, with the driver asked what becomes of it; None if it is no step that lesa knows."""
         arguments = dict(zip(self.names, args, strict=False)) | kwargs
         tensors = (value for value in arguments.values() if isinstance(value, Tensor))
         if self.fills_cache(arguments) or needs_gradients(self.transformer, tensors):
-            return forward(*args, **kwargs)
-        control, failed = self.control, True
-        moment = self.clock.read(arguments)
-        if moment.generation is not self._generation:
-            refuse_caches(self.transformer, self._parts)
-            control.split = is_split(self._parts)
-            if control.split:
-                refuse_guard(control.driver)
-                self.hook_blocks()  # predicted steps need the forward, and blocks what they learn on a full one
-            self._generation = moment.generation
-            self._ending = find_ending(self.transformer)
-        call = self._identify(moment, arguments)
-        control.begin(call, _dtype(arguments))
-        try:
-            output = self._predicted(call, moment, arguments) if control.skip else None
-            if output is None:
-                output = control.run(forward, args, kwargs)
-            failed = False
-            return output
-        finally:
-            if failed or (moment.times is not None and moment.step == len(moment.times) - 2):
-                self._ahead.pop(call.branch, None)
-            control.end(failed=failed)
+            return None
+        moment = self.clock.read(arguments, self.component, self.transformer)
+        branch = self._branches(moment).of(self.contexts.name, moment.step, arguments)
+        self.control.begin(self._call(moment, branch, arguments), _dtype(arguments))
+        return branch, moment, arguments
+
+    @torch.compiler.disable
+    def _end(self, branch: Branch, moment: Moment, arguments: Arguments, *, failed: bool) -> None:
+        if failed:
+            self._generations.pop(moment.session, None)
+        elif moment.times is not None and moment.step == len(moment.times) - 2:
+            branch.ahead = None
+        self.control.end(failed=failed)
 
     def reset(self) -> None:
-        """Forget everything: the pipeline is done."""
-        self._ahead.clear()
-        self._branches.forget()
-        self._generation = None
-        self.control.driver.reset()
+        """Forget the generation of the pipeline that is done, or all if nobody knows which that is."""
+        with self.lock:
+            session = self.clock.session(self.component, self.transformer)
+            if session is None:
+                self._generations.clear()
+            else:
+                self._generations.pop(session, None)
+            self.control.driver.reset(session)
 
-    def _identify(self, moment: Moment, arguments: Arguments) -> Call:
-        branch = context_name(self.contexts) or self._branches.name(moment, arguments)
-        ahead = self._ahead.get(branch)
-        must_run = False
-        if ahead is not None and not ahead.is_true_for(moment, arguments):
-            must_run = ahead.holds(moment)
-            ahead = None
-            del self._ahead[branch]
+    def _branches(self, moment: Moment) -> Branches:
+        """Those of the generation of a call; the structure of the model is looked at when it begins."""
+        generation, branches = self._generations.get(moment.session, (None, None))
+        if branches is None or generation is not moment.generation:
+            self._look_again()
+            if self.control.split:
+                refuse_guard(self.control.driver)
+            branches = Branches(self.changing)
+            self._generations[moment.session] = moment.generation, branches
+        elif not self.attachment.structure.is_current():
+            self._look_again()
+        return branches
+
+    def _look_again(self) -> None:
+        """What was kept of an older structure is of no use, in any generation that is going on."""
+        current = self.attachment.structure.is_current()
+        self.attachment.look_again()
+        if not current:
+            for _, branches in self._generations.values():
+                branches.forget(CHANGED)
+
+    def _call(self, moment: Moment, branch: Branch, arguments: Arguments) -> Call:
+        known = self.attachment.structure.ending is not None
         return Call(
             self.component,
-            branch,
+            branch.name,
             moment.step,
             moment.times,
             moment.generation,
-            _signature(arguments) if ahead is None else ahead.signature,
-            self._ending is not None,
-            must_run,
-            functools.partial(linear_head, self.transformer, arguments) if self._ending is not None else None,
+            branch.signature,
+            known,
+            branch.must_run,
+            functools.partial(linear_head, self.transformer, arguments) if known else None,
+            moment.session,
         )
 
-    def _predicted(self, call: Call, moment: Moment, arguments: Arguments) -> Any:
-        """The output of a predicted step, where the end of the model is known; else None."""
-        ahead = self._ahead.get(call.branch)
-        if ahead is None or not ahead.holds(moment):
-            if self._ending is None or not self._can_go_to(self._ending, arguments):
-                self.hook_blocks()
-                return None
-            if ahead is None:
-                ahead = self._ahead[call.branch] = Ahead(self.transformer, self._ending, call, arguments)
+    @torch.compiler.disable
+    def _predicted(self, branch: Branch, moment: Moment, arguments: Arguments) -> Any:
+        """The output of a predicted step, where the end of the model is known and holds for this call; else None."""
+        if not self.control.skip:
+            return None
+        ending = self.attachment.structure.ending
+        if ending is None or not self._can_go_to(ending, branch, moment, arguments):
+            self.attachment.hook_blocks()
+            return None
+        if branch.ahead is None:
+            branch.ahead = Ahead(self.transformer, ending)
+        if not branch.ahead.holds(moment.step):
             driver = self.control.driver
             coming = driver.coming(self.head) if moment.timesteps is not None else None
-            ahead.make(arguments, moment, coming or one_step(driver.predict(self.head), call.step))
-        sample = ahead.take(call.step)
+            branch.ahead.make(arguments, moment, coming or one_step(driver.predict(self.head), moment.step))
+        sample = branch.ahead.take(moment.step)
         return Transformer2DModelOutput(sample=sample) if arguments.get("return_dict", True) else (sample,)
 
-    def _can_go_to(self, ending: Ending, arguments: Arguments) -> bool:
+    def _can_go_to(self, ending: Ending, branch: Branch, moment: Moment, arguments: Arguments) -> bool:
         layer = getattr(self.transformer, ending.projection)
         return (
-            type(layer) is nn.Linear  # it may have been wrapped since the generation began
-            and is_at_hand(layer, arguments[self.names[0]], arguments.values())
+            is_at_hand(layer, arguments[self.names[0]], arguments.values())
             and ending.fits(self.transformer, arguments)
+            and (
+                moment.timesteps is None  # the time of the call itself is used then
+                or branch.time_check.passes(arguments["timestep"], moment.values[moment.step] * ending.time_unit / 1000)
+            )
         )
 
 
@@ -157,10 +192,6 @@ def refuse_guard(driver: Driver) -> None:
             "under context parallelism each process sees the errors of its own tokens, and one that runs an extra full "
             "step would wait for the others; give lesa.Guard(extra_steps=0)"
         )
-
-
-def _signature(arguments: Arguments) -> tuple[Any, ...]:
-    return tuple((name, value.shape, value.dtype) for name, value in arguments.items() if isinstance(value, Tensor))
 
 
 def _dtype(arguments: Arguments) -> torch.dtype | None:

@@ -49,7 +49,7 @@ class Oracle:
     def end(self, *, failed):
         assert not failed
 
-    def reset(self):
+    def reset(self, session=None):
         pass
 
 

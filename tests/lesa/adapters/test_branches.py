@@ -70,7 +70,7 @@ def test_guidance_may_begin_late_and_end_early(way, guided, order, named):
     assert len(names) == len({name for name, _ in names}) == 2  # one name for each branch, whatever is called first
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
         outputs = loop(guided, order, named)
-        assert handle._accelerator._generations == {}  # all is freed after the last step
+        assert handle._accelerator.going_on == []  # all is freed after the last step
         for _ in range(2):
             for record in handle.records:
                 (branch,) = (mine for name, mine in names if name == record.branch)
@@ -106,7 +106,7 @@ def test_each_transformer_begins_with_a_full_step(way):
     forecasters = {(name, branch): Taylor(1) for name in loop.components for branch in ("cond", "uncond")}
     with lesa.enable(loop, forecasters, PLAN) as handle:
         first = loop(named=True)
-        assert handle._accelerator._generations == {}
+        assert handle._accelerator.going_on == []
         assert [(r.component, r.branch, r.full, r.predicted) for r in handle.records] == [
             ("transformer", "cond", [0, 1, 4], [2, 3]),
             ("transformer", "uncond", [0, 1, 4], [2, 3]),

@@ -44,7 +44,7 @@ class StepByStep:
     def end(self, *, failed):
         assert not failed
 
-    def reset(self):
+    def reset(self, session=None):
         pass
 
 

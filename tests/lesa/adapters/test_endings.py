@@ -39,7 +39,7 @@ class ClosedLoop:
     def end(self, *, failed):
         assert not failed
 
-    def reset(self):
+    def reset(self, session=None):
         pass
 
 
@@ -105,7 +105,7 @@ def test_outputs_made_ahead_are_dropped_when_the_prompt_changes():
 
     def replaced(step, inputs):
         if step == 4:
-            inputs["pooled_projections"] = inputs["pooled_projections"].clone()
+            inputs["pooled_projections"] = inputs["pooled_projections"] * 1.5
 
     def written(step, inputs):
         if step == 4:
@@ -116,15 +116,16 @@ def test_outputs_made_ahead_are_dropped_when_the_prompt_changes():
         assert handle.records[0].predicted == list(PLAN.predicted_steps)
         for change in (replaced, written):
             loop(change)
-            # step 4 runs in full; what was kept was of another prompt, and Taylor has two features again from step 10
-            assert handle.records[0].predicted == [3, 10, 11]
+            # step 4 runs in full; what was kept was of another prompt, and the plan goes on as from a first step
+            assert [step for r in handle.records for step in r.full] == [0, 1, 2, 4, 6, 9]
+            assert [step for r in handle.records for step in r.predicted] == [3, 5, 7, 8, 10, 11]
 
 
 def test_outputs_made_ahead_are_dropped_when_an_input_comes_or_goes():
     loop = Loop("qwen image")
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
         loop(lambda step, inputs: inputs.update(encoder_hidden_states_mask=None) if step == 4 else None)
-    assert handle.records[0].predicted == [3, 10, 11]
+    assert handle.records[0].predicted == [3, 5, 7, 8, 10, 11]
 
 
 def test_each_output_is_a_tensor_of_its_own():
@@ -157,10 +158,12 @@ def test_an_end_that_was_wrapped_or_replaced_takes_the_forward():
         if step == 4:
             loop.transformer.proj_out = Wrapped(plain)
 
-    for change in (wrap, lambda step, inputs: None):  # part-way, and before a generation
-        with lesa.enable(loop, Taylor(1), PLAN):
-            for ours, theirs in zip(loop(change), expected, strict=True):
-                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with lesa.enable(loop, Taylor(1), PLAN) as handle:
+        loop(wrap)  # part-way: that step is full, whatever was wrapped
+        assert handle.records[0].full == [0, 1, 2, 4, 6, 9]
+        for ours, theirs in zip(loop(), expected, strict=True):  # before a generation
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert handle.records[0].predicted == list(PLAN.predicted_steps)
     assert find_ending(loop.transformer) is None
 
 
@@ -196,7 +199,7 @@ def test_a_batch_that_shrinks_half_way_goes_on():
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
         outputs = loop(shrink)
     assert [len(output) for output in outputs] == [2] * 7 + [1] * 5
-    assert handle.records[0].predicted == [3, 4, 5]
+    assert handle.records[0].predicted == [3, 4, 5, 8, 10, 11]
     text = loop.inputs["encoder_hidden_states"]
     with lesa.enable(loop, Reuse(), PLAN), pytest.warns(LesaWarning, match="no step"):
         loop(lambda step, inputs: inputs.update(encoder_hidden_states=text[:, step % 2 :]))

@@ -42,7 +42,7 @@ def test_another_step_count_is_an_error_for_a_fixed_plan_and_fine_for_a_function
 
 def kept(handle):
     """The branches whose features are held."""
-    return [branch for _, branch in handle._accelerator._generations]
+    return [branch for _, branch in handle._accelerator.going_on]
 
 
 def test_an_exception_half_way_leaves_nothing_behind(pipeline, way):
@@ -142,14 +142,14 @@ class monkeypatched_failure:  # noqa: N801 (reads as a verb at its use)
         self.handle.remove()
 
 
-def test_a_batch_that_shrinks_half_way_runs_in_full_from_there(pipeline):
+def test_a_batch_that_shrinks_half_way_goes_on_with_a_full_step(pipeline):
     times = schedule(STEPS)
     with torch.no_grad(), lesa.enable(pipeline.transformer, Taylor(1), PLAN, times=times) as handle:
         for step in range(STEPS):
             call_at(pipeline.transformer, times[step], batch=2 if step < 5 else 1)
-    # 5 and 6 would have been predicted from features of two samples; from step 7 on there is one of the new size, and
-    # Taylor needs two
-    assert handle.records[0].predicted == [2, 3]
+    # 5 would have been predicted from features of two samples; from there on the plan goes on as from a first step
+    assert handle.records[0].full == [0, 1, 4, 5, 7]
+    assert handle.records[0].predicted == [2, 3, 6, 8, 9]
 
 
 def test_gradients_run_the_transformer_untouched(pipeline):

@@ -56,9 +56,9 @@ def test_a_generation_that_predicts_nothing_is_reported_with_the_cause(pipeline)
         stop_handing_features(pipeline)
         with pytest.warns(LesaWarning, match=r"no step of transformer \(cond\) was predicted although 6 of the 10"):
             generate(pipeline)
-        assert handle.summary().endswith(
+        assert (
             "predicted: none (- each); not predicted: 2, 3, 5, 6, 8, 9 (its blocks never handed a feature to the head)"
-        )
+        ) in handle.summary()
     with lesa.enable(pipeline, Taylor(1), PLAN, strict=True):
         stop_handing_features(pipeline)
         with pytest.raises(RuntimeError, match="its blocks never handed a feature to the head"):

@@ -136,7 +136,7 @@ class Recorder:
     def end(self, *, failed: bool) -> None:
         assert not failed
 
-    def reset(self) -> None:
+    def reset(self, session: object = None) -> None:
         pass
 
 

@@ -87,8 +87,16 @@ def calibrate(
 
 
 def describe_model(transformers: dict[str, Any]) -> dict[str, str]:
-    """Class and a hash of the configuration of each transformer; equal for models that can share a calibration."""
-    return {name: f"{type(module).__name__} {_hash(module)}" for name, module in transformers.items()}
+    """Class and a hash of the configuration of each transformer; equal for models that can share a calibration.
+
+    The class is the one that ``forward`` was written for: a compiled or sharded model is still the same model.
+    """
+    plain = {name: getattr(module, "_orig_mod", module) for name, module in transformers.items()}
+    return {name: f"{_class_of_forward(module)} {_hash(module)}" for name, module in plain.items()}
+
+
+def _class_of_forward(module: Any) -> str:
+    return next(kind.__name__ for kind in type(module).__mro__ if "forward" in vars(kind))
 
 
 def _hash(module: Any) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lesa.forecasters import Forecaster
 from lesa.plan import StepPlan
 from lesa.predictor import LesaPredictor
-from lesa.runtime.driver import Call, Coming, Session, Stream
+from lesa.runtime.driver import ONLY, Call, Coming, Session, Stream
 from lesa.runtime.generation import Generation, Record
 from lesa.runtime.guard import Guard, Probes, Watch, expected_error, make_probes
 from lesa.runtime.history import FeatureHistory, Memory
@@ -195,7 +195,8 @@ class Accelerator:
             table = self._table(call, forecaster, plan, times)  # what cannot be made is an error before the first step
             rows = FeatureHistory(table).num_rows if log.isEnabledFor(logging.INFO) else 0
         log.info("%s: %s (# full, . predicted); at most %d features are kept", where, plan, rows)
-        return Generation(call, plan, functools.partial(self._memory, call, forecaster, times, watch), watch)
+        what = call._replace(session=ONLY, head=None)  # these would hold their own keys, and the conditions of the call
+        return Generation(call, plan, functools.partial(self._memory, what, forecaster, times, watch), watch)
 
     def _memory(
         self,

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import RLock, Thread, current_thread
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +15,21 @@ from lesa.adapters.hooks import Control, hook_blocks, hook_heads, needs_gradient
 from lesa.adapters.interception import intercept
 from lesa.plan import StepPlan
 from lesa.runtime.accelerator import Accelerator, Forecasters
-from lesa.runtime.driver import Call
+from lesa.runtime.driver import Call, Session
 from lesa.runtime.generation import Record
 from lesa.schedule import as_times
+
+
+@dataclass
+class Position:
+    """Where one thread is: its latest step and branch, whether it is inside of it, and its calls at this step."""
+
+    step: int = -1
+    branch: str | None = None
+    inside: bool = False
+    calls: int = 0
+    generation: object = field(default_factory=object)
+    session: Session = field(default_factory=Session)
 
 
 class Steps:
@@ -43,11 +58,8 @@ class Steps:
         self._accelerator = accelerator
         self._times = times
         self._control = Control(accelerator)
-        self._generation = object()
-        self._step: int | None = None  # the latest
-        self._branch: str | None = None
-        self._inside = False
-        self._calls = 0  # at this step
+        self._lock = RLock()  # held during each call, since all hooks look at one state
+        self._positions: WeakKeyDictionary[Thread, Position] = WeakKeyDictionary()
         self._undo = [
             intercept(module, self._call),
             *hook_blocks(self._control, blocks),
@@ -58,19 +70,22 @@ class Steps:
     def step(self, index: int, branch: str | None = None) -> Iterator[None]:
         """Calls in this context are step ``index`` of the plan; going back to an earlier one begins a new generation.
 
+        Each thread has a generation of its own.
+
         Args:
             index: from 0.
             branch: such as ``"cond"``; None: the calls at a step are ``call0``, ``call1``, ... by their order.
         """
-        if self._step is None or index != self._step:
-            self._calls = 0
-        if self._step is not None and index < self._step:
-            self._generation = object()
-        self._step, self._branch, self._inside = index, branch, True
+        at = self._positions.setdefault(current_thread(), Position())
+        if index != at.step:
+            at.calls = 0
+        if index < at.step:
+            at.generation = object()
+        at.step, at.branch, at.inside = index, branch, True
         try:
             yield
         finally:
-            self._inside = False
+            at.inside = False
 
     @property
     def records(self) -> list[Record]:
@@ -79,9 +94,10 @@ class Steps:
 
     def disable(self) -> None:
         """Restore the module exactly; a second time does nothing."""
-        while self._undo:
-            self._undo.pop()()
-        self._accelerator.reset()
+        with self._lock:
+            while self._undo:
+                self._undo.pop()()
+            self._accelerator.reset()
 
     def __enter__(self) -> "Steps":
         return self
@@ -93,27 +109,36 @@ class Steps:
 
     @torch.compiler.disable(recursive=False)
     def _call(self, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self._lock:
+            if not self._begin(args, kwargs):
+                return forward(*args, **kwargs)
+            failed = True
+            try:
+                output = self._control.run(forward, args, kwargs)
+                failed = False
+                return output
+            finally:
+                self._control.end(failed=failed)
+
+    @torch.compiler.disable
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Ask what becomes of a call; False: it is no step."""
+        at = self._positions.get(current_thread())
         inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if not self._inside or needs_gradients(self._module, inputs):
-            return forward(*args, **kwargs)
-        assert self._step is not None, "set by step()"
+        if at is None or not at.inside or needs_gradients(self._module, inputs):
+            return False
         call = Call(
             component="transformer",
-            branch=self._branch or f"call{self._calls}",
-            step=self._step,
+            branch=at.branch or f"call{at.calls}",
+            step=at.step,
             times=self._times,
-            generation=self._generation,
+            generation=at.generation,
             signature=tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs),
+            session=at.session,
         )
-        self._calls += 1
+        at.calls += 1
         self._control.begin(call, None)
-        failed = True
-        try:
-            output = self._control.run(forward, args, kwargs)
-            failed = False
-            return output
-        finally:
-            self._control.end(failed=failed)
+        return True
 
 
 def enable_module(

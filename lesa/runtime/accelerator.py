@@ -245,8 +245,9 @@ class Accelerator:
         steps = self.plan.num_steps if call.times is None else len(call.times) - 1
         if steps != self.plan.num_steps:
             raise ValueError(
-                f"the plan is for {self.plan.num_steps} steps, this generation has {steps}; give a plan for {steps} "
-                "steps, or a function of the times: plan=lambda times: StepPlan.paper(len(times) - 1, interval=7)"
+                f"the plan is for {self.plan.num_steps} steps, this generation has {steps} (by the scheduler of the "
+                "pipeline that calls the transformer, or else of the one that lesa was enabled on); give a plan for "
+                f"{steps} steps, or a function: plan=lambda times: StepPlan.paper(len(times) - 1, interval=7)"
             )
         if call.step >= steps:
             raise ValueError(

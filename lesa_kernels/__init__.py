@@ -4,12 +4,12 @@ This package knows nothing of diffusion, policies or files and depends on torch 
 without ``lesa``. Every function has a plain PyTorch reference that runs anywhere and defines what is right.
 """
 
-from .combine.ops import combine, combine_with_gram_row, gram_row
-from .head.ops import head, token_means
-from .kan.modules import KAN, KANLinear
-from .kan.ops import bspline_basis, kan_linear
-from .kan_predict.ops import kan_predict
-from .residual.ops import residual
+from .ops.combine.op import combine, combine_with_gram_row, gram_row
+from .ops.head.op import head, token_means
+from .ops.kan.modules import KAN, KANLinear
+from .ops.kan.op import bspline_basis, kan_linear
+from .ops.kan_predict.op import kan_predict
+from .ops.residual.op import residual
 
 __all__ = [
     "KAN",

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import check, ratios
 from benchmarks.exact import launches
-from lesa_kernels.combine import cpu
+from lesa_kernels.ops.combine import cpu
 
 NAMES = ["combine, one prediction, float32", "Taylor 2, bfloat16"]
 SECONDS = 0.8

@@ -19,7 +19,7 @@ from benchmarks.problems.problem import (
 )
 from benchmarks.shapes import Shape
 from lesa_kernels import combine
-from lesa_kernels.combine import reference
+from lesa_kernels.ops.combine import reference
 
 PROVIDERS = (OURS, REFERENCE, COMPILED, "released graph", COPY)
 

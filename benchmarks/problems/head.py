@@ -20,7 +20,7 @@ from benchmarks.problems.problem import (
 )
 from benchmarks.shapes import Shape
 from lesa_kernels import combine, head, token_means
-from lesa_kernels.head import reference
+from lesa_kernels.ops.head import reference
 
 PROVIDERS = (OURS, REFERENCE, COMPILED, "combine, then modules", COPY)
 EPS = 1e-6

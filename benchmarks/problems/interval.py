@@ -17,7 +17,7 @@ from benchmarks.shapes import Shape
 from lesa import LesaConfig, LesaPredictor, StepPlan
 from lesa.runtime.history import FeatureHistory
 from lesa_kernels import combine, head
-from lesa_kernels.kan import reference
+from lesa_kernels.ops.kan import reference
 
 PLAN, AFTER = StepPlan.paper(50, 7), 23
 STEPS = tuple(range(AFTER + 1, min(f for f in PLAN.full_steps if f > AFTER)))

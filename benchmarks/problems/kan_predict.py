@@ -19,7 +19,7 @@ from benchmarks.problems.problem import (
 )
 from benchmarks.shapes import Shape
 from lesa_kernels import kan_predict
-from lesa_kernels.kan_predict import reference
+from lesa_kernels.ops.kan_predict import reference
 
 STAGES, ORDER, BASES, RANGE = 3, 3, 8, (-3.0, 3.0)
 PROVIDERS = (OURS, REFERENCE, COMPILED, COPY)

@@ -15,7 +15,7 @@ from benchmarks.problems.problem import COPY, OURS, REFERENCE, Problem, copier, 
 from benchmarks.shapes import Shape
 from lesa import StepPlan, Taylor
 from lesa_kernels import combine
-from lesa_kernels.combine import reference
+from lesa_kernels.ops.combine import reference
 
 ORDER, FULL = 2, (0, 2, 4)
 PROVIDERS = (OURS, REFERENCE, "cache-dit", "diffusers", COPY)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lesa_kernels.combine import kernels, launch
-from lesa_kernels.combine.segments import block, group
+from lesa_kernels.ops.combine import kernels, launch
+from lesa_kernels.ops.combine.segments import block, group
 from tests.gate.worker import Case
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from lesa_kernels.head.kernels import head_kernel
-from lesa_kernels.head.tiles import TOKENS, tiles
+from lesa_kernels.ops.head.kernels import head_kernel
+from lesa_kernels.ops.head.tiles import TOKENS, tiles
 from tests.gate.worker import Case
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}

@@ -1,6 +1,6 @@
 """The shipped configurations of ``kan_predict``: cubic splines on five intervals, as in the paper's KANs."""
 
-from lesa_kernels.kan_predict import kernels
+from lesa_kernels.ops.kan_predict import kernels
 from tests.gate.worker import Case
 
 ORDER, BASES, WIDTH = 3, 8, 16

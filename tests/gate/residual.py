@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lesa_kernels.residual import kernels, launch
+from lesa_kernels.ops.residual import kernels, launch
 from tests.gate.worker import Case
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}

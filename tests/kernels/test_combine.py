@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lesa_kernels import combine
-from lesa_kernels.combine import cpu, reference
-from lesa_kernels.combine.ops import combine_with_gram_row, gram_row
+from lesa_kernels.ops.combine import cpu, reference
+from lesa_kernels.ops.combine.op import combine_with_gram_row, gram_row
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FEATURE = (2, 3, 24)
@@ -280,7 +280,7 @@ def test_kernels_stay_inside_their_tensors(layout, feature, device) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter checks for overflow, a GPU does not")
 def test_offsets_beyond_32_bits_do_not_overflow(device) -> None:
     """6 GiB of addresses, of which a few pages are touched; the interpreter raises where 32 bits overflow."""
-    from lesa_kernels.combine import kernels
+    from lesa_kernels.ops.combine import kernels
 
     segments, length, block = 5, 1 << 29, 16  # the last segment begins at 2^31
     history = torch.empty(2, segments * length, dtype=torch.int8)

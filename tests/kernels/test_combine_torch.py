@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 from lesa_kernels import combine
-from lesa_kernels.combine import reference
-from lesa_kernels.combine.ops import combine_with_gram_row, gram_row
+from lesa_kernels.ops.combine import reference
+from lesa_kernels.ops.combine.op import combine_with_gram_row, gram_row
 from tests.kernels.test_combine import CHANNELS, DTYPES, FEATURE, inputs
 
 BACKENDS = ["triton", "torch"]

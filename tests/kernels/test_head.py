@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lesa_kernels import combine
-from lesa_kernels.head import cpu, reference
-from lesa_kernels.head.ops import head, token_means
+from lesa_kernels.ops.head import cpu, reference
+from lesa_kernels.ops.head.op import head, token_means
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["triton", "torch"]
@@ -246,7 +246,7 @@ def test_addresses_are_64_bit(device) -> None:
 def test_nothing_out_of_bounds_is_touched(shape, device, monkeypatch) -> None:
     if device.type == "cuda":
         pytest.skip("needs the interpreter")
-    from lesa_kernels.head import launch
+    from lesa_kernels.ops.head import launch
     from tests.kernels.memcheck import memcheck
 
     def remembered(*arguments):
@@ -262,7 +262,7 @@ def test_nothing_out_of_bounds_is_touched(shape, device, monkeypatch) -> None:
 
 
 def test_import_needs_no_triton() -> None:
-    code = "import sys; sys.modules['triton'] = None; import lesa_kernels.head.ops"
+    code = "import sys; sys.modules['triton'] = None; import lesa_kernels.ops.head.op"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

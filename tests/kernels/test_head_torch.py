@@ -5,8 +5,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
-from lesa_kernels.head import cpu, reference
-from lesa_kernels.head.ops import head, token_means
+from lesa_kernels.ops.head import cpu, reference
+from lesa_kernels.ops.head.op import head, token_means
 from tests.kernels.test_head import BACKENDS, DTYPES, inputs
 
 OPERATION = torch.ops.lesa_kernels.head.default

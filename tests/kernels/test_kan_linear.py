@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from lesa_kernels import KAN, kan_linear
-from lesa_kernels.kan import reference
+from lesa_kernels.ops.kan import reference
 from tests.kernels.test_bspline import knots_of, scipy_bases
 
 pytest.importorskip("triton")
-from lesa_kernels.kan import launch
+from lesa_kernels.ops.kan import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -283,7 +283,7 @@ def test_a_gate_is_one_launch_a_layer(device, monkeypatch):
     with torch.no_grad():
         expected = gate(x)
         monkeypatch.setattr(
-            "lesa_kernels.kan.modules.kan_linear", lambda *a, **k: kan_linear(*a, **k, backend="triton")
+            "lesa_kernels.ops.kan.modules.kan_linear", lambda *a, **k: kan_linear(*a, **k, backend="triton")
         )
         launches.clear()
         torch.testing.assert_close(gate(x), expected)

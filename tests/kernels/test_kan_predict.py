@@ -9,7 +9,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from lesa_kernels import kan_predict
-from lesa_kernels.kan_predict import ops, pieces, reference
+from lesa_kernels.ops.kan_predict import op, pieces, reference
 from tests.kernels.test_bspline import knots_of, scipy_bases
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -240,7 +240,7 @@ def test_kernels_stay_inside_their_tensors(feature, device) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter checks for overflow, a GPU does not")
 def test_offsets_beyond_32_bits_do_not_overflow(device) -> None:
     """5 GiB of addresses each way, of which a few pages are touched: row 4 of five begins at element 2^31."""
-    from lesa_kernels.kan_predict import kernels
+    from lesa_kernels.ops.kan_predict import kernels
 
     length, vec, used = 1 << 29, 8, 16
     history, out = (torch.empty(5, length, dtype=torch.float16) for _ in range(2))
@@ -295,4 +295,4 @@ def test_other_wrong_arguments_are_errors() -> None:
 def test_the_kernel_serves_what_it_can() -> None:
     """Otherwise the comparisons above would compare the reference with itself."""
     history = torch.empty(8, 4, 8)
-    assert all(ops._kernel_serves(history.to(dtype), 12, order) for dtype in DTYPES for order in (1, 2, 3))
+    assert all(op._kernel_serves(history.to(dtype), 12, order) for dtype in DTYPES for order in (1, 2, 3))

@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 from lesa_kernels import kan_predict
-from lesa_kernels.kan_predict import pieces, reference
+from lesa_kernels.ops.kan_predict import pieces, reference
 from tests.kernels.test_kan_predict import inputs
 
 BACKENDS = ["triton", "auto"]

@@ -7,8 +7,8 @@ import lesa
 from lesa import GramMatrix, LesaConfig, LesaPredictor, StepPlan, Taylor
 from lesa.runtime.history import FeatureHistory
 from lesa_kernels import combine, head
-from lesa_kernels.combine import cpu as combine_cpu
-from lesa_kernels.head import cpu as head_cpu
+from lesa_kernels.ops.combine import cpu as combine_cpu
+from lesa_kernels.ops.head import cpu as head_cpu
 from tests.lesa.adapters import tiny
 from tests.lesa.strategies import schedule
 

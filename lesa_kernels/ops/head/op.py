@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import use_triton
-from ..library import define
+from ...backend import use_triton
+from ...library import define
 from . import cpu, reference
 from .tiles import MAX_FEATURES, MAX_OUTPUTS
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .bsplines import from_bsplines, to_bsplines
-from .ops import check_grid, kan_linear
+from .op import check_grid, kan_linear
 from .reference import cox_de_boor, uniform_knots
 
 if TYPE_CHECKING:

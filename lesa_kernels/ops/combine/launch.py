@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels. Importing this module imports Triton; ``ops.py`` waits for the first launch."""
+"""Launches of the Triton kernels. Importing this module imports Triton; ``op.py`` waits for the first launch."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernel. Importing this module imports Triton; ``ops.py`` waits for the first launch."""
+"""Launches of the Triton kernel. Importing this module imports Triton; ``op.py`` waits for the first launch."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext

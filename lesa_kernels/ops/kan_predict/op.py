@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import use_triton
-from ..kan.ops import check_grid
-from ..library import define
+from ...backend import use_triton
+from ...library import define
+from ..kan.op import check_grid
 from . import pieces, reference
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import use_triton
-from ..library import define
+from ...backend import use_triton
+from ...library import define
 from . import cpu, reference
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)

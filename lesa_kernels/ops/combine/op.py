@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import use_triton
-from ..library import define
+from ...backend import use_triton
+from ...library import define
 from . import cpu, reference
 from .segments import MAX_FEATURES, segmentation
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..backend import use_triton
-from ..combine.ops import STORAGE_DTYPES
+from ...backend import use_triton
+from ...library import define
+from ..combine.op import STORAGE_DTYPES
 from ..combine.segments import MAX_FEATURES
-from ..library import define
 from . import reference
 
 

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels: sizes and grids. Imports Triton, so ``ops`` imports this only when a kernel runs.
+"""Launches of the Triton kernels: sizes and grids. Imports Triton, so ``op`` imports this only when a kernel runs.
 
 The settings follow from shapes, dtypes and alignment alone. They were chosen by what the compiled code for sm_90 shows
 (registers, width of accesses), not measured on a GPU.

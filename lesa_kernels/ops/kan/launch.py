@@ -1,4 +1,4 @@
-"""Tile sizes and grids of the KAN kernels. Imports Triton, so ``ops`` imports this only when a kernel runs.
+"""Tile sizes and grids of the KAN kernels. Imports Triton, so ``op`` imports this only when a kernel runs.
 
 Sizes are fixed: nothing is tuned at run time, so a first call costs one compilation and results do not depend on the
 clock. They come from what the compiler reports (registers, shared memory) and from arithmetic; none of them has been

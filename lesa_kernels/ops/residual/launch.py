@@ -1,4 +1,4 @@
-"""The launch of the Triton kernel. Importing this module imports Triton; ``ops.py`` waits for the first launch."""
+"""The launch of the Triton kernel. Importing this module imports Triton; ``op.py`` waits for the first launch."""
 
 import torch
 import triton

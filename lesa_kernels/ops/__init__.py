@@ -1,0 +1,1 @@
+"""The operations, each in a folder: what it is, how fast it runs on each device, and how PyTorch sees it."""

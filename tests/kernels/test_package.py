@@ -1,0 +1,26 @@
+import importlib
+import pkgutil
+from functools import reduce
+
+import pytest
+
+import lesa_kernels
+
+MODULES = [info.name for info in pkgutil.walk_packages(lesa_kernels.__path__, "lesa_kernels.")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_function_hides_a_module_of_its_name(name):
+    """``import lesa_kernels.ops.combine.cpu as x`` walks attributes from the top."""
+    if name.rpartition(".")[2] in ("kernels", "launch"):
+        pytest.importorskip("triton")
+    module = importlib.import_module(name)
+    assert reduce(getattr, name.split(".")[1:], lesa_kernels) is module
+
+
+def test_every_operation_has_the_same_files():
+    operations = {name.split(".")[2] for name in MODULES if name.startswith("lesa_kernels.ops.")}
+    assert operations == {"combine", "head", "kan", "kan_predict", "residual"}
+    for operation in operations:
+        for file in ("reference", "kernels", "launch", "op"):
+            assert f"lesa_kernels.ops.{operation}.{file}" in MODULES

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ...backend import use_triton
+from ...checks import check_tensors
 from ...library import define
+from ...overlap import overlap
 from . import cpu, reference
 from .segments import MAX_FEATURES, segmentation
 
@@ -31,12 +33,12 @@ def combine(
     """Several predictions from the same kept features: ``out[p] = sum_j coefficients[p, j] history[j] + bias[p]``.
 
     Args:
-        history: [m, *feature], m >= 1, any float dtype.
+        history: [m, *feature], m >= 1, float32, bfloat16, float16 or float64.
         coefficients: [P, m, *c], float32 (float64 for a float64 history). ``c`` is empty, or broadcasts to a feature:
             [1, 1, D] gives every channel its own numbers, [B, 1, 1] every sample.
         bias: [P, *c], in the dtype of the coefficients.
-        out: [P, *feature] in the dtype of history, to be overwritten; not together with gradients, nor with memory of
-            history.
+        out: [P, *feature] in the dtype of history, to be overwritten; not together with gradients, nor in memory of
+            another argument.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
     Returns:
@@ -44,7 +46,8 @@ def combine(
         turn an infinite feature into NaN.
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit together, or gradients are asked of a call with ``out``.
+        ValueError: if shapes, dtypes or devices do not fit together, gradients are asked of a call with ``out``, or
+            ``out`` shares memory with what it is made of.
     """
     _check(history, coefficients, bias, out)
     triton = use_triton(backend, history)
@@ -69,7 +72,7 @@ def gram_row(history: Tensor, feature: Tensor, *, backend: str = "auto") -> Tens
     """Inner products of one feature with all kept ones, ``row[j] = <history[j], feature>``: a row of a Gram matrix.
 
     Args:
-        history: [m, *feature], any float dtype.
+        history: [m, *feature], float32, bfloat16, float16 or float64.
         feature: [*feature], in the dtype of history.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``.
 
@@ -266,6 +269,9 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def _check(history: Tensor, coefficients: Tensor, bias: Tensor | None, out: Tensor | None) -> None:
+    check_tensors({"history": history, "coefficients": coefficients}, {"bias": bias, "out": out})
+    if history.ndim == 0:
+        raise ValueError("history [] must be [m, *feature]: the kept features, one after the other")
     m, feature = len(history), history.shape[1:]
     if coefficients.ndim < 2 or coefficients.shape[1] != m or m == 0:
         raise ValueError(
@@ -279,18 +285,27 @@ def _check(history: Tensor, coefficients: Tensor, bias: Tensor | None, out: Tens
         )
     if bias is not None and bias.shape != (len(coefficients), *channels):
         raise ValueError(f"bias {list(bias.shape)} must be {[len(coefficients), *channels]}, as the coefficients are")
-    if out is not None and (out.shape != (len(coefficients), *feature) or out.dtype != history.dtype):
-        raise ValueError(
-            f"out is {out.dtype} {list(out.shape)}, the result is {history.dtype} {[len(coefficients), *feature]}"
-        )
-    for name, tensor in (("coefficients", coefficients), ("bias", bias), ("out", out)):
-        if tensor is not None and tensor.device != history.device:
-            raise ValueError(f"{name} is on {tensor.device}, history on {history.device}")
+    if out is not None:
+        _check_out(out, history, coefficients, bias)
+
+
+def _check_out(out: Tensor, history: Tensor, coefficients: Tensor, bias: Tensor | None) -> None:
+    shape = len(coefficients), *history.shape[1:]
+    if out.shape != shape or out.dtype != history.dtype:
+        raise ValueError(f"out is {out.dtype} {list(out.shape)}, the result is {history.dtype} {list(shape)}")
+    if torch.compiler.is_compiling():  # a compiler keeps what it still reads
+        return
+    for name, source in (("history", history), ("coefficients", coefficients), ("bias", bias)):
+        if source is not None and overlap(out, source):
+            raise ValueError(f"out shares memory with {name}, which is read while out is written; give it its own")
 
 
 def _check_feature(history: Tensor, feature: Tensor) -> None:
-    if feature.shape != history.shape[1:] or feature.dtype != history.dtype or feature.device != history.device:
+    check_tensors({"history": history, "feature": feature})
+    if history.ndim == 0:
+        raise ValueError("history [] must be [m, *feature]: the kept features, one after the other")
+    if feature.shape != history.shape[1:] or feature.dtype != history.dtype:
         raise ValueError(
-            f"feature is {feature.dtype} {list(feature.shape)} on {feature.device}, those in history are "
-            f"{history.dtype} {list(history.shape[1:])} on {history.device}"
+            f"feature is {feature.dtype} {list(feature.shape)}, those in history are {history.dtype} "
+            f"{list(history.shape[1:])}"
         )

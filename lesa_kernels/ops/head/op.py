@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backend import use_triton
+from ...checks import autocast_device, check_not_negative, check_tensors
 from ...library import define
 from . import cpu, reference
 from .tiles import MAX_FEATURES, MAX_OUTPUTS
@@ -36,8 +37,8 @@ def head(
     Tokens are independent of each other: the result for a part of the tokens is that part of the result.
 
     Args:
-        history: [m, B, *tokens, D], m >= 1, any float dtype: features of B samples; a feature [T, D] counts as T
-            samples of one token.
+        history: [m, B, *tokens, D], m >= 1, float32, bfloat16, float16 or float64: features of B samples; a feature
+            [T, D] counts as T samples of one token.
         coefficients: [P, m], float32 (float64 for a float64 history).
         bias: [P], in the dtype of the coefficients. The norm takes it away again: it is here so that a table can be
             passed as it is, and costs nothing.
@@ -46,7 +47,7 @@ def head(
             keeps digits that the history's dtype does not have; that dtype will do.
         weight: [O, D] of the projection.
         projection_bias: [O].
-        eps: of the norm.
+        eps: of the norm, at least zero.
         means: [m, B, *tokens] float32, the :func:`token_means` of the features, if they were kept with them. They
             save the Triton kernel a pass over the history; nothing else reads them.
         centred: every token of the history has had its mean subtracted, which the norm would do. It saves a CPU two
@@ -58,8 +59,9 @@ def head(
         Triton kernel rounds the operands of the projection to the dtype of history, as a model in that dtype does.
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit together.
+        ValueError: if shapes, dtypes or devices do not fit together, or ``eps`` is none.
     """
+    check_not_negative(eps=eps)
     _check(history, coefficients, bias, multiplier, addend, weight, projection_bias, means)
     triton = use_triton(backend, history)
     if (backend == "torch" and history.is_cuda) or not _served(history, coefficients, weight, triton):
@@ -77,7 +79,13 @@ def token_means(feature: Tensor) -> Tensor:
 
     The mean of a combination of features is the combination of their means. So a single pass can subtract it before
     it squares, and what tokens have in common does not cancel the digits of their variance.
+
+    Raises:
+        ValueError: for what is no float tensor with channels.
     """
+    check_tensors({"feature": feature})
+    if feature.ndim == 0:
+        raise ValueError("feature [] must be [*tokens, D]")
     return feature.mean(-1, dtype=torch.float32)
 
 
@@ -102,7 +110,7 @@ class Head(torch.autograd.Function):
             )
             return reference.head(history, coefficients, bias, multiplier, addend, weight, projection_bias, eps)
 
-        with torch.autocast(grad.device.type, enabled=False):  # backward may run under it, and would round
+        with torch.autocast(autocast_device(grad), enabled=False):  # backward may run under it, and would round
             pull_back = torch.func.vjp(outputs, *(tensors[i] for i in wanted))[1]
             gradients = dict(zip(wanted, pull_back(grad), strict=True))
         return *(gradients.get(i) for i in range(len(tensors))), None, None, None, None
@@ -175,8 +183,18 @@ def _check(
     projection_bias: Tensor | None,
     means: Tensor | None,
 ) -> None:
-    if history.ndim < 3 or len(history) == 0 or not history.is_floating_point():
-        raise ValueError(f"history is {history.dtype} {list(history.shape)}, it must be float [m, B, ..., D], m >= 1")
+    check_tensors(
+        {
+            "history": history,
+            "coefficients": coefficients,
+            "multiplier": multiplier,
+            "addend": addend,
+            "weight": weight,
+        },
+        {"bias": bias, "projection_bias": projection_bias, "means": means},
+    )
+    if history.ndim < 3 or len(history) == 0:
+        raise ValueError(f"history is {list(history.shape)}, it must be [m, B, ..., D] with m >= 1")
     (m, samples), channels = history.shape[:2], history.shape[-1]
     if coefficients.ndim != 2 or coefficients.shape[1] != m:
         raise ValueError(f"coefficients {list(coefficients.shape)} must be [P, {m}] for the {m} features in history")
@@ -196,9 +214,3 @@ def _check(
         raise ValueError(f"projection_bias {list(projection_bias.shape)} must be [{len(weight)}], as weight has rows")
     if means is not None and means.shape != history.shape[:-1]:
         raise ValueError(f"means {list(means.shape)} must be {list(history.shape[:-1])}, one for each token of history")
-    device = history.device
-    others = coefficients, bias, multiplier, addend, weight, projection_bias, means
-    for place, other in enumerate(others):
-        if other is not None and other.device != device:
-            names = "coefficients", "bias", "multiplier", "addend", "weight", "projection_bias", "means"
-            raise ValueError(f"{names[place]} is on {other.device}, history on {device}")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...checks import autocast_device
+
 
 def head(
     history: Tensor,
@@ -29,7 +31,7 @@ def head(
     """
     exact = torch.promote_types(history.dtype, torch.float32)
     count, channels, tokens = len(coefficients), history.shape[-1], history.ndim - 3
-    with torch.autocast(history.device.type, enabled=False):  # which would round the operands of the projection
+    with torch.autocast(autocast_device(history), enabled=False):  # which would round the operands of the projection
         c = coefficients.to(exact).reshape(*coefficients.shape, *(1,) * (history.ndim - 1))
         x = c[:, 0] * history[0].to(exact)
         for j in range(1, len(history)):

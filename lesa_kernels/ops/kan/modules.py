@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...checks import check_not_negative, check_tensors, check_whole
 from .bsplines import from_bsplines, to_bsplines
 from .op import check_grid, kan_linear
 from .reference import cox_de_boor, uniform_knots
@@ -38,6 +39,9 @@ class KANLinear(nn.Module):
         grid_eps: 0 makes an updated grid follow the data's quantiles, 1 keeps it uniform.
         grid_range: the grid before any update.
 
+    Raises:
+        ValueError: for sizes that are no whole numbers, or a grid that does not exist.
+
     Shapes: [..., in_features] -> [..., out_features], in the dtype of the parameters.
     """
 
@@ -56,8 +60,11 @@ class KANLinear(nn.Module):
         grid_range: Sequence[float] = (-1, 1),
     ) -> None:
         super().__init__()
-        low, high = grid_range
-        check_grid(grid_size, spline_order, (low, high))
+        check_whole(in_features=in_features, out_features=out_features, spline_order=spline_order)
+        check_grid(grid_size, spline_order, grid_range)
+        check_not_negative(scale_noise=scale_noise, scale_base=scale_base, scale_spline=scale_spline, grid_eps=grid_eps)
+        if grid_eps > 1:
+            raise ValueError(f"grid_eps must be between 0 (quantiles) and 1 (uniform), not {grid_eps}")
         self.in_features = in_features
         self.out_features = out_features
         self.grid_size = grid_size
@@ -68,7 +75,7 @@ class KANLinear(nn.Module):
         self.enable_standalone_scale_spline = enable_standalone_scale_spline
         self.base_activation = base_activation()
         self.grid_eps = grid_eps
-        self.grid_range = (float(low), float(high))
+        self.grid_range = (float(grid_range[0]), float(grid_range[1]))
 
         self.grid: Tensor
         self.register_buffer("grid", self._uniform_grid().to(torch.get_default_dtype()))
@@ -101,6 +108,7 @@ class KANLinear(nn.Module):
 
     def b_splines(self, x: Tensor) -> Tensor:
         """Bases at x [batch, in] -> [batch, in, grid_size + spline_order]."""
+        check_tensors({"x": x, "grid": self.grid})
         return cox_de_boor(x, self.grid, self.spline_order)
 
     def curve2coeff(self, x: Tensor, y: Tensor) -> Tensor:
@@ -134,8 +142,10 @@ class KANLinear(nn.Module):
         float64, whatever the dtype of the layer, and never holds the curves of all edges.
 
         Raises:
-            ValueError: if there is no input, or one that is not finite.
+            ValueError: if there is no input, or one that is not finite; for a ``margin`` below zero.
         """
+        check_tensors({"x": x, "grid": self.grid})
+        check_not_negative(margin=margin)
         x = x.reshape(-1, self.in_features).double()
         if len(x) == 0 or not x.isfinite().all():
             raise ValueError(

@@ -4,12 +4,15 @@ The registered operations serve what their kernels serve: a GPU (or Triton's int
 knots. Everything else is the reference, which autograd differentiates.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...backend import use_triton
+from ...checks import autocast_device, check_tensors, check_whole
 from ...library import define
 from . import cpu, reference
 
@@ -23,7 +26,7 @@ def bspline_basis(
     """B-spline bases on uniform knots, zero outside the extended grid.
 
     Args:
-        x: any shape and float dtype.
+        x: any shape; float32, bfloat16, float16 or float64.
         grid_size: intervals over ``grid_range``.
         order: degree of the pieces, 3 for cubic.
         grid_range: the bases add up to one between these bounds and fade to zero over ``order`` intervals beyond.
@@ -31,8 +34,12 @@ def bspline_basis(
     Returns:
         [..., grid_size + order] in the dtype of ``x``; differentiable, twice as well.
 
+    Raises:
+        ValueError: for an x that is no float tensor, or a grid that does not exist.
+
     Source: de Boor, "A Practical Guide to Splines", chapter IX.
     """
+    check_tensors({"x": x})
     check_grid(grid_size, order, grid_range)
     return reference.bspline_basis(x, grid_size=grid_size, order=order, grid_range=grid_range)
 
@@ -50,7 +57,7 @@ def kan_linear(
     """A KAN layer: ``silu(x) @ base_weight.T`` plus a learned B-spline on every edge.
 
     Args:
-        x: [..., in], any float dtype.
+        x: [..., in], float32, bfloat16, float16 or float64.
         base_weight: [out, in].
         spline_weight: [out, in, grid_size + order], with any scaler already multiplied in.
         order: degree of the splines.
@@ -72,6 +79,7 @@ def kan_linear(
 
     Source: Liu et al., "KAN", https://arxiv.org/abs/2404.19756, in the parameterisation of efficient-kan.
     """
+    check_tensors({"x": x, "base_weight": base_weight, "spline_weight": spline_weight}, {"grid": grid})
     x, base_weight, spline_weight = _autocast(x, base_weight, spline_weight)
     _check(x, base_weight, spline_weight, order, grid_range, grid)
     triton = use_triton(backend, x)
@@ -79,6 +87,8 @@ def kan_linear(
         served = grid is None and order in KERNEL_ORDERS and x.dtype in KERNEL_DTYPES
     else:
         served = backend == "auto" and x.device.type == "cpu" and order in cpu.ORDERS
+    if grid is not None and grid.requires_grad and torch.is_grad_enabled():
+        served = False  # a gradient of the knots is the reference's
     if not served or torch._C._are_functorch_transforms_active():
         return reference.kan_linear(x, base_weight, spline_weight, order=order, grid_range=grid_range, grid=grid)
     low, high = map(float, grid_range)
@@ -88,13 +98,17 @@ def kan_linear(
     return _forward(*tensors, order, low, high, grid, triton)
 
 
-def check_grid(grid_size: int, order: int, grid_range: tuple[float, float]) -> None:
+def check_grid(grid_size: int, order: int, grid_range: Sequence[float]) -> None:
     """Raise ValueError unless such a grid exists."""
+    check_whole(order=order, grid_size=grid_size)
     if order < 0 or grid_size < 1:
         raise ValueError(f"a spline grid needs order >= 0 and grid_size >= 1, not order={order}, grid_size={grid_size}")
-    low, high = grid_range
-    if not low < high:
-        raise ValueError(f"grid_range must run from a lower to a higher number, not {grid_range}")
+    try:
+        low, high = map(float, grid_range)
+    except (TypeError, ValueError):
+        raise ValueError(f"grid_range must be two numbers, (low, high), not {grid_range!r}") from None
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"grid_range must run from a lower to a higher finite number, not {grid_range}")
 
 
 def _check(
@@ -105,6 +119,7 @@ def _check(
     grid_range: tuple[float, float],
     grid: Tensor | None,
 ) -> None:
+    check_whole(order=order)
     if base_weight.ndim != 2 or spline_weight.ndim != 3:
         raise ValueError(
             f"base_weight must be [out, in] and spline_weight [out, in, grid_size + order], "
@@ -120,8 +135,6 @@ def _check(
         )
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise ValueError(f"x is {list(x.shape)}, the weights take {in_features} features in its last dimension")
-    if not x.is_floating_point():
-        raise ValueError(f"x must be a float tensor, not {x.dtype}")
     if not x.dtype == base_weight.dtype == spline_weight.dtype:
         raise ValueError(
             f"x is {x.dtype}, base_weight {base_weight.dtype}, spline_weight {spline_weight.dtype}: use one dtype"
@@ -135,7 +148,7 @@ def _check(
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """What autocast does to the arguments of F.linear: one dtype for all, float64 left alone."""
-    device = tensors[0].device.type
+    device = autocast_device(tensors[0])
     if not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)

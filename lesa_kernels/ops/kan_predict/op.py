@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...backend import use_triton
+from ...checks import autocast_device, check_tensors
 from ...library import define
 from ..kan.op import check_grid
 from . import pieces, reference
@@ -31,7 +32,8 @@ def kan_predict(
     """The next P features from a window of K, by linear weights and a KAN on the features themselves.
 
     Args:
-        history: [K, *feature], oldest first, any float dtype; the last dimension holds the channels D.
+        history: [K, *feature], oldest first, float32, bfloat16, float16 or float64; the last dimension holds the
+            channels D.
         gates: [P, E], how much of every expert each predicted step gets.
         linear_weight: [E, K].
         base_weight: [E, K], weights of SiLU.
@@ -77,7 +79,7 @@ class _KanPredict(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[:7]
-        with torch.autocast(grads[0].device.type, enabled=False):
+        with torch.autocast(autocast_device(grads[0]), enabled=False):
             gradients = pieces.gradients(grads[0], ctx.saved_tensors, wanted, ctx.order, (ctx.low, ctx.high))
         return *gradients, None, None, None, None
 
@@ -130,10 +132,21 @@ def _check(
     bias: Tensor,
     scale: Tensor | None,
 ) -> None:
-    if history.ndim < 2 or len(history) == 0 or not history.is_floating_point():
+    check_tensors(
+        {
+            "history": history,
+            "gates": gates,
+            "linear_weight": linear_weight,
+            "base_weight": base_weight,
+            "spline_weight": spline_weight,
+            "bias": bias,
+        },
+        {"scale": scale},
+    )
+    if history.ndim < 2 or len(history) == 0:
         raise ValueError(
-            f"history must be float [K, *feature] with K >= 1 and at least one dimension of channels, "
-            f"not {history.dtype} {list(history.shape)}"
+            f"history must be [K, *feature] with K >= 1 and at least one dimension of channels, "
+            f"not {list(history.shape)}"
         )
     window, experts, channels = history.shape[0], bias.numel(), history.shape[-1]
     expected = {
@@ -155,5 +168,3 @@ def _check(
                 f"{name} is {list(tensor.shape)}, expected [{', '.join(map(str, shape))}] for {window} features of "
                 f"{channels} channels and {experts} experts"
             )
-        if tensor.device != history.device:
-            raise ValueError(f"{name} is on {tensor.device}, history on {history.device}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...checks import autocast_device
 from ..kan.reference import bspline_basis
 
 
@@ -32,7 +33,7 @@ def kan_predict(
 ) -> Tensor:
     """history [K, *feature, D], gates [P, E], weights [E, K] and [E, K, C], bias [E], scale [D] -> [P, *feature, D]."""
     accumulate = torch.promote_types(history.dtype, torch.float32)
-    with torch.autocast(history.device.type, enabled=False):  # it would round the weights
+    with torch.autocast(autocast_device(history), enabled=False):  # it would round the weights
         gates, linear_weight, base_weight, spline_weight, bias = (
             t.to(accumulate) for t in (gates, linear_weight, base_weight, spline_weight, bias)
         )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ...backend import use_triton
+from ...checks import check_tensors
 from ...library import define
 from ..combine.op import STORAGE_DTYPES
 from ..combine.segments import MAX_FEATURES
@@ -16,7 +17,7 @@ def residual(
     """What a combination leaves of the truth: ``sum (feature - sum_j coefficients[j] history[j] - bias)^2``.
 
     Args:
-        history: [m, *feature], m >= 1, any float dtype.
+        history: [m, *feature], m >= 1, float32, bfloat16, float16 or float64.
         coefficients: [m], float32 (float64 for a float64 history).
         feature: the truth, [*feature], in the dtype of history.
         bias: [], in the dtype of the coefficients.
@@ -63,7 +64,8 @@ def _served(history: Tensor) -> bool:
 
 
 def _check(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None) -> None:
-    if len(history) == 0 or coefficients.shape != history.shape[:1]:
+    check_tensors({"history": history, "coefficients": coefficients, "feature": feature}, {"bias": bias})
+    if history.ndim == 0 or len(history) == 0 or coefficients.shape != history.shape[:1]:
         raise ValueError(f"coefficients {list(coefficients.shape)} must be [m] for history {list(history.shape)}")
     if feature.shape != history.shape[1:] or feature.dtype != history.dtype:
         raise ValueError(
@@ -72,6 +74,3 @@ def _check(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor 
         )
     if bias is not None and bias.ndim != 0:
         raise ValueError(f"bias {list(bias.shape)} must be one number, []")
-    for name, tensor in (("coefficients", coefficients), ("feature", feature), ("bias", bias)):
-        if tensor is not None and tensor.device != history.device:
-            raise ValueError(f"{name} is on {tensor.device}, history on {history.device}")

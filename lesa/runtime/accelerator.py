@@ -17,6 +17,7 @@ from lesa.runtime.driver import ONLY, Call, Coming, Session, Stream
 from lesa.runtime.generation import Generation, Record
 from lesa.runtime.guard import Guard, Probes, Watch, expected_error, make_probes
 from lesa.runtime.history import FeatureHistory, Memory
+from lesa.runtime.layout import Layouts
 from lesa.runtime.warning import Warnings
 from lesa.runtime.window import FeatureWindow
 from lesa.table import CoefficientTable
@@ -93,6 +94,7 @@ class Accelerator:
         self._plans: dict[Hashable, StepPlan] = {}
         self._tables: dict[Hashable, CoefficientTable] = {}
         self._probes: dict[Hashable, Probes] = {}
+        self._layouts = Layouts()
 
     @property
     def going_on(self) -> list[Stream]:
@@ -193,7 +195,7 @@ class Accelerator:
         rows = max(forecaster.config.windows) * 2 if _has_window(forecaster) else None
         if rows is None:
             table = self._table(call, forecaster, plan, times)  # what cannot be made is an error before the first step
-            rows = FeatureHistory(table).num_rows if log.isEnabledFor(logging.INFO) else 0
+            rows = FeatureHistory(table, layouts=self._layouts).num_rows if log.isEnabledFor(logging.INFO) else 0
         log.info("%s: %s (# full, . predicted); at most %d features are kept", where, plan, rows)
         what = call._replace(session=ONLY, head=None)  # these would hold their own keys, and the conditions of the call
         return Generation(call, plan, functools.partial(self._memory, what, forecaster, times, watch), watch)
@@ -213,11 +215,11 @@ class Accelerator:
             return FeatureWindow(forecaster, plan, times, previous)
         table = self._table(call, forecaster, plan, times)
         if self.guard is None or watch is None:
-            return FeatureHistory(table, centre=call.layer_norm)
+            return FeatureHistory(table, centre=call.layer_norm, layouts=self._layouts)
         assert previous is None or isinstance(previous, FeatureHistory)
         probes = self._probes_of(call, forecaster, plan, times)
         watch.expected = probes.expected
-        return FeatureHistory(table, probes, spare=self.guard.extra_steps, previous=previous)
+        return FeatureHistory(table, probes, spare=self.guard.extra_steps, previous=previous, layouts=self._layouts)
 
     def _table(self, call: Call, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> CoefficientTable:
         key = (call.component, call.branch, plan, tuple(times.tolist()))

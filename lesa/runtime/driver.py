@@ -65,7 +65,7 @@ class Coming(NamedTuple):
     """The features of the coming predicted steps, not yet combined.
 
     Attributes:
-        steps: from the current step to the last before the next full one.
+        steps: from the current step on, at most to the last before the next full one.
         history: kept features [m, *feature].
         coefficients: [steps, m] and bias: [steps] of each step, on the device of the features; or of every channel on
             its own, [steps, m, 1, ..., D] and [steps, 1, ..., D].

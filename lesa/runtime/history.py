@@ -1,5 +1,6 @@
 """The kept features of one generation: one preallocated buffer, as many rows as are ever needed at once."""
 
+import itertools
 from typing import Protocol
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from lesa.runtime.driver import Coming
 from lesa.runtime.guard import Probes
-from lesa.runtime.layout import lay_out
+from lesa.runtime.layout import Layout, Layouts
 from lesa.table import CoefficientTable
 from lesa_kernels import combine, residual, token_means
 
@@ -36,7 +37,7 @@ class Memory(Protocol):
         ...
 
     def coming(self, step: int) -> Coming | None:
-        """The predictions of ``step`` and all steps until the next full one, not yet combined; None: one at a time."""
+        """The predictions of ``step`` and the steps until the next full one, not yet combined; None: one at a time."""
         ...
 
     def residual(self, step: int, feature: Tensor) -> Tensor | None:
@@ -65,6 +66,7 @@ class FeatureHistory:
         centre: predictions enter a layer norm, which takes the mean of each token away. On a CPU, large features that
             lose nothing by it are kept without: that saves two passes over every prediction. Not where every channel
             has coefficients of its own: then the mean of a prediction does not follow from the means of the features.
+        layouts: remembers how tables were laid out, for the next generation; None: nobody does.
     """
 
     def __init__(
@@ -75,15 +77,18 @@ class FeatureHistory:
         spare: int = 0,
         previous: "FeatureHistory | None" = None,
         centre: bool = False,
+        layouts: Layouts | None = None,
     ) -> None:
         self._plan = table.plan
         self._held: dict[int, int] = {} if previous is None else dict(previous._held)  # the full step in each row
-        self._layout = lay_out(table, probes, spare, tuple(self._held.items()))
+        laid_out = table, probes, spare, tuple(self._held.items())
+        self._layout = Layout(*laid_out) if layouts is None else layouts.find(*laid_out)
         self._buffer: Tensor | None = None
         self._features: tuple[Tensor, ...] = ()  # the rows of the buffer
         self._means: Tensor | None = None
         self._centre = centre and table.channels is None
         if previous is not None and previous._buffer is not None:
+            self._centre = previous._centre  # as the features in it are
             self._take_over(previous._buffer, previous._means)
 
     @property
@@ -108,21 +113,17 @@ class FeatureHistory:
         """Copy the feature of a full step of the plan, if anything will need it.
 
         Raises:
-            ValueError: if its channels are not those that the table has coefficients for.
+            ValueError: if it is no float tensor, has another shape than those before it, or other channels than the
+                table has coefficients for.
         """
         if self._buffer is None:
-            channels = self._layout.channels
-            if channels is not None and feature.shape[-1:] != (channels,):
-                raise ValueError(
-                    f"the table has coefficients for each of {channels} channels, the feature is "
-                    f"{list(feature.shape)}; fit one to the features of this model"
-                )
-            self._buffer = feature.new_zeros(self.num_rows, *feature.shape)
+            self._buffer = self._make_room(feature)
             self._features = self._buffer.unbind()
-            large = feature.numel() >= CENTRED_FROM
-            self._centre = self._centre and large and feature.device.type == "cpu" and feature.dtype in CENTRED
-            if feature.is_cuda and channels is None:  # the fused kernel normalises in one pass with them
-                self._means = self._buffer.new_zeros(self._buffer.shape[:-1], dtype=torch.float32)
+        elif feature.shape != self._buffer.shape[1:]:
+            raise ValueError(
+                f"the feature of step {step} is {list(feature.shape)}, those kept are {list(self._buffer.shape[1:])}; "
+                "another batch or resolution needs a history of its own"
+            )
         row = self._layout.row_of.get(step)
         if row is not None:
             if self._centre:
@@ -133,6 +134,23 @@ class FeatureHistory:
                 self._means[row].copy_(token_means(feature))
             self._held[row] = step
 
+    def _make_room(self, feature: Tensor) -> Tensor:
+        """The buffer for features like this one; what is kept of each is decided here."""
+        channels = self._layout.channels
+        if not feature.is_floating_point():
+            raise ValueError(f"the feature is {feature.dtype}; only features of real numbers are predicted")
+        if channels is not None and feature.shape[-1:] != (channels,):
+            raise ValueError(
+                f"the table has coefficients for each of {channels} channels, the feature is "
+                f"{list(feature.shape)}; fit one to the features of this model"
+            )
+        buffer = feature.new_zeros(self.num_rows, *feature.shape)
+        large = feature.numel() >= CENTRED_FROM
+        self._centre = self._centre and large and feature.device.type == "cpu" and feature.dtype in CENTRED
+        if feature.is_cuda and channels is None:  # the fused kernel normalises in one pass with them
+            self._means = buffer.new_zeros(buffer.shape[:-1], dtype=torch.float32)
+        return buffer
+
     def can_predict(self, step: int) -> bool:
         """Whether every feature that the prediction of ``step`` uses has been kept."""
         return not self._plan.is_full(step) and self._holds_all_for(step)
@@ -142,16 +160,27 @@ class FeatureHistory:
         return needed is not None and self._buffer is not None and needed.issubset(self._held.values())
 
     def predict(self, step: int) -> Tensor:
-        """The prediction of ``step``, [*feature], in one pass over the kept features."""
+        """The prediction of ``step``, [*feature], in one pass over the kept features.
+
+        Raises:
+            ValueError: if nothing is predicted of it, or what it is made of has not been kept.
+        """
         history, coefficients, bias = self._rows(step, 1)
         return combine(history, coefficients, bias)[0]
 
     def coming(self, step: int) -> Coming:
-        """The predictions of ``step`` and all predicted steps after it until the next full one, not yet combined."""
+        """The predictions of ``step`` and the steps after it, not yet combined.
+
+        They end before the next full step, and before one whose features have not been kept.
+
+        Raises:
+            ValueError: as :meth:`predict`.
+        """
         following = next((full for full in self._plan.full_steps if full > step), self._plan.num_steps)
-        history, coefficients, bias = self._rows(step, following - step)
+        steps = list(itertools.takewhile(self._holds_all_for, range(step, following)))
+        history, coefficients, bias = self._rows(step, len(steps))
         means = None if self._means is None else self._means[: len(history)]
-        return Coming(list(range(step, following)), history, coefficients, bias, means, self._centre)
+        return Coming(steps, history, coefficients, bias, means, self._centre)
 
     def residual(self, step: int, feature: Tensor) -> Tensor | None:
         """Squared error and size, float64 [2], of what would be predicted of a full step; None if it is not probed."""
@@ -165,9 +194,19 @@ class FeatureHistory:
 
     def _rows(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """What ``step`` and the next ones are made of: features, coefficients and bias."""
-        assert self._buffer is not None, "can_predict comes first"
+        if self._buffer is None or not self._holds_all_for(step):
+            raise ValueError(self._lack(step))
         coefficients, bias = self._layout.part(step, count, self._buffer)
         return self._buffer[: coefficients.shape[1]], coefficients, bias
+
+    def _lack(self, step: int) -> str:
+        """Why ``step`` cannot be predicted."""
+        needed = self._layout.needed.get(step)
+        if needed is None:
+            return f"nothing is predicted of step {step}, which is no predicted step of the plan {self._plan}"
+        missing = sorted(needed.difference(self._held.values()))
+        what = f"the full steps {', '.join(map(str, missing))}" if missing else "a full step"
+        return f"the prediction of step {step} is made of the features of {what}, which have to be kept before"
 
     def clear(self) -> None:
         """Forget the features and free their memory."""

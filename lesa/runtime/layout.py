@@ -1,6 +1,5 @@
 """Where kept features lie and what is made of them: laid out once for a table, not for each generation."""
 
-import functools
 from collections.abc import Hashable
 
 import torch
@@ -45,12 +44,13 @@ class Layout:
             for step, slots in zip(steps, _nonzero(coefficients), strict=True)
         }
         self.row_of, rows = self._assign_rows(full, dict(held))
-        self.num_rows = rows + (spare if rows == len(self.row_of) else 0)
+        rows += spare if rows == len(self.row_of) else 0
+        self.num_rows = max(rows, 1) if steps else rows  # a bias alone has a row of zeros, for its shape
         self._by_row = torch.zeros(len(steps), self.num_rows, *coefficients.shape[2:], dtype=torch.float64)
         for slot, step in enumerate(full):
             if step in self.row_of:
                 self._by_row[:, self.row_of[step]] += coefficients[:, slot]
-        # how many rows from the top each step reads; a bias alone reads one, for its shape
+        # how many rows from the top each step reads, one at least
         self._extent = [max(row, default=0) + 1 for row in _nonzero(self._by_row)]
         self._parts: dict[Hashable, tuple[Tensor, Tensor]] = {}
 
@@ -90,12 +90,27 @@ class Layout:
         return self._parts[key]
 
 
-@functools.lru_cache(maxsize=64)
-def lay_out(
-    table: CoefficientTable, probes: Probes | None = None, spare: int = 0, held: tuple[tuple[int, int], ...] = ()
-) -> Layout:
-    """The layout of a table; the latest ones are remembered, since it takes as long as a step of a small model."""
-    return Layout(table, probes, spare, held)
+class Layouts:
+    """The latest layouts of an owner, who lays out the same tables in every generation.
+
+    Laying out takes as long as a step of a small model. Layouts hold tables and their copies on devices, and live as
+    long as the owner does.
+    """
+
+    def __init__(self, most: int = 16) -> None:
+        self._most = most
+        self._made: dict[Hashable, Layout] = {}
+
+    def find(
+        self, table: CoefficientTable, probes: Probes | None, spare: int, held: tuple[tuple[int, int], ...]
+    ) -> Layout:
+        """The layout for these arguments of :class:`Layout`."""
+        key = table, probes, spare, held
+        layout = self._made.pop(key, None) or Layout(*key)
+        self._made[key] = layout  # the latest used comes last
+        if len(self._made) > self._most:
+            del self._made[next(iter(self._made))]
+        return layout
 
 
 def _nonzero(rows: Tensor) -> list[list[int]]:

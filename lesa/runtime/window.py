@@ -45,11 +45,22 @@ class FeatureWindow:
         return 0 if self._buffer is None else self._buffer.nbytes
 
     def keep(self, step: int, feature: Tensor) -> None:
-        """Append the feature of a full step."""
+        """Append the feature of a full step.
+
+        Raises:
+            ValueError: if it is no float tensor, or has another shape than those before it.
+        """
         if self._buffer is None:
+            if not feature.is_floating_point():
+                raise ValueError(f"the feature is {feature.dtype}; only features of real numbers are predicted")
             self._buffer = feature.new_empty(2 * self._length, *feature.shape)
             self._predictor = self._predictor.to(feature.device)
             self._gates = self._gates.to(feature.device)
+        elif feature.shape != self._buffer.shape[1:]:
+            raise ValueError(
+                f"the feature of step {step} is {list(feature.shape)}, those kept are {list(self._buffer.shape[1:])}; "
+                "another batch or resolution needs a window of its own"
+            )
         self._append(step, feature)
 
     def can_predict(self, step: int) -> bool:
@@ -57,13 +68,18 @@ class FeatureWindow:
         return self._buffer is not None and not self._plan.is_full(step) and self._latest == step - 1
 
     def predict(self, step: int) -> Tensor:
-        """The prediction of ``step``, [*feature]."""
+        """The prediction of ``step``, [*feature].
+
+        Raises:
+            ValueError: if the feature of the step before it is not the latest.
+        """
         prediction = self._next(step)
         self._append(step, prediction)
         return prediction
 
     def _next(self, step: int) -> Tensor:
-        assert self._buffer is not None, "can_predict comes first"
+        if self._buffer is None or self._latest != step - 1:
+            raise ValueError(f"the prediction of step {step} is made of the steps before it, up to step {step - 1}")
         window = self._buffer[max(0, self._end - self._length) : self._end]
         stage = self._predictor.config.stage(float(self._times[step]))
         with torch.no_grad():

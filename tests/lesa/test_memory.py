@@ -1,5 +1,8 @@
 """What a generation holds: the kept features, the outputs of an interval, and a tile whose size is fixed."""
 
+import gc
+import weakref
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -80,6 +83,22 @@ def test_inner_products_of_each_channel_widen_a_part_of_the_features_at_a_time()
         gram.update(7, features[7])
     assert gram.count == features[0].numel()
     assert allocations.largest < 8 * features.numel() / 4  # of all features in float64
+
+
+def test_tables_and_what_was_made_of_them_live_as_long_as_their_accelerator():
+    pipeline = tiny.pipeline()
+    with lesa.enable(pipeline, Taylor(1), StepPlan(10, [0, 4])) as handle:
+        tiny.generate(pipeline)
+        tables = list(handle._accelerator._tables.values())
+        (layout,) = handle._accelerator._layouts._made.values()
+        tiny.generate(pipeline)
+        assert list(handle._accelerator._layouts._made.values()) == [layout]  # the second generation had it
+    parts = [part for pair in layout._parts.values() for part in pair]
+    left = [weakref.ref(thing) for thing in (*tables, layout, *parts)]
+    assert len(left) > 3
+    del handle, tables, layout, parts
+    gc.collect()
+    assert {reference() for reference in left} == {None}
 
 
 def test_everything_is_freed_after_the_last_step():

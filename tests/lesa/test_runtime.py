@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,9 +9,10 @@ from hypothesis import strategies as st
 from lesa import GramMatrix, LeastSquares, Reuse, StepPlan, Taylor
 from lesa.runtime.guard import make_probes
 from lesa.runtime.history import FeatureHistory
-from lesa.runtime.layout import Layout
+from lesa.runtime.layout import Layout, Layouts
 from lesa.runtime.window import FeatureWindow
 from lesa.table import CoefficientTable
+from lesa_kernels import combine
 from tests.lesa.strategies import plans, schedule
 from tests.lesa.test_predictor import closed_loop, kan_predictor
 
@@ -35,11 +39,10 @@ def test_a_history_predicts_what_its_table_says_from_as_few_rows_as_are_needed(p
     table = CoefficientTable(plan, schedule(plan.num_steps), coefficients, torch.randn(len(used), generator=generator))
     features = torch.randn(plan.num_steps, 2, 3, dtype=torch.float64, generator=generator)
     history = FeatureHistory(table)
-    if history.num_rows:
-        made = run(history, plan, features)
-        full = features[list(plan.full_steps)]
-        expected = torch.einsum("sj,j...->s...", table.coefficients, full) + table.bias[:, None, None]
-        torch.testing.assert_close(made[list(plan.predicted_steps)], expected)
+    made = run(history, plan, features)
+    full = features[list(plan.full_steps)]
+    expected = torch.einsum("sj,j...->s...", table.coefficients, full) + table.bias[:, None, None]
+    torch.testing.assert_close(made[list(plan.predicted_steps)], expected)
     alive = [
         sum(
             full <= step
@@ -48,7 +51,7 @@ def test_a_history_predicts_what_its_table_says_from_as_few_rows_as_are_needed(p
         )
         for step in range(plan.num_steps)
     ]
-    assert history.num_rows == max(alive)
+    assert history.num_rows == max(*alive, bool(plan.predicted_steps))
 
 
 @given(plans(max_steps=10), st.sampled_from([(), (4,), (2, 4)]), st.integers(0, 99))
@@ -61,8 +64,6 @@ def test_every_channel_is_predicted_by_its_own_coefficients(plan, tokens, seed):
     table = CoefficientTable(plan, schedule(plan.num_steps), coefficients, bias)
     features = torch.randn(plan.num_steps, *tokens, 3, dtype=torch.float64, generator=generator)
     history = FeatureHistory(table, centre=True)
-    if not history.num_rows:
-        return
     made = run(history, plan, features)
     full = features[list(plan.full_steps)]
     over_tokens = bias.reshape(-1, *(1,) * len(tokens), 3)
@@ -144,13 +145,109 @@ def test_a_window_longer_than_its_buffer_slides():
     torch.testing.assert_close(run(FeatureWindow(predictor, plan, schedule(40)), plan, features)[2:], expected)
 
 
-def test_a_table_is_laid_out_once_for_all_generations_and_devices(monkeypatch):
-    plan, features = StepPlan(10, [0, 3, 6]), torch.randn(10, 4, 5)
+def test_a_table_is_laid_out_once_for_all_generations_and_devices_of_an_owner(monkeypatch):
+    plan, features, layouts = StepPlan(10, [0, 3, 6]), torch.randn(10, 4, 5), Layouts()
     table = Taylor(1).table(plan, schedule(10))
-    expected = run(FeatureHistory(table), plan, features)
+    expected = run(FeatureHistory(table, layouts=layouts), plan, features)
     monkeypatch.delattr(Layout, "__init__")  # a second one could not be made
-    assert torch.equal(run(FeatureHistory(table), plan, features), expected)
-    torch.testing.assert_close(run(FeatureHistory(table), plan, features.double()), expected.double())
+    assert torch.equal(run(FeatureHistory(table, layouts=layouts), plan, features), expected)
+    made = run(FeatureHistory(table, layouts=layouts), plan, features.double())
+    torch.testing.assert_close(made, expected.double())
+
+
+def test_as_many_layouts_are_remembered_as_were_used_lately():
+    layouts, plan = Layouts(most=2), StepPlan(10, [0, 3, 6])
+    tables = [forecaster.table(plan, schedule(10)) for forecaster in (Reuse(), Taylor(1), Taylor(2))]
+    first, second = (layouts.find(table, None, 0, ()) for table in tables[:2])
+    assert layouts.find(tables[0], None, 0, ()) is first
+    layouts.find(tables[2], None, 0, ())  # the second goes, as the first was used after it
+    assert layouts.find(tables[0], None, 0, ()) is first
+    assert layouts.find(tables[1], None, 0, ()) is not second
+
+
+def test_a_table_and_its_copies_on_devices_go_with_the_history():
+    plan = StepPlan(10, [0, 3, 6])
+    table = Taylor(1).table(plan, schedule(10))
+    history = FeatureHistory(table)
+    run(history, plan, torch.randn(10, 4, 5))
+    parts = [part for pair in history._layout._parts.values() for part in pair]
+    left = [weakref.ref(thing) for thing in (table, history, *parts)]
+    del table, history, parts
+    gc.collect()
+    assert [reference() for reference in left] == [None] * len(left)
+
+
+@pytest.mark.parametrize("channels", [None, 5])
+@pytest.mark.parametrize("bias", [0.0, 2.5])
+def test_a_table_of_a_bias_alone_predicts_the_bias(channels, bias):
+    plan, features = StepPlan(6, [0, 3]), torch.randn(6, 4, 5)
+    shape = (4, 2) if channels is None else (4, 2, channels)
+    table = CoefficientTable(plan, schedule(6), torch.zeros(shape), torch.full(shape[:1] + shape[2:], bias))
+    history = FeatureHistory(table)
+    made = run(history, plan, features)
+    assert torch.equal(made[list(plan.predicted_steps)], torch.full((4, 4, 5), bias))
+    assert history.nbytes == features[0].nbytes
+    coming = history.coming(4)
+    assert coming.steps == [4, 5]
+    assert torch.equal(combine(coming.history, coming.coefficients, coming.bias), torch.full((2, 4, 5), bias))
+
+
+def test_a_prediction_whose_features_were_not_kept_is_refused_and_says_which():
+    plan = StepPlan(10, [0, 1, 4, 7])
+    history = FeatureHistory(Taylor(1).table(plan, schedule(10)))
+    for ask in (history.predict, history.coming):
+        with pytest.raises(ValueError, match=r"step 5 is made of the features of the full steps 1, 4"):
+            ask(5)
+    history.keep(4, torch.randn(3))
+    for ask in (history.predict, history.coming):
+        with pytest.raises(ValueError, match=r"step 5 is made of the features of the full steps 1,"):
+            ask(5)
+        with pytest.raises(ValueError, match=r"nothing is predicted of step 7"):
+            ask(7)
+    window = FeatureWindow(kan_predictor(), plan, schedule(10))
+    with pytest.raises(ValueError, match=r"step 2 is made of the steps before it"):
+        window.predict(2)
+    window.keep(0, torch.randn(3))
+    with pytest.raises(ValueError, match=r"step 2 is made of the steps before it"):
+        window.predict(2)
+
+
+def test_coming_steps_end_where_features_are_missing():
+    plan = StepPlan(6, [0, 2])
+    coefficients = torch.tensor([[1.0, 0], [0, 1], [0, 1], [1, 1]])
+    history = FeatureHistory(CoefficientTable(plan, schedule(6), coefficients))
+    history.keep(2, torch.ones(3))  # step 0 was of another prompt
+    coming = history.coming(3)
+    assert coming.steps == [3, 4]
+    assert len(coming.coefficients) == 2
+    assert not history.can_predict(5)
+
+
+@pytest.mark.parametrize("make", [FeatureHistory, FeatureWindow])
+def test_features_of_another_batch_or_shape_are_refused(make):
+    plan = StepPlan(10, [0, 1, 4, 7])
+    memory = (
+        FeatureHistory(Taylor(1).table(plan, schedule(10)))
+        if make is FeatureHistory
+        else FeatureWindow(kan_predictor(), plan, schedule(10))
+    )
+    feature = torch.randn(2, 4, 6)
+    memory.keep(0, feature)
+    for other in (feature[:1], feature[:, :1], feature[0], torch.randn(2, 4, 1), torch.randn(())):
+        with pytest.raises(ValueError, match=r"the feature of step 1 is .*, those kept are \[2, 4, 6\]"):
+            memory.keep(1, other)
+    memory.keep(1, feature)
+    assert memory.can_predict(2)
+
+
+def test_features_of_whole_numbers_are_refused():
+    plan = StepPlan(4, [0, 2])
+    for memory in (
+        FeatureHistory(Reuse().table(plan, schedule(4))),
+        FeatureWindow(kan_predictor(4), plan, schedule(4)),
+    ):
+        with pytest.raises(ValueError, match=r"the feature is torch\.int64"):
+            memory.keep(0, torch.ones(3, dtype=torch.int64))
 
 
 def test_large_features_for_a_layer_norm_are_kept_without_their_means_where_nothing_is_rounded():

@@ -26,13 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lesa import model_card
-from lesa.gates import MergedGates
 from lesa.hub import CONFIG_FILE, LIBRARY, WEIGHTS_FILE, local_folder
 from lesa.model_card import Report
 from lesa.plan import StepPlan
 from lesa.schedule import as_times, difference, same_times
 from lesa.table import CoefficientTable, unroll
-from lesa_kernels import KAN, KANLinear, combine, kan_predict
+from lesa_kernels import KAN, combine, kan_predict
 
 MAX_ANCHORS = 10_000  # a config.json could ask for room for any number
 
@@ -198,7 +197,6 @@ class LesaPredictor(
         self.plan: StepPlan | None = None
         self.schedule: Tensor | None = None
         self.losses: dict[str, list[float]] = {}
-        self._merged: tuple[tuple[tuple[int, int], ...], MergedGates] | None = None
         bases = config.grid_size + config.spline_order
         kan = config.latent == "kan"
         self.latent = nn.ModuleList(WindowKAN(w, bases) if kan else nn.Linear(w, 1) for w in config.windows)
@@ -222,7 +220,7 @@ class LesaPredictor(
     def gates(self, times: Tensor | Sequence[float], steps: Sequence[int] | None = None) -> Tensor:
         """alpha [steps]: the gate of every step of a schedule, or of the steps asked for.
 
-        In one batch for each stage; on a GPU without gradients in one batch for all, three launches in all.
+        In one batch for each stage.
 
         Raises:
             ValueError: for another number of times than the predictor was made for.
@@ -232,8 +230,6 @@ class LesaPredictor(
         asked = known[:-1] if steps is None else known[list(steps)]
         offsets = self.offsets(asked, known).to(parameter.device, parameter.dtype)
         stages = torch.tensor([self.config.stage(t) for t in asked.tolist()], device=parameter.device)
-        if parameter.is_cuda and not torch.is_grad_enabled() and self._has_uniform_grids():
-            return self._merged_gates()(offsets).gather(1, stages.unsqueeze(1)).squeeze(1)
         result = parameter.new_zeros(len(asked))
         for stage in stages.unique().tolist():
             (members,) = torch.nonzero(stages == stage, as_tuple=True)
@@ -244,16 +240,6 @@ class LesaPredictor(
         """What the gates see at the times asked for, [asked, inputs], on a schedule."""
         references = self.config.references
         return asked[:, None] - (known if references is None else references)
-
-    def _has_uniform_grids(self) -> bool:
-        return all(m.has_uniform_grid for m in self.timestep.modules() if isinstance(m, KANLinear))
-
-    def _merged_gates(self) -> MergedGates:
-        """All gates side by side, kept until a parameter changes."""
-        state = tuple((p.data_ptr(), p._version) for p in self.timestep.parameters())
-        if self._merged is None or self._merged[0] != state:
-            self._merged = state, MergedGates(self.timestep)
-        return self._merged[1]
 
     def forward(self, history: Tensor | Sequence[Tensor], times: Tensor | Sequence[float], t: float | Tensor) -> Tensor:
         """One closed-loop step of the paper, differentiable.

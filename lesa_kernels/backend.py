@@ -1,25 +1,40 @@
-"""Which implementation runs: ``backend="auto" | "triton" | "torch"``, the same for every function."""
+"""Which implementation runs: ``backend="auto" | "triton" | "native" | "torch"``, the same for every operation.
+
+    triton   the Triton kernels, for tensors on a GPU (and, slowly, in Triton's interpreter)
+    native   what is made for a CPU: tiles that stay in its cache
+    torch    the plain reference, anywhere
+    auto     triton on a GPU where Triton is installed, native on a CPU, torch elsewhere
+
+What the chosen one does not serve (a dtype, a size, a layout of memory) runs on the reference.
+"""
 
 import os
 from importlib.util import find_spec
+from typing import Literal
 
 from torch import Tensor
 
-BACKENDS = ("auto", "triton", "torch")
+BACKENDS = ("auto", "triton", "native", "torch")
 HAS_TRITON = find_spec("triton") is not None  # looked up, not imported: importing takes half a second
 
 
-def use_triton(backend: str, tensor: Tensor) -> bool:
-    """Whether the Triton kernel serves this call; ``"auto"`` takes it for CUDA tensors where Triton is installed.
+def choose_backend(backend: str, tensor: Tensor) -> Literal["triton", "native", "torch"]:
+    """The implementation that is asked of this call.
 
     Raises:
         ValueError: for a name that is no backend.
-        RuntimeError: if ``"triton"`` was asked for where it cannot run.
+        RuntimeError: if one was asked for where it cannot run.
     """
     if backend == "auto":
-        return tensor.is_cuda and HAS_TRITON
+        if tensor.is_cuda:
+            return "triton" if HAS_TRITON else "torch"
+        return "native" if tensor.device.type == "cpu" else "torch"
     if backend == "torch":
-        return False
+        return "torch"
+    if backend == "native":
+        if tensor.device.type != "cpu":
+            raise RuntimeError(f"backend='native' needs tensors on a CPU, these are on {tensor.device}")
+        return "native"
     if backend != "triton":
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, not {backend!r}")
     if not HAS_TRITON:
@@ -29,4 +44,4 @@ def use_triton(backend: str, tensor: Tensor) -> bool:
             f"backend='triton' needs tensors on a GPU, these are on {tensor.device}; on a CPU its kernels only run in "
             "Triton's interpreter, which TRITON_INTERPRET=1 chooses before triton is first imported"
         )
-    return True
+    return "triton"

@@ -14,6 +14,7 @@ from lesa_kernels.ops.combine import cpu, reference
 from lesa_kernels.ops.combine.op import combine_with_gram_row, gram_row
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+BACKENDS = ["triton", "torch" if torch.cuda.is_available() else "native"]
 FEATURE = (2, 3, 24)
 # what coefficients [P, m, *channels] may be for that feature; the last is left to the reference
 CHANNELS = {"shared": (), "shared-ones": (1, 1, 1), "channel": (1, 1, 24), "sample": (2, 1, 1), "token": (1, 3, 1)}
@@ -79,7 +80,7 @@ VIEWS = {
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("view", VIEWS)
 def test_history_may_be_any_view(view, backend, device) -> None:
     history = VIEWS[view](torch.randn(8, 4, 16, device=device).bfloat16())
@@ -87,7 +88,7 @@ def test_history_may_be_any_view(view, backend, device) -> None:
     assert_accurate(combine(history, coefficients, backend=backend), history, coefficients, None)
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("m", "count", "feature", "channels"),
     [(3, 2, (0,), ()), (3, 2, (2, 0, 4), (1, 1, 4)), (3, 2, (2, 0), (1, 0)), (3, 0, (4,), ()), (3, 0, (2, 4), (2, 1))],
@@ -101,7 +102,7 @@ def test_empty_features_and_no_predictions_give_empty_results(m, count, feature,
         assert not gradient.any()
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("channels", CHANNELS.values(), ids=CHANNELS)
 def test_float64_stays_float64(channels, backend, device) -> None:
     history, coefficients, bias = (t.double() for t in inputs(4, 2, FEATURE, channels, device=device))
@@ -114,7 +115,7 @@ def test_float64_stays_float64(channels, backend, device) -> None:
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_coefficients_that_cancel_lose_nothing(dtype, backend, device) -> None:
     size = cpu.BAG * 2
@@ -137,7 +138,7 @@ def test_cpu_path_is_as_accurate_as_the_reference_for_any_sizes(m, count, size, 
     torch.manual_seed(seed)
     history, coefficients, bias = inputs(m, count, (size,), dtype=dtype, scale=5)
     bias = None if offset is None else offset * bias
-    result = combine(history, coefficients, bias, backend="torch")
+    result = combine(history, coefficients, bias, backend="native")
     exact = reference.combine(history.double(), coefficients.double(), None if bias is None else bias.double())
     error, eager = ((r.double() - exact).norm() for r in (result, reference.combine(history, coefficients, bias)))
     assert error <= 2 * eager + 1e-6 * exact.norm() + 1e-6
@@ -159,11 +160,11 @@ def test_cpu_path_per_channel_is_as_accurate_as_the_reference_for_any_sizes(
     channels = (*(1,) * (len(feature) - 1), feature[-1])
     history, coefficients, bias = inputs(m, count, feature, channels, dtype, scale=5)
     bias = bias if biased else None
-    result = combine(history, coefficients, bias, backend="torch")
+    result = combine(history, coefficients, bias, backend="native")
     assert_accurate(result, history, coefficients, bias)
     strided = torch.randn(m, 2, *feature).to(dtype)
     strided[:, 1] = history
-    assert torch.equal(combine(strided[:, 1], coefficients, bias, backend="torch"), result)
+    assert torch.equal(combine(strided[:, 1], coefficients, bias, backend="native"), result)
 
 
 def test_a_bias_that_cancels_the_sum_is_added_before_rounding() -> None:
@@ -182,13 +183,13 @@ def test_cpu_path_is_as_accurate_as_the_graph_of_the_released_predictor() -> Non
         coefficients = gate.float() * latent.weight.float() + torch.eye(8)[-1:]
         bias = gate.float() * latent.bias.float()
         exact = reference.combine(history.double(), coefficients.double(), bias.double())
-        ours = combine(history, coefficients, bias, backend="torch")
+        ours = combine(history, coefficients, bias, backend="native")
         ratios.append((ours.double() - exact).norm() / (released.double() - exact).norm())
     assert torch.stack(ratios).quantile(0.9) <= 1
     assert max(ratios) <= 1.15
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_infinite_feature_stays_visible_where_it_is(dtype, backend, device) -> None:
     history, coefficients, bias = inputs(3, 2, (cpu.BAG,), dtype=dtype, device=device)
@@ -199,7 +200,7 @@ def test_an_infinite_feature_stays_visible_where_it_is(dtype, backend, device) -
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["shared", "channel", "token"])
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_out_is_overwritten_and_returned(contiguous, layout, backend, device) -> None:
@@ -236,7 +237,7 @@ def test_cpu_path_with_out_keeps_no_feature_sized_temporary(channels, dtype) -> 
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [5000, 40_000])
 def test_gram_row_matches_float64(size, dtype, backend, device) -> None:
@@ -250,7 +251,7 @@ def test_gram_row_matches_float64(size, dtype, backend, device) -> None:
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", CHANNELS)
 @pytest.mark.parametrize("count", [2, 14])
 def test_one_pass_gives_predictions_and_gram_row(layout, backend, count, device) -> None:

@@ -12,7 +12,7 @@ from lesa_kernels.ops.combine import reference
 from lesa_kernels.ops.combine.op import combine_with_gram_row, gram_row
 from tests.kernels.test_combine import CHANNELS, DTYPES, FEATURE, inputs
 
-BACKENDS = ["triton", "torch"]
+BACKENDS = ["triton", "torch" if torch.cuda.is_available() else "native"]
 OPS = torch.ops.lesa_kernels
 
 

@@ -13,10 +13,10 @@ from lesa_kernels.ops.head import cpu, reference
 from lesa_kernels.ops.head.op import head, token_means
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-BACKENDS = ["triton", "torch"]
+BACKENDS = ["triton", "torch" if torch.cuda.is_available() else "native"]
 
 
-@pytest.fixture(params=[*BACKENDS, "torch, in passes"])
+@pytest.fixture(params=[*BACKENDS, f"{BACKENDS[1]}, in passes"])
 def backend(request, monkeypatch) -> str:
     """A CPU has two ways; here all sizes take the one for large ones too."""
     if request.param not in BACKENDS:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backend import use_triton
+from ...backend import choose_backend
 from ...checks import check_tensors
 from ...library import define
 from ...overlap import overlap
@@ -39,7 +39,7 @@ def combine(
         bias: [P, *c], in the dtype of the coefficients.
         out: [P, *feature] in the dtype of history, to be overwritten; not together with gradients, nor in memory of
             another argument.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+        backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``, the reference.
 
     Returns:
         [P, *feature] in the dtype of history. Sums are in float32 (float64) and rounded once. Any implementation may
@@ -50,9 +50,9 @@ def combine(
             ``out`` shares memory with what it is made of.
     """
     _check(history, coefficients, bias, out)
-    triton = use_triton(backend, history)
-    fast = backend != "torch" or not history.is_cuda
-    fast = fast and len(coefficients) > 0 and _served(history, coefficients.shape[2:], triton)
+    chosen = choose_backend(backend, history)
+    triton = chosen == "triton"
+    fast = chosen != "torch" and len(coefficients) > 0 and _served(history, coefficients.shape[2:], triton)
     if _needs_gradient(history, coefficients, bias):
         if out is not None:
             raise ValueError("combine(..., out=) overwrites a tensor and has no gradients; leave out= away for them")
@@ -74,7 +74,7 @@ def gram_row(history: Tensor, feature: Tensor, *, backend: str = "auto") -> Tens
     Args:
         history: [m, *feature], float32, bfloat16, float16 or float64.
         feature: [*feature], in the dtype of history.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+        backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``, the reference.
 
     Returns:
         float64 [m]. History and feature are read once. A GPU adds products in float32 within parts of the feature and
@@ -84,9 +84,9 @@ def gram_row(history: Tensor, feature: Tensor, *, backend: str = "auto") -> Tens
         ValueError: if shapes, dtypes or devices do not fit together.
     """
     _check_feature(history, feature)
-    triton = use_triton(backend, history)
-    slow = _needs_gradient(history, feature) or (backend == "torch" and history.is_cuda)
-    if slow or not _served(history, (), triton):
+    chosen = choose_backend(backend, history)
+    triton = chosen == "triton"
+    if chosen == "torch" or _needs_gradient(history, feature) or not _served(history, (), triton):
         return reference.gram_row(history, feature)
     return _gram_row(history, feature, triton)
 
@@ -101,7 +101,7 @@ def combine_with_gram_row(
     """
     _check(history, coefficients, bias, None)
     _check_feature(history, feature)
-    triton = use_triton(backend, history)
+    triton = choose_backend(backend, history) == "triton"
     plain = triton and not _needs_gradient(history, coefficients, bias, feature) and len(coefficients) > 0
     if plain and _served(history, coefficients.shape[2:], triton):
         return _combine_with_gram_row(history, coefficients, bias, feature, triton)

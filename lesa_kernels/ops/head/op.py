@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backend import use_triton
+from ...backend import choose_backend
 from ...checks import autocast_device, check_not_negative, check_tensors
 from ...library import define
 from . import cpu, reference
@@ -52,7 +52,7 @@ def head(
             save the Triton kernel a pass over the history; nothing else reads them.
         centred: every token of the history has had its mean subtracted, which the norm would do. It saves a CPU two
             passes over each prediction; nothing else depends on it.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+        backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``, the reference.
 
     Returns:
         [P, B, *tokens, O] in the dtype of history. Everything is float32 (float64) and rounded once, except that the
@@ -63,8 +63,9 @@ def head(
     """
     check_not_negative(eps=eps)
     _check(history, coefficients, bias, multiplier, addend, weight, projection_bias, means)
-    triton = use_triton(backend, history)
-    if (backend == "torch" and history.is_cuda) or not _served(history, coefficients, weight, triton):
+    chosen = choose_backend(backend, history)
+    triton = chosen == "triton"
+    if chosen == "torch" or not _served(history, coefficients, weight, triton):
         return reference.head(history, coefficients, bias, multiplier, addend, weight, projection_bias, eps)
     arguments = (history, coefficients, multiplier, addend, weight, projection_bias)
     if _needs_gradient(bias, *arguments):

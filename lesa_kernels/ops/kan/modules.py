@@ -7,7 +7,7 @@ here leaves the function as it was.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from ...checks import check_not_negative, check_tensors, check_whole
 from .bsplines import from_bsplines, to_bsplines
-from .op import check_grid, kan_linear
+from .op import check_grid, run_layer
 from .reference import cox_de_boor, uniform_knots
+from .uniform import is_uniform
 
 if TYPE_CHECKING:
     from scipy.interpolate import BSpline
@@ -79,18 +80,17 @@ class KANLinear(nn.Module):
 
         self.grid: Tensor
         self.register_buffer("grid", self._uniform_grid().to(torch.get_default_dtype()))
-        self.has_uniform_grid = True
         self.base_weight = nn.Parameter(torch.empty(out_features, in_features))
         self.spline_weight = nn.Parameter(torch.empty(out_features, in_features, grid_size + spline_order))
         if enable_standalone_scale_spline:
             self.spline_scaler = nn.Parameter(torch.empty(out_features, in_features))
-        self.register_load_state_dict_post_hook(_look_at_grid)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Kaiming-uniform base weights and splines fitted to a little noise."""
+        """The grid of the constructor, Kaiming-uniform base weights, and splines fitted to a little noise."""
         nn.init.kaiming_uniform_(self.base_weight, a=math.sqrt(5) * self.scale_base)
         with torch.no_grad():
+            self.grid.copy_(self._uniform_grid())
             inside = self.grid.T[self.spline_order : -self.spline_order or None]  # [grid_size + 1, in]
             noise = torch.rand(self.grid_size + 1, self.in_features, self.out_features, device=self.grid.device) - 0.5
             noise *= self.scale_noise / self.grid_size
@@ -98,6 +98,11 @@ class KANLinear(nn.Module):
             self.spline_weight.copy_(gain * self.curve2coeff(inside, noise))
             if self.enable_standalone_scale_spline:
                 nn.init.kaiming_uniform_(self.spline_scaler, a=math.sqrt(5) * self.scale_spline)
+
+    @property
+    def has_uniform_grid(self) -> bool:
+        """Whether the knots are those of the constructor, to within float32 rounding; looks at them where they are."""
+        return is_uniform(self.grid, self.spline_order, self.grid_range)
 
     @property
     def scaled_spline_weight(self) -> Tensor:
@@ -122,13 +127,15 @@ class KANLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.base_activation, nn.SiLU):
-            return kan_linear(
+            return run_layer(
                 x,
                 self.base_weight,
                 self.scaled_spline_weight,
                 order=self.spline_order,
                 grid_range=self.grid_range,
-                grid=None if self.has_uniform_grid else self.grid,
+                grid=self.grid,
+                look=True,
+                backend="auto",
             )
         return F.linear(self.base_activation(x), self.base_weight) + F.linear(
             self.b_splines(x).flatten(-2), self.scaled_spline_weight.flatten(1)
@@ -166,7 +173,6 @@ class KANLinear(nn.Module):
         # coefficients to new ones. The factor of an edge multiplies its whole curve, so it stays as it is.
         old = self._expand_exactly(x)
         self.grid.copy_(knots.T)
-        self.has_uniform_grid = False
         transfer = torch.linalg.pinv(self._expand_exactly(x)) @ old  # [in, C, C]
         self.spline_weight.copy_(torch.einsum("icd,oid->oic", transfer, self.spline_weight.double()))
 
@@ -219,11 +225,10 @@ class KANLinear(nn.Module):
             layer.base_weight.zero_()
             layer.spline_weight.copy_(coefficients)
             layer.spline_scaler.fill_(1)
-        _look_at_grid(layer, None)
         return layer
 
     def extra_repr(self) -> str:
-        grid = f"{self.grid_range}" if self.has_uniform_grid else "explicit"
+        grid = f"{self.grid_range}" if self.grid.is_meta or self.has_uniform_grid else "explicit"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, grid_size={self.grid_size}, "
             f"spline_order={self.spline_order}, grid={grid}"
@@ -239,13 +244,6 @@ class KANLinear(nn.Module):
 
     def _uniform_grid(self) -> Tensor:
         return uniform_knots(self.grid_size, self.spline_order, self.grid_range).repeat(self.in_features, 1)
-
-
-def _look_at_grid(layer: KANLinear, _: Any) -> None:
-    """After loading: knots that are not the constructor's own to within float32 rounding are used as they stand."""
-    uniform = layer._uniform_grid().to(layer.grid.device)
-    tolerance = 1e-6 * max(map(abs, layer.grid_range))
-    layer.has_uniform_grid = torch.allclose(layer.grid.double(), uniform, rtol=1e-6, atol=tolerance)
 
 
 class KAN(nn.Module):

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backend import use_triton
+from ...backend import choose_backend
 from ...checks import autocast_device, check_tensors, check_whole
 from ...library import define
 from . import cpu, reference
+from .uniform import runs_uniform, snapped
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_ORDERS = (1, 2, 3)
@@ -63,9 +64,9 @@ def kan_linear(
         order: degree of the splines.
         grid_range: the uniform grid, the same for all inputs.
         grid: [in, knots], explicit knots that need not be uniform; overrides ``grid_range``.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``, the reference. Triton kernels exist for the uniform grid,
-            orders 1 to 3 and float32, float16 and bfloat16; on a CPU ``"auto"`` serves orders 1 to 3 on any knots, in
-            tiles; everything else is the reference whatever the backend.
+        backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``, the reference. Triton kernels exist for the
+            uniform grid, orders 1 to 3 and float32, float16 and bfloat16; ``"native"`` serves orders 1 to 3 on any
+            knots, in tiles; everything else is the reference whatever the backend.
 
     Returns:
         [..., out]. Outside the extended grid the spline part is exactly zero and the SiLU part remains.
@@ -79,23 +80,46 @@ def kan_linear(
 
     Source: Liu et al., "KAN", https://arxiv.org/abs/2404.19756, in the parameterisation of efficient-kan.
     """
+    return run_layer(
+        x, base_weight, spline_weight, order=order, grid_range=grid_range, grid=grid, look=False, backend=backend
+    )
+
+
+def run_layer(
+    x: Tensor,
+    base_weight: Tensor,
+    spline_weight: Tensor,
+    *,
+    order: int,
+    grid_range: tuple[float, float],
+    grid: Tensor | None,
+    look: bool,
+    backend: str,
+) -> Tensor:
+    """:func:`kan_linear`; with ``look``, knots that turn out to be those of ``grid_range`` are served as these.
+
+    That is decided when the operation runs, from the knots it is given then, so that compiled code is not bound to what
+    they were.
+    """
     check_tensors({"x": x, "base_weight": base_weight, "spline_weight": spline_weight}, {"grid": grid})
     x, base_weight, spline_weight = _autocast(x, base_weight, spline_weight)
     _check(x, base_weight, spline_weight, order, grid_range, grid)
-    triton = use_triton(backend, x)
+    low, high = map(float, grid_range)
+    chosen = choose_backend(backend, x)
+    triton = chosen == "triton"
     if triton:
-        served = grid is None and order in KERNEL_ORDERS and x.dtype in KERNEL_DTYPES
+        served = (grid is None or look) and order in KERNEL_ORDERS and x.dtype in KERNEL_DTYPES
     else:
-        served = backend == "auto" and x.device.type == "cpu" and order in cpu.ORDERS
+        served = chosen == "native" and order in cpu.ORDERS
     if grid is not None and grid.requires_grad and torch.is_grad_enabled():
         served = False  # a gradient of the knots is the reference's
     if not served or torch._C._are_functorch_transforms_active():
+        grid = snapped(grid, order, (low, high)) if grid is not None and look else grid
         return reference.kan_linear(x, base_weight, spline_weight, order=order, grid_range=grid_range, grid=grid)
-    low, high = map(float, grid_range)
     tensors = (x, base_weight, spline_weight)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _KanLinear.apply(*tensors, order, low, high, grid, triton)
-    return _forward(*tensors, order, low, high, grid, triton)
+        return _KanLinear.apply(*tensors, order, low, high, grid, triton, look)
+    return _forward(*tensors, order, low, high, grid, triton, look)
 
 
 def check_grid(grid_size: int, order: int, grid_range: Sequence[float]) -> None:
@@ -164,9 +188,13 @@ def _forward_op(
     high: float,
     grid: Tensor | None = None,
     triton: bool = False,
+    look: bool = False,
 ) -> Tensor:
+    knots = _explicit(grid, order, low, high, look)
     if not triton:
-        return cpu.forward(x, base_weight, spline_weight, cpu.Grid(spline_weight.shape[-1], order, (low, high), grid))
+        return cpu.forward(x, base_weight, spline_weight, cpu.Grid(spline_weight.shape[-1], order, (low, high), knots))
+    if knots is not None:
+        return reference.kan_linear(x, base_weight, spline_weight, order=order, grid_range=(low, high), grid=knots)
     from . import launch
 
     return launch.forward(x, base_weight, spline_weight, order, (low, high))
@@ -182,10 +210,12 @@ def _input_gradient_op(
     high: float,
     grid: Tensor | None = None,
     triton: bool = False,
+    look: bool = False,
 ) -> Tensor:
-    if not triton:
-        knots = cpu.Grid(spline_weight.shape[-1], order, (low, high), grid)
-        return cpu.input_gradient(dy, x, base_weight, spline_weight, knots)
+    knots = _explicit(grid, order, low, high, look)
+    if not triton or knots is not None:
+        where = cpu.Grid(spline_weight.shape[-1], order, (low, high), knots)
+        return cpu.input_gradient(dy, x, base_weight, spline_weight, where)
     from . import launch
 
     return launch.input_gradient(dy, x, base_weight, spline_weight, order, (low, high))
@@ -200,12 +230,19 @@ def _weight_gradients_op(
     high: float,
     grid: Tensor | None = None,
     triton: bool = False,
+    look: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    if not triton:
-        return cpu.weight_gradients(dy, x, cpu.Grid(bases, order, (low, high), grid))
+    knots = _explicit(grid, order, low, high, look)
+    if not triton or knots is not None:
+        return cpu.weight_gradients(dy, x, cpu.Grid(bases, order, (low, high), knots))
     from . import launch
 
     return launch.weight_gradients(dy, x, bases, order, (low, high))
+
+
+def _explicit(grid: Tensor | None, order: int, low: float, high: float, look: bool) -> Tensor | None:
+    """The knots that are needed; None where they are those of the range, as far as it is asked."""
+    return None if grid is None or (look and runs_uniform(grid, order, (low, high))) else grid
 
 
 def _fake_weight_gradients(dy: Tensor, x: Tensor, bases: int, *_: Any) -> tuple[Tensor, Tensor]:
@@ -213,7 +250,7 @@ def _fake_weight_gradients(dy: Tensor, x: Tensor, bases: int, *_: Any) -> tuple[
     return x.new_empty(shape), x.new_empty(*shape, bases)
 
 
-_GRID = "int order, float low, float high, Tensor? grid=None, bool triton=False"
+_GRID = "int order, float low, float high, Tensor? grid=None, bool triton=False, bool look=False"
 _forward = define(
     f"kan_linear(Tensor x, Tensor base_weight, Tensor spline_weight, {_GRID}) -> Tensor",
     _forward_op,
@@ -245,25 +282,28 @@ class _KanLinear(torch.autograd.Function):
         high: float,
         grid: Tensor | None,
         triton: bool,
+        look: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, base_weight, spline_weight, grid)
-        ctx.options = order, low, high, triton
-        return _forward(x, base_weight, spline_weight, order, low, high, grid, triton)
+        ctx.options = order, low, high, triton, look
+        return _forward(x, base_weight, spline_weight, order, low, high, grid, triton, look)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, base_weight, spline_weight, grid = ctx.saved_tensors
-        order, low, high, triton = ctx.options
+        order, low, high, triton, look = ctx.options
         for_x, for_base, for_spline = ctx.needs_input_grad[:3]
-        rest = (None,) * 5
+        rest = (None,) * 6
         if torch.is_grad_enabled():
             tensors = x, base_weight, spline_weight
+            grid = snapped(grid, order, (low, high)) if grid is not None and look else grid
             return *_differentiable_gradients(dy, tensors, ctx.needs_input_grad, order, (low, high), grid), *rest
         dx = d_base = d_spline = None
         if for_x:
-            dx = _input_gradient(dy, x, base_weight, spline_weight, order, low, high, grid, triton)
+            dx = _input_gradient(dy, x, base_weight, spline_weight, order, low, high, grid, triton, look)
         if for_base or for_spline:
-            d_base, d_spline = _weight_gradients(dy, x, spline_weight.shape[-1], order, low, high, grid, triton)
+            bases = spline_weight.shape[-1]
+            d_base, d_spline = _weight_gradients(dy, x, bases, order, low, high, grid, triton, look)
         return dx, d_base if for_base else None, d_spline if for_spline else None, *rest
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backend import use_triton
+from ...backend import choose_backend
 from ...checks import autocast_device, check_tensors
 from ...library import define
 from ..kan.op import check_grid
@@ -42,8 +42,9 @@ def kan_predict(
         scale: [D], multiplies the features into the grid; the KAN's answer is divided by it. None: ones.
         order: degree of the splines.
         grid_range: the uniform grid.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``. The kernel serves float32, float16 and bfloat16, orders 1 to 3
-            and min(K, P) <= 16; everything else is plain PyTorch whatever the backend.
+        backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``, the reference. The kernel serves float32,
+            float16 and bfloat16, orders 1 to 3 and min(K, P) <= 16; everything else is the reference on pieces of the
+            tokens.
 
     Returns:
         [P, *feature] in the dtype of history; each prediction enters the window of the next, unrounded. Sums are in
@@ -57,10 +58,10 @@ def kan_predict(
     """
     _check(history, gates, linear_weight, base_weight, spline_weight, bias, scale)
     check_grid(spline_weight.shape[-1] - order, order, grid_range)
-    use_triton(backend, history)  # raises where it is asked for and missing, even in a traced call
+    choose_backend(backend, history)  # raises where it is asked for and missing, even in a traced call
     tensors = (history, gates, linear_weight, base_weight, spline_weight, bias, scale)
     low, high = map(float, grid_range)
-    if backend == "torch":
+    if backend == "torch" or history.device.type not in ("cpu", "cuda"):
         return reference.kan_predict(*tensors, order=order, grid_range=(low, high))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _KanPredict.apply(*tensors, order, low, high, backend)
@@ -98,7 +99,7 @@ def _run(
     backend: str,
 ) -> Tensor:
     tensors = (history, gates, linear_weight, base_weight, spline_weight, bias, scale)
-    if not (use_triton(backend, history) and _kernel_serves(history, len(gates), order)):
+    if not (choose_backend(backend, history) == "triton" and _kernel_serves(history, len(gates), order)):
         return pieces.kan_predict(*tensors, order=order, grid_range=(low, high))
     from . import launch
 

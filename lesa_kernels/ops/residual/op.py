@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...backend import use_triton
+from ...backend import choose_backend
 from ...checks import check_tensors
 from ...library import define
 from ..combine.op import STORAGE_DTYPES
@@ -21,7 +21,7 @@ def residual(
         coefficients: [m], float32 (float64 for a float64 history).
         feature: the truth, [*feature], in the dtype of history.
         bias: [], in the dtype of the coefficients.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``.
+        backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``; the last two are the reference.
 
     Returns:
         float64 [2] on the device: that sum, and ``sum feature^2`` beside it. The square root of their ratio is the
@@ -32,7 +32,7 @@ def residual(
         ValueError: if shapes, dtypes or devices do not fit together.
     """
     _check(history, coefficients, feature, bias)
-    triton = use_triton(backend, history)
+    triton = choose_backend(backend, history) == "triton"
     tensors = (history, coefficients, feature, bias)
     gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if gradient or not triton or not _served(history):

@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # the same examples in every run, and no clock: machines are shared and slow ones are not wrong
-settings.register_profile("lesa", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile(
+    "lesa", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("lesa")
 
 HAS_GPU = torch.cuda.is_available()

@@ -1,50 +1,116 @@
-"""The gate sees a kernel that became 25 % slower, and nothing where nothing changed."""
+"""The regression gate sees a kernel that became 25 % slower, and nothing else. Calls alone move its clock."""
 
-import time
+import json
+import types
 
 import pytest
+import torch
 
-from benchmarks import check, ratios
+from benchmarks import check, clocks, ratios
 from benchmarks.exact import launches
-from lesa_kernels.ops.combine import cpu
+from benchmarks.problems import combine, taylor
+from benchmarks.problems.problem import OURS, REFERENCE, Problem
+from benchmarks.shapes import SMOKE
+from lesa_kernels.ops.combine import cpu, reference
 
-NAMES = ["combine, one prediction, float32", "Taylor 2, bfloat16"]
-SECONDS = 0.8
-
-
-@pytest.fixture(scope="module")
-def problems():
-    everything = ratios.problems("cpu")
-    return {name: everything[name] for name in NAMES}
+SECONDS = 0.001
 
 
-def best_of(problems):
-    """Expectations from here and now, the best of as many attempts as the gate makes: the suite shares its machine."""
-    runs = [check.measure_ratios(problems, SECONDS) for _ in range(check.ATTEMPTS)]
-    return {name: min(run[name].value for run in runs) for name in problems}
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until somebody adds to ``now``."""
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(clocks, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
 
 
-@pytest.mark.alone
-def test_a_kernel_made_25_percent_slower_fails_and_an_unchanged_one_passes(problems, monkeypatch):
-    expected = best_of(problems)
+def takes(clock, seconds, function=lambda *_: torch.zeros(())):
+    """The function, and so much time; ``seconds`` may be a number or a function that gives the next one."""
+
+    def run(*arguments, **options):
+        clock.now += seconds() if callable(seconds) else seconds
+        return function(*arguments, **options)
+
+    return run
+
+
+def problem(clock, ours, theirs=0.01):
+    """Makes a problem of which our side and the reference take so long."""
+    functions = {OURS: takes(clock, ours), REFERENCE: takes(clock, theirs)}
+    made = Problem("sum", "forward", "a shape", 1, lambda: (), functions, lambda *_: 0.0, torch.float32)
+    return {"sum": lambda: (made, REFERENCE)}
+
+
+def failures(problems, expected=1.0, slower=check.SLOWER):
+    return list(check.compare_ratios(problems, {"sum": expected}, slower, SECONDS))
+
+
+def test_a_ratio_is_the_median_of_rounds_and_its_spread_half_the_distance_of_the_quartiles(clock):
+    steps = iter([0.01] * 5 + [0.005, 0.01, 0.02, 0.01, 0.04] * 3 + [0.01] * 99)
+    (make,) = problem(clock, lambda: next(steps)).values()
+    found = ratios.measure(*make(), "cpu", seconds=SECONDS)
+    assert found.rounds == ratios.LEAST_ROUNDS
+    assert found.value == pytest.approx(1)
+    assert found.spread == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("factor", "fails"), [(0.5, False), (1, False), (1.14, False), (1.16, True), (1.25, True)])
+def test_a_ratio_that_grew_by_more_than_15_percent_fails(clock, factor, fails):
+    found = failures(problem(clock, 0.01 * factor))
+    assert bool(found) == fails
+    if fails:
+        assert found[0].startswith(f"sum: {factor - 1:.0%} slower than expected beside its reference")
+
+
+def test_a_machine_that_is_slower_for_both_sides_is_no_failure(clock):
+    assert failures(problem(clock, 0.03, 0.03)) == []
+
+
+def test_rounds_that_others_disturb_are_no_failure(clock):
+    turn = iter(range(10**6))
+    assert failures(problem(clock, lambda: 0.01 if next(turn) % 3 else 0.05)) == []
+
+
+@pytest.mark.parametrize(("busy", "fails"), [(1, False), (check.ATTEMPTS - 1, False), (check.ATTEMPTS, True)])
+def test_only_what_is_slow_in_every_attempt_fails(clock, monkeypatch, busy, fails):
+    values, measured = iter([2.0] * busy + [1.0]), []
+
+    def measure(*_, **__):
+        measured.append(next(values))
+        return ratios.Ratio(measured[-1], 0.0, 15)
+
+    monkeypatch.setattr(ratios, "measure", measure)
+    assert bool(failures(problem(clock, 0.01))) == fails
+    assert len(measured) == min(busy + 1, check.ATTEMPTS)
+
+
+def test_on_another_kind_of_machine_a_ratio_may_double(clock):
+    assert failures(problem(clock, 0.019), slower=check.SLOWER_ELSEWHERE) == []
+    assert len(failures(problem(clock, 0.021), slower=check.SLOWER_ELSEWHERE)) == 1
+
+
+def test_a_kernel_made_25_percent_slower_fails_by_name_and_an_unchanged_one_passes(clock, monkeypatch):
+    """The real calls: what the gate times is the kernel, and the reference beside it."""
+    problems = {
+        "combine": lambda: (combine.predictions(SMOKE, "cpu", 1), REFERENCE),
+        "Taylor": lambda: (taylor.taylor(SMOKE, "cpu"), REFERENCE),
+    }
+    kernel = cpu.combine
+    monkeypatch.setattr(reference, "combine", takes(clock, 0.02, reference.combine))
+    monkeypatch.setattr(cpu, "combine", takes(clock, 0.01, kernel))
+    expected = {name: ratio.value for name, ratio in check.measure_ratios(problems, SECONDS).items()}
+    assert expected == {name: pytest.approx(0.5) for name in problems}
     assert list(check.compare_ratios(problems, expected, check.SLOWER, SECONDS)) == []
-    combine = cpu.combine
-
-    def slower(*arguments, **options):
-        start = time.perf_counter()
-        result = combine(*arguments, **options)
-        end = time.perf_counter()
-        while time.perf_counter() < end + 0.25 * (end - start):
-            pass
-        return result
-
-    monkeypatch.setattr(cpu, "combine", slower)
+    monkeypatch.setattr(cpu, "combine", takes(clock, 0.0125, kernel))
     found = list(check.compare_ratios(problems, expected, check.SLOWER, SECONDS))
-    assert [line.split(":")[0] for line in found] == NAMES
+    assert [line.split(",")[0] for line in found] == [
+        f"{name}: 25% slower than expected beside its reference (0.625" for name in problems
+    ]
 
 
-def test_a_ratio_that_nobody_wrote_down_is_said_to_be(problems):
-    (line, _) = check.compare_ratios(problems, {}, check.SLOWER, SECONDS)
+def test_a_ratio_that_nobody_wrote_down_is_said_to_be():
+    line, *others = check.compare_ratios(ratios.problems("cpu"), {}, check.SLOWER, SECONDS)
+    assert len(others) > 5
     assert "nothing is expected of it" in line
 
 
@@ -59,7 +125,5 @@ def test_a_count_that_changed_is_named():
 
 
 def test_every_function_launches_as_few_kernels_as_expected():
-    import json
-
     expected = json.loads(check.EXPECTATIONS.read_text())["launches"]
     assert list(check.compare_exactly("launches", launches(), expected)) == []

@@ -1,12 +1,15 @@
 """The benchmark suite runs, and its clocks and counts say what they mean to."""
 
+import itertools
 import os
 import subprocess
 import sys
+import types
 
+import pytest
 import torch
 
-from benchmarks import optimisations, scaling
+from benchmarks import clocks, optimisations, scaling
 from benchmarks.census import census
 from benchmarks.clocks import DeviceClock, Timer, measure, one_round
 from benchmarks.report.registry import ROOT
@@ -71,11 +74,16 @@ def test_a_timer_is_a_clock_for_who_subtracts_two_readings():
         assert abs(timer() - start - 0.25) < 1e-9
 
 
-def test_longer_calls_measure_longer():
-    small, large = torch.ones(1 << 10), torch.ones(1 << 22)
-    short = measure(lambda: small.add_(1), "device", "cpu", budget=0.02)
-    assert short.low <= short.median <= short.high
-    assert short.median < measure(lambda: large.add_(1), "device", "cpu", budget=0.02).median
+def test_a_measurement_is_the_median_of_as_many_rounds_as_a_budget_has_and_the_fifths_at_both_ends(monkeypatch):
+    now, durations = [0.0], itertools.chain([0.01] * 4, itertools.cycle([0.01, 0.02, 0.05, 0.02, 0.03]))
+
+    def call():
+        now[0] += next(durations)
+
+    monkeypatch.setattr(clocks, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    found = measure(call, "device", "cpu", budget=0.25)
+    assert found.rounds == 25
+    assert found.as_json() == pytest.approx({"median": 0.02, "low": 0.018, "high": 0.034, "rounds": 25})
 
 
 def test_a_census_counts_operators_and_bytes():

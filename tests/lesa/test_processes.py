@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
         )
         for rank in ("0", "1")
     ]
-    outputs = [process.communicate(timeout=180)[0] for process in running]
+    outputs = [process.communicate()[0] for process in running]
     for process, output in zip(running, outputs, strict=True):
         assert process.returncode == 0, output[-4000:]
     return folder

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lesa.arguments import whole
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -25,9 +27,8 @@ class StepPlan:
     start: int = 0
 
     def __init__(self, num_steps: int, full_steps: Iterable[int], *, start: int = 0) -> None:
-        steps = tuple(sorted(int(step) for step in full_steps))
-        if num_steps < 1:
-            raise ValueError(f"a plan needs at least one step, not {num_steps}")
+        num_steps, start = whole("num_steps", num_steps, least=1), whole("start", start, least=0)
+        steps = tuple(sorted(whole("each of full_steps", step) for step in _each_of(full_steps)))
         if not steps or steps[0] > start:
             raise ValueError(
                 f"step {start} must be full, since nothing is known before it; full steps are {list(steps)}"
@@ -38,9 +39,9 @@ class StepPlan:
         repeated = sorted({a for a, b in itertools.pairwise(steps) if a == b})
         if repeated:
             raise ValueError(f"full steps {repeated} are given more than once")
-        object.__setattr__(self, "num_steps", int(num_steps))
+        object.__setattr__(self, "num_steps", num_steps)
         object.__setattr__(self, "full_steps", steps)
-        object.__setattr__(self, "start", int(start))
+        object.__setattr__(self, "start", start)
 
     @classmethod
     def paper(cls, num_steps: int, interval: int, warmup: int = 3) -> "StepPlan":
@@ -50,8 +51,9 @@ class StepPlan:
 
         Source: the released scheduler of LESA, https://arxiv.org/abs/2602.20497.
         """
-        if interval < 1 or warmup < 1:
-            raise ValueError(f"interval and warmup must be at least 1, not {interval} and {warmup}")
+        whole("num_steps", num_steps, least=1)
+        whole("interval", interval, least=1)
+        whole("warmup", warmup, least=1)
         full = {*range(warmup), 3, *range(warmup - 1, num_steps, interval)}
         return cls(num_steps, (step for step in full if step < num_steps))
 
@@ -75,8 +77,7 @@ class StepPlan:
         """
         levels = [float(time) for time in times][:-1]
         steps = len(levels)
-        if not 1 <= num_full <= steps:
-            raise ValueError(f"{steps} steps can have 1 to {steps} full ones, not {num_full}")
+        whole("num_full", num_full, least=1, most=steps)
         full: list[int] = []
         for i in range(num_full):
             wanted = levels[0] + (levels[-1] - levels[0]) * i / max(1, num_full - 1)
@@ -104,3 +105,9 @@ class StepPlan:
         """One mark a step, ``#`` full, ``.`` predicted and ``-`` before the first that runs."""
         marks = ("#" if self.is_full(step) else "." for step in range(self.start, self.num_steps))
         return "-" * self.start + "".join(marks)
+
+
+def _each_of(full_steps: Iterable[int]) -> Iterable[int]:
+    if not isinstance(full_steps, Iterable):
+        raise ValueError(f"full_steps must be a list of steps that begins with the first, not {full_steps!r:.80}")
+    return full_steps

@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lesa.arguments import real, whole
+from lesa.budget import Budget
 from lesa.calibration.errors import ErrorGram
 from lesa.calibration.gram import GramMatrix
 from lesa.calibration.planning import sample_error, search_plans
 from lesa.calibration.resampling import resample
+from lesa.forecasters.least_squares import relative_error
 from lesa.forecasters.path_least_squares import PathLeastSquares
 from lesa.hub import CALIBRATION_FILE
 from lesa.plan import StepPlan
@@ -33,14 +35,20 @@ class Measured:
 
     gram: GramMatrix
     head: ErrorGram | None = None
+    _of_features: tuple[Tensor, int, ErrorGram] | None = field(default=None, init=False, repr=False, compare=False)
 
-    @cached_property
+    @property
     def errors(self) -> ErrorGram:
         """Behind the head, or else those of the features."""
-        return ErrorGram.from_gram(self.gram) if self.head is None else self.head
+        if self.head is not None:
+            return self.head
+        matrix = self.gram.matrix
+        if self._of_features is None or self._of_features[:2] != (matrix, matrix._version):
+            self._of_features = matrix, matrix._version, ErrorGram.from_gram(self.gram)
+        return self._of_features[2]
 
 
-@dataclass
+@dataclass(repr=False)
 class Calibration:
     """Inner products by stream, and what they were measured on.
 
@@ -86,6 +94,11 @@ class Calibration:
             raise ValueError("these calibrations were made on different schedules")
         if [m.gram.channels for m in other.streams.values()] != [m.gram.channels for m in self.streams.values()]:
             raise ValueError("only one of these calibrations was made with per_channel=True, or their channels differ")
+        if [m.head is None for m in other.streams.values()] != [m.head is None for m in self.streams.values()]:
+            raise ValueError(
+                "only one of these calibrations knows the end of the model, which an adapter or another version of "
+                "diffusers may have hidden; calibrate both in the same way"
+            )
         if set(self.requests) & set(other.requests):
             raise ValueError("both calibrations hold the same call; give each machine other prompts or another seed")
         for stream, measured in self.streams.items():
@@ -145,22 +158,21 @@ class Calibration:
             raise ValueError("say one of full_steps=, speedup= and max_error=")
         steps = self.num_steps if times is None else len(times) - 1
         if max_error is not None:
+            real("max_error", max_error, least=0)
             for budget, error in self.curve(times).items():
                 if error <= max_error:
                     return self._plans(times, [budget])[budget]
             raise ValueError(f"no plan that saves a step keeps an error of {max_error}")
         if speedup is not None:
-            if speedup < 1:
-                raise ValueError(f"speedup must be at least 1, not {speedup}")
+            real("speedup", speedup, least=1)
             full_steps = int(steps / speedup + 1e-9)
         assert full_steps is not None
-        if not 1 <= full_steps <= steps:
-            raise ValueError(f"{steps} steps can have 1 to {steps} full ones, not {full_steps}")
+        whole("full_steps", full_steps, least=1, most=steps)
         return self._plans(times, [full_steps])[full_steps]
 
-    def planner(self, **budget: Any) -> Callable[[Tensor], StepPlan]:
-        """:meth:`plan` as a function of the times of a generation, for :func:`lesa.enable`."""
-        return lambda times: self.plan(times=times, **budget)
+    def planner(self, **budget: Any) -> Budget:
+        """:meth:`plan` as a function of the times of a generation, for :func:`lesa.enable`; a wish, not a demand."""
+        return Budget(**budget, calibration=self)
 
     def curve(self, times: Tensor | None = None) -> dict[int, float]:
         """Predicted error of the sample for every number of full steps, from the fewest on."""
@@ -187,6 +199,9 @@ class Calibration:
         """One line: model, steps, samples."""
         models = ", ".join(f"{name} {kind}" for name, kind in self.model.items())
         return f"{models} in {self.num_steps} steps on {self.samples} samples"
+
+    def __repr__(self) -> str:
+        return f"<lesa.Calibration of {self.describe()}>"
 
     def check_model(self, model: Mapping[str, str]) -> None:
         """Raises a ValueError if a calibration was made for other transformers than these."""
@@ -264,7 +279,7 @@ class Calibration:
         return cls(tensors["times"], streams, plans={len(p.full_steps): p for p in plans}, **description)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Calibrated:
     """The default forecaster of a calibrated stream: least squares along the path, for any schedule it knows."""
 
@@ -278,6 +293,14 @@ class Calibrated:
         errors = self.calibration.errors(self.stream, as_times(times, plan.num_steps))
         return PathLeastSquares(errors, path=self.path, history=self.history).table(plan, times)
 
+    def expected_error(self, table: CoefficientTable) -> Tensor:
+        """Relative error [steps] of a table on the calibrated features, for :class:`lesa.Guard`."""
+        gram, times = self.calibration.streams[self.stream].gram, self.calibration.times
+        return relative_error(gram if same_times(table.times, times) else resample(gram, times, table.times), table)
+
+    def __repr__(self) -> str:
+        return f"Calibrated({self.calibration!r}, {self.stream})"
+
     def limited(self, history: int) -> "Calibrated":
         """With predictions from the latest ``history`` full features only."""
-        return dataclasses.replace(self, history=history)
+        return dataclasses.replace(self, history=min(whole("history", history, least=1), self.history or history))

@@ -22,6 +22,7 @@ from lesa.schedule import as_times
 from lesa.table import CoefficientTable
 
 CHUNK = 1 << 12  # output values that are widened to float64 at once
+MOST_STEPS = 100  # whose pairs take 0.2 GB, and whose plans a minute; both grow with the fourth power of the steps
 END = 5  # what the end weighs against a full step; from 3 to 10 the demo's images agree within 0.4 dB on average
 
 
@@ -48,6 +49,7 @@ class ErrorGram:
     @classmethod
     def empty(cls, num_steps: int) -> "ErrorGram":
         """Nothing counted yet."""
+        check_steps(num_steps)
         pairs = num_steps * (num_steps - 1) // 2
         matrix, lengths, power = (
             torch.zeros(shape, dtype=torch.float64) for shape in ((pairs, pairs), (num_steps,) * 2, (num_steps,))
@@ -57,6 +59,7 @@ class ErrorGram:
     @classmethod
     def from_gram(cls, gram: GramMatrix) -> "ErrorGram":
         """Errors measured on the features themselves, ``y_sj = feature_j - feature_s``, where the head is not known."""
+        check_steps(gram.num_steps)
         features = gram.matrix[:-1, :-1]
         target, used = pairs(gram.num_steps)
         matrix = (
@@ -121,6 +124,15 @@ class ErrorGram:
             raise ValueError(f"the plan has {plan.num_steps} steps, this calibration {self.num_steps}")
         if self.count == 0:
             raise ValueError("nothing has been counted: no batch has been completed")
+
+
+def check_steps(num_steps: int) -> None:
+    """Raises a ValueError for more steps than can be calibrated, before room is made for all their pairs."""
+    if num_steps > MOST_STEPS:
+        raise ValueError(
+            f"a calibration has at most {MOST_STEPS} steps, not {num_steps}: it holds a number for each two pairs of "
+            "them; calibrate with fewer steps and sample with as many"
+        )
 
 
 def pairs(num_steps: int) -> tuple[Tensor, Tensor]:

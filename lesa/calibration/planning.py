@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lesa.arguments import real, whole
 from lesa.calibration.errors import ErrorGram, path_weights
 from lesa.calibration.gram import GramMatrix
 from lesa.forecasters.base import Forecaster
@@ -52,14 +53,18 @@ def optimize_plan(
     """
     if (num_full is None) == (max_error is None):
         raise ValueError("say one of num_full and max_error")
+    if max_error is not None:
+        real("max_error", max_error, least=0)
     if isinstance(measured, GramMatrix):
         measured = ErrorGram.from_gram(measured)
     if isinstance(measured, ErrorGram):
         errors = measured
         times = torch.linspace(1, 0, errors.num_steps + 1, dtype=torch.float64) if times is None else times
     else:
-        errors = measured.errors(times=None if times is None else as_times(times, len(times)))
-        times = measured.times if times is None else times
+        times = measured.times if times is None else _with_end(times, measured.num_steps)
+        if num_full is not None and forecaster is None:
+            return measured.plan(num_full, times=times)  # which knows plans that were refined
+        errors = measured.errors(times=times)
     times = as_times(times, errors.num_steps)
     if num_full is not None:
         return search_plans(errors, times, [num_full], forecaster=forecaster, progress=False)[num_full]
@@ -91,17 +96,26 @@ def search_plans(
     """
     times = as_times(times, errors.num_steps)
     for budget in budgets:
-        if not 1 <= budget <= errors.num_steps:
-            raise ValueError(f"a plan of {errors.num_steps} steps has 1 to {errors.num_steps} full ones, not {budget}")
+        whole("a number of full steps", budget, least=1, most=errors.num_steps)
+    if not budgets:
+        return {}
     starts = _starts(errors, times, max(budgets))
     cost = plan_cost(errors, times, forecaster)
     plans: dict[int, StepPlan] = {}
-    for budget in tqdm(sorted(budgets), desc="searching plans", disable=not progress, delay=2):
+    # each from the one before it, so that a plan does not depend on which others are asked for
+    for budget in tqdm(range(1, max(budgets) + 1), desc="searching plans", disable=not progress, delay=2):
         candidates = starts[budget]
-        if budget - 1 in plans:
+        if budget > 1:
             candidates.append(_insert(plans[budget - 1], cost))
         plans[budget] = min((_descend(plan, cost) for plan in dict.fromkeys(candidates)), key=cost)
-    return plans
+    return {budget: plans[budget] for budget in sorted(budgets)}
+
+
+def _with_end(times: Tensor | Sequence[float], num_steps: int) -> Tensor:
+    """Times [steps + 1] of a schedule that may lack its end; one of ``num_steps`` steps has one number more with it."""
+    given = torch.as_tensor(times, dtype=torch.float64)
+    ends = len(given) == num_steps + 1 or (len(given) != num_steps and float(given[-1]) == 0)
+    return as_times(given, len(given) - ends)
 
 
 def candidate_plans(errors: ErrorGram, times: Tensor, plan: StepPlan, count: int) -> list[StepPlan]:
@@ -236,7 +250,7 @@ def _step_errors(errors: ErrorGram, step: int, states: Tensor) -> Tensor:
     row = errors.row(torch.tensor(step), used)
     system = errors.matrix[row[:, :, None], row[:, None]] / errors.count
     present = 1 - missing
-    power = errors.power[step] / errors.count
+    power = (errors.power[step] / errors.count).clamp(min=1e-30)  # an output may be zero
     system = system * present[:, :, None] * present[:, None] + torch.diag_embed(missing + RIDGE * power)
     lengths = errors.length(torch.tensor(step), used) * present
     towards = torch.linalg.solve(system, lengths)

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from lesa.arguments import whole
 from lesa.calibration.calibration import Calibration
 from lesa.calibration.planning import candidate_plans
 from lesa.calibration.recorder import Prompt, call_arguments
@@ -49,6 +50,7 @@ def refine_plans(
 
     if not prompts:
         raise ValueError("no prompts to try plans on")
+    whole("candidates", candidates, least=1)
     errors, times = calibration.errors(), calibration.times
     rivals = {count: candidate_plans(errors, times, calibration.plan(count), candidates) for count in full_steps}
     distance = {plan: 0.0 for plans in rivals.values() for plan in plans}

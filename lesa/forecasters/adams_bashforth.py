@@ -11,6 +11,7 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
+from lesa.arguments import whole
 from lesa.forecasters.differences import Variable, check_variable, differences, last_full, positions
 from lesa.plan import StepPlan
 from lesa.table import CoefficientTable, unroll
@@ -29,8 +30,7 @@ class AdamsBashforth:
     variable: Variable = "step"
 
     def __post_init__(self) -> None:
-        if self.order < 1:
-            raise ValueError(f"the order of Adams-Bashforth is at least 1, not {self.order}")
+        whole("order", self.order, least=1)
         check_variable(self.variable)
 
     @property

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lesa.arguments import real, whole
 from lesa.forecasters.differences import differences, last_full, positions
 from lesa.plan import StepPlan
 from lesa.table import CoefficientTable, unroll
@@ -35,10 +36,8 @@ class Hermite:
     needs_times: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.order < 0:
-            raise ValueError(f"the order of a Hermite expansion is at least 0, not {self.order}")
-        if not 0 < self.scale <= 1:
-            raise ValueError(f"the scale must lie in (0, 1], not {self.scale}")
+        whole("order", self.order, least=0)
+        real("scale", self.scale, above=0, most=1)
 
     @property
     def reach(self) -> int:

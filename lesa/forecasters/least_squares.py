@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lesa.arguments import real
 from lesa.calibration.gram import RIDGE, GramMatrix
 from lesa.plan import StepPlan
 from lesa.table import CoefficientTable
@@ -35,6 +36,12 @@ class LeastSquares:
     needs_times: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.gram, GramMatrix):
+            raise ValueError(
+                f"gram must be a GramMatrix, not a {type(self.gram).__name__}; of a calibration it is "
+                "calibration.streams[component, branch].gram"
+            )
+        real("ridge", self.ridge, least=0)
         if self.per_channel:
             self.gram.products(per_channel=True)
 

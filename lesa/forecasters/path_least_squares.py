@@ -11,12 +11,14 @@ second sum (``path=0``) each step is on its own, and errors of one sign add up: 
 at any budget.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lesa.arguments import real, whole
 from lesa.calibration.errors import ErrorGram, path_weights
 from lesa.plan import StepPlan
 from lesa.table import CoefficientTable
@@ -41,6 +43,21 @@ class PathLeastSquares:
     history: int | None = None
     needs_times: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.errors, ErrorGram):
+            raise ValueError(
+                f"errors must be an ErrorGram, not a {type(self.errors).__name__}; of a calibration they are "
+                "calibration.errors((component, branch)), of a GramMatrix ErrorGram.from_gram(gram)"
+            )
+        real("path", self.path, least=0)
+        real("ridge", self.ridge, least=0)
+        if self.history is not None:
+            whole("history", self.history, least=1)
+
+    def limited(self, history: int) -> "PathLeastSquares":
+        """With predictions from the latest ``history`` full features only."""
+        return dataclasses.replace(self, history=min(history, self.history or history))
+
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         target, used, coefficients, _ = self._solve(plan, times)
         dense = torch.zeros(plan.num_steps, plan.num_steps, dtype=torch.float64)
@@ -58,10 +75,13 @@ class PathLeastSquares:
         if not plan.predicted_steps:
             return *torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.float64), 0.0
         target, used = self._unknowns(plan)
+        power = float(gram.power.mean() / gram.count)
+        if power == 0:  # whatever is predicted, the output is zero: any coefficients will do
+            latest = torch.tensor([max(f for f in plan.full_steps if f < int(step)) for step in target])
+            return target, used, (used == latest).double(), 0.0
         weights = path_weights(plan, times, self.path)
         row = gram.row(target, used)
         system = gram.matrix[row[:, None], row] * (weights[target[:, None], target] / gram.count)
-        power = gram.power.mean() / gram.count
         system.diagonal().add_(self.ridge * power * weights.diagonal()[target].clamp(min=1e-12))
         predicted = torch.tensor(plan.predicted_steps)
         # rows of the constraint: the length of each step's prediction
@@ -77,7 +97,9 @@ class PathLeastSquares:
         """All (predicted step, earlier full step) within the history."""
         full = plan.full_steps
         chosen = [
-            (step, f) for step in plan.predicted_steps for f in [f for f in full if f < step][-(self.history or 0) :]
+            (step, f)
+            for step in plan.predicted_steps
+            for f in [f for f in full if f < step][-(self.history or plan.num_steps) :]
         ]
         target, used = torch.tensor(chosen).T
         return target, used

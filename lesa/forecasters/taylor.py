@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lesa.arguments import whole
 from lesa.forecasters.differences import Variable, check_variable, differences, last_full, positions
 from lesa.plan import StepPlan
 from lesa.table import CoefficientTable, unroll
@@ -28,8 +29,7 @@ class Taylor:
     variable: Variable = "step"
 
     def __post_init__(self) -> None:
-        if self.order < 0:
-            raise ValueError(f"the order of a Taylor expansion is at least 0, not {self.order}")
+        whole("order", self.order, least=0)
         check_variable(self.variable)
 
     @property

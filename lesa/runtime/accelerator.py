@@ -95,6 +95,7 @@ class Accelerator:
         self._tables: dict[Hashable, CoefficientTable] = {}
         self._probes: dict[Hashable, Probes] = {}
         self._layouts = Layouts()
+        self._noted: set[str] = set()
 
     @property
     def going_on(self) -> list[Stream]:
@@ -197,8 +198,14 @@ class Accelerator:
             table = self._table(call, forecaster, plan, times)  # what cannot be made is an error before the first step
             rows = FeatureHistory(table, layouts=self._layouts).num_rows if log.isEnabledFor(logging.INFO) else 0
         log.info("%s: %s (# full, . predicted); at most %d features are kept", where, plan, rows)
+        note = getattr(self.plan, "note", lambda plan: "")(plan)
+        if note and note not in self._noted:
+            self._noted.add(note)
+            log.warning("%s: %s", where, note)
         what = call._replace(session=ONLY, head=None)  # these would hold their own keys, and the conditions of the call
-        return Generation(call, plan, functools.partial(self._memory, what, forecaster, times, watch), watch)
+        generation = Generation(call, plan, functools.partial(self._memory, what, forecaster, times, watch), watch)
+        generation.record.note = note
+        return generation
 
     def _memory(
         self,
@@ -234,8 +241,12 @@ class Accelerator:
         return _once(self._probes, (call.component, call.branch, plan, tuple(times.tolist())), make)
 
     def _make_table(self, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> CoefficientTable:
-        table = forecaster.table(plan, times)
-        return table if self.max_history is None else table.limited(self.max_history)
+        if self.max_history is None:
+            return forecaster.table(plan, times)
+        if hasattr(forecaster, "limited"):  # better than to leave out of a table what others were made for
+            limited: Forecaster = forecaster.limited(self.max_history)
+            return limited.table(plan, times)
+        return forecaster.table(plan, times).limited(self.max_history)
 
     def _plan(self, call: Call) -> StepPlan:
         """The plan of the steps from ``call`` on, counted from step 0 of the schedule."""

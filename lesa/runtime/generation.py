@@ -31,6 +31,7 @@ class Record:
         kept_bytes: the largest size of its features.
         stopwatch: what a step of each kind took.
         watch: how far predictions were off, if somebody compared them.
+        note: what its plan could not keep of what was asked for; empty: nothing.
     """
 
     component: str
@@ -41,6 +42,7 @@ class Record:
     kept_bytes: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     watch: Watch | None = None
+    note: str = ""
 
     def __str__(self) -> str:
         steps = len(self.full) + len(self.predicted)
@@ -53,7 +55,7 @@ class Record:
         )
         for reason in dict.fromkeys(self.unplanned.values()):
             line += f"; not predicted: {', '.join(str(s) for s, r in self.unplanned.items() if r == reason)} ({reason})"
-        return line
+        return line + (f"; {self.note}" if self.note else "")
 
 
 def _duration(seconds: float | None) -> str:

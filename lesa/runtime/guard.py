@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lesa.arguments import real, whole
 from lesa.calibration.gram import GramMatrix
 from lesa.forecasters import Forecaster
 from lesa.forecasters.least_squares import relative_error
@@ -46,12 +47,10 @@ class Guard:
     calibration: GramMatrix | Mapping[Stream, GramMatrix] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_error", "factor"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, not {value}")
-        if self.extra_steps < 0:
-            raise ValueError(f"extra_steps must be at least 0, not {self.extra_steps}")
+        if self.max_error is not None:
+            real("max_error", self.max_error, above=0)
+        real("factor", self.factor, above=0)
+        whole("extra_steps", self.extra_steps, least=0)
 
     def limit(self, expected: float | None) -> float:
         """The largest error that is good where ``expected`` was measured; infinite if nothing is known."""

@@ -48,7 +48,7 @@ def test_steps_may_come_in_any_order_and_from_any_iterable():
         (5, [0, 5], r"\[5\] lie outside 0 ... 4"),
         (5, [-1, 0], r"\[-1\] lie outside"),
         (5, [0, 2, 2], r"\[2\] are given more than once"),
-        (0, [0], "at least one step"),
+        (0, [0], "num_steps must be a whole number of at least 1"),
     ],
 )
 def test_impossible_plans_are_refused(num_steps, full, message):

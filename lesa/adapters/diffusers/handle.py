@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from lesa.adapters.diffusers.attachment import Attachment
 from lesa.adapters.diffusers.clock import Clock, SchedulerClock, TimestepClock
 from lesa.adapters.diffusers.compat import unwrap_module
+from lesa.arguments import whole
 from lesa.calibration.calibrating import describe_model
-from lesa.calibration.calibration import Calibration
+from lesa.calibration.calibration import Calibrated, Calibration
 from lesa.choosing import choose, each
 from lesa.plan import StepPlan
 from lesa.runtime.accelerator import Accelerator, Forecasters, Plan
@@ -162,7 +163,8 @@ def enable(
             one. A :class:`CoefficientTable` brings its own; None: of a fitted predictor the one it was fitted for.
         speedup, full_steps, max_error: in place of a plan, a budget: at least so many times fewer full steps, exactly
             so many, or as few as keep a predicted error (:meth:`Calibration.plan`). A calibration has the best plan
-            for it; without one, full steps are evenly spaced in noise level.
+            for it; without one, full steps are evenly spaced in noise level. It is a wish: a schedule that is too short
+            for it gets the full steps that it needs, at least two, and the record says so.
         times: for a bare transformer, the noise levels of its schedule, such as ``scheduler.sigmas``. A pipeline's come
             from its scheduler.
         max_history: full features that a prediction may look back on. Each costs the memory of one feature: a folded
@@ -178,14 +180,17 @@ def enable(
     Raises:
         ValueError: if the target cannot be accelerated or the arguments do not fit; the target is unchanged then.
     """
-    if isinstance(forecaster, Calibration):
-        forecaster.check_model(describe_model(find_transformers(target)))
+    model = describe_model(find_transformers(target))
     forecasters, plan = choose(forecaster, plan, full_steps=full_steps, speedup=speedup, max_error=max_error)
+    for one in each(forecasters):
+        if isinstance(one, Calibrated):
+            one.calibration.check_model(model)
     if isinstance(plan, StepPlan):
         _rehearse(forecasters, plan)
-    if max_history is not None and max_history < 1:
-        raise ValueError(f"max_history must be at least 1, not {max_history}")
-    find_transformers(target)
+    if max_history is not None:
+        whole("max_history", max_history, least=1)
+    if guard is not None and not isinstance(guard, Guard):
+        raise ValueError(f"guard must be a lesa.Guard, not {guard!r:.80}")
     accelerator = Accelerator(forecasters, plan, max_history, guard, strict=strict)
     return Handle(target, make_clock(target, times, plan), accelerator)
 

@@ -1,0 +1,270 @@
+"""What is asked for with speedup=, full_steps= and max_error=, and what a schedule makes of it."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+import lesa
+from lesa import Calibration, ErrorGram, GramMatrix, Guard, LeastSquares, PathLeastSquares, Reuse, StepPlan, Taylor
+from lesa.budget import Budget
+from lesa.calibration.calibrating import describe_model
+from lesa.calibration.calibration import Measured
+from lesa.calibration.errors import path_weights
+from lesa.calibration.planning import search_plans
+from lesa.runtime.accelerator import Accelerator
+from tests.lesa.adapters import tiny
+from tests.lesa.adapters.tiny import STEPS, generate
+
+TIMES = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
+
+
+def measured(steps=STEPS, seed=0, samples=64):
+    """A Gram matrix of smooth random features."""
+    generator = torch.Generator().manual_seed(seed)
+    gram, waves = GramMatrix(steps), torch.randn(4, samples, generator=generator)
+    for step, time in enumerate(torch.linspace(1, 0, steps + 1)[:-1]):
+        gram.update(step, sum(wave * torch.cos(2.5 * i * time + i) for i, wave in enumerate(waves, 1)))
+    return gram
+
+
+def calibration(steps=STEPS, streams=(("transformer", "cond"),), model=None, seed=0):
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return Calibration(times, {stream: Measured(measured(steps, seed)) for stream in streams}, model or {}, samples=1)
+
+
+WISHES = [{"speedup": 5}, {"speedup": 2.5}, {"full_steps": 10}, {"full_steps": 1}, {"max_error": 1e-12}]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 10])
+@pytest.mark.parametrize("wish", WISHES, ids=str)
+@pytest.mark.parametrize("calibrated", [True, False], ids=["calibrated", "not"])
+def test_a_schedule_too_short_for_a_budget_has_the_full_steps_it_needs(steps, wish, calibrated):
+    if "max_error" in wish and not calibrated:
+        pytest.skip("needs a calibration")
+    budget = Budget(**wish, calibration=calibration() if calibrated else None)
+    times = torch.linspace(1, 0.0, steps + 1, dtype=torch.float64)
+    times[1:-1] = times[1:-1].clamp(min=0.1)
+    plan = budget(times)
+    assert plan.num_steps == steps
+    assert len(plan.full_steps) >= min(steps, 2)
+    wanted = wish.get("full_steps", int(steps / wish["speedup"] + 1e-9) if "speedup" in wish else steps)
+    assert bool(budget.note(plan)) == (len(plan.full_steps) != wanted or ("max_error" in wish and steps > 2))
+
+
+def test_eight_steps_on_a_calibration_run_more_than_one_in_full(pipeline, caplog):
+    made = calibration(model=describe_model({"transformer": pipeline.transformer}))
+    with caplog.at_level(logging.WARNING, "lesa"), lesa.enable(pipeline, made, speedup=5) as handle:
+        for _ in range(2):
+            generate(pipeline, steps=8)
+            assert len(handle.records[0].full) == 2
+            assert "too few for speedup=5" in handle.records[0].note
+            assert "too few for speedup=5" in handle.summary()
+    assert sum("too few for speedup=5" in message for message in caplog.messages) == 1
+
+
+@pytest.fixture
+def pipeline():
+    return tiny.pipeline()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("wish", [{"speedup": 5}, {"full_steps": 10}], ids=str)
+def test_short_generations_run_in_somebodys_pipeline(pipeline, steps, wish):
+    with lesa.enable(pipeline, **wish) as handle:
+        generate(pipeline, steps=steps)
+    assert len(handle.records[0].full) >= min(steps, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("speedup", 0.5),
+        ("speedup", 0),
+        ("speedup", 100),
+        ("speedup", float("nan")),
+        ("speedup", True),
+        ("speedup", "5"),
+        ("full_steps", 0),
+        ("full_steps", 2.7),
+        ("full_steps", True),
+        ("max_error", -1),
+        ("max_error", float("nan")),
+        ("max_history", 0),
+        ("max_history", 1.5),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_by_the_arguments_name(pipeline, name, value):
+    untouched = generate(pipeline)
+    plan = {"plan": StepPlan(STEPS, [0, 1])} if name == "max_history" else {}
+    made = calibration(model=describe_model({"transformer": pipeline.transformer}))
+    for forecaster in (made, Taylor(1)):
+        with pytest.raises(ValueError, match=f"^{name}"):
+            lesa.enable(pipeline, forecaster, **plan, **{name: value})
+    assert torch.equal(generate(pipeline), untouched)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((Taylor, StepPlan(STEPS, [0])), r"forecaster is the class Taylor; give an instance"),
+        ((StepPlan(STEPS, [0]),), "forecaster is a StepPlan; give it as plan="),
+        (("taylor", StepPlan(STEPS, [0])), r"lesa.make_forecaster\('taylor'\)"),
+        ((3, StepPlan(STEPS, [0])), "forecaster must be"),
+        ((Reuse(), [0, 1]), "plan must be a StepPlan"),
+    ],
+)
+def test_wrong_arguments_of_enable_say_what_to_give(pipeline, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lesa.enable(pipeline, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: StepPlan(10, [0, 2.7]), "full_steps"),
+        (lambda: StepPlan(10, 3), "full_steps"),
+        (lambda: StepPlan(10.0, [0]), "num_steps"),
+        (lambda: StepPlan(True, [0]), "num_steps"),
+        (lambda: StepPlan.paper(50, 2.5), "interval"),
+        (lambda: StepPlan.even(TIMES, 2.5), "num_full"),
+        (lambda: Taylor(1.5), "order"),
+        (lambda: Taylor(-1), "order"),
+        (lambda: lesa.Hermite(True), "order"),
+        (lambda: lesa.AdamsBashforth(0), "order"),
+        (lambda: Guard(extra_steps=1.5), "extra_steps"),
+        (lambda: Guard(max_error=float("nan")), "max_error"),
+        (lambda: LeastSquares(calibration()), "gram must be a GramMatrix, not a Calibration"),
+        (lambda: PathLeastSquares(measured()), "errors must be an ErrorGram, not a GramMatrix"),
+        (lambda: PathLeastSquares(ErrorGram.from_gram(measured()), history=0), "history"),
+        (lambda: lesa.refine_plans(None, calibration(), ["a"], [4], candidates=0), "candidates"),
+        (lambda: calibration().plan(full_steps=2.7), "full_steps"),
+        (lambda: calibration().plan(speedup=0), "speedup"),
+    ],
+)
+def test_numbers_of_the_wrong_kind_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert StepPlan(np.int64(10), np.array([0, 4])) == StepPlan(10, [0, 4])
+    assert Taylor(np.int64(1)).order == 1
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_a_plan_does_not_depend_on_what_was_searched_before(count):
+    expected = calibration(6).plan(count)
+    searched = calibration(6)
+    searched.search(progress=False)
+    assert searched.plan(count) == expected
+    for before in (1, 3, 6):
+        other = calibration(6)
+        other.plan(before)
+        assert other.plan(count) == expected
+    assert lesa.optimize_plan(calibration(6), count) == expected
+    times = torch.linspace(1, 0, 7)
+    assert lesa.optimize_plan(ErrorGram.from_gram(measured(6)), count, times=times) == expected
+
+
+def test_a_plan_is_searched_on_the_calibrated_times_with_or_without_their_end():
+    made = calibration()
+    for times in (made.times, made.times[:-1], None, made.times.tolist()):
+        assert lesa.optimize_plan(made, 4, times=times) == made.plan(4)
+    other = torch.linspace(1, 0, 9, dtype=torch.float64).clamp(min=0.1)
+    other[-1] = 0
+    assert lesa.optimize_plan(made, 4, times=other).num_steps == 8
+
+
+def test_a_refined_plan_is_the_plan():
+    made = calibration()
+    made.plans[4] = StepPlan(STEPS, [0, 1, 2, 3])
+    assert lesa.optimize_plan(made, 4) == made.plan(4) == made.plans[4]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_calibrations_have_plans(steps):
+    made = calibration(steps)
+    made.search(progress=False)
+    assert isinstance(made.curve(), dict)
+    for count in range(1, steps + 1):
+        plan = made.plan(count)
+        assert len(plan.full_steps) == count
+        made.forecasters()["transformer", "cond"].table(plan, made.times)
+
+
+def test_errors_follow_what_is_merged():
+    stream = ("transformer", "cond")
+    a, b = calibration(seed=0), calibration(seed=1)
+    a.requests, b.requests = ["a"], ["b"]
+    before = a.errors(stream).matrix.clone()
+    a.merge(b)
+    assert not torch.equal(a.errors(stream).matrix, before)
+    torch.testing.assert_close(a.errors(stream).matrix, ErrorGram.from_gram(a.streams[stream].gram).matrix)
+
+
+def test_a_calibration_that_lacks_the_end_of_the_model_is_not_merged_into_one_that_has_it():
+    a, b = calibration(seed=0), calibration(seed=1)
+    a.streams["transformer", "cond"].head = ErrorGram.from_gram(measured())
+    for one, other in ((a, b), (b, a)):
+        with pytest.raises(ValueError, match="only one of these calibrations knows the end"):
+            one.merge(other)
+
+
+def test_features_that_are_zero_have_plans_and_tables():
+    gram = GramMatrix(6)
+    for step in range(6):
+        gram.update(step, torch.zeros(8))
+    errors = ErrorGram.from_gram(gram)
+    times = torch.linspace(1, 0, 7)
+    for plan in search_plans(errors, times, range(1, 7), progress=False).values():
+        table = PathLeastSquares(errors).table(plan, times)
+        assert bool(table.coefficients.isfinite().all())
+
+
+def test_more_steps_than_can_be_calibrated_are_refused_before_room_is_made():
+    for make in (lambda: ErrorGram.empty(1000), lambda: ErrorGram.from_gram(GramMatrix(1000))):
+        with pytest.raises(ValueError, match="at most 100 steps, not 1000"):
+            make()
+
+
+def test_a_short_history_is_made_for_its_length():
+    """Coefficients that were fitted for the features that are kept, not those of all with the others left out."""
+    made, plan = calibration(), StepPlan(STEPS, [0, 1, 2, 4, 6])
+    forecaster = made.forecasters()["transformer", "cond"]
+    errors = made.errors()
+    limited, cut = forecaster.limited(2).table(plan, made.times), forecaster.table(plan, made.times).limited(2)
+    assert lesa.sample_error(errors, plan, made.times, forecaster.limited(2)) < float("inf")
+    weights = path_weights(plan, made.times, 1.0)
+    assert (errors.errors(limited) * weights).sum() < (errors.errors(cut) * weights).sum()
+    accelerator = Accelerator(forecaster, plan, max_history=2)
+    assert torch.equal(accelerator._make_table(forecaster, plan, made.times).coefficients, limited.coefficients)
+
+
+@pytest.mark.filterwarnings("ignore::lesa.LesaWarning")
+def test_a_guard_on_a_calibration_knows_what_error_to_expect(pipeline):
+    """Of features unlike the calibrated ones a guard spends the full steps that it was given."""
+    model = describe_model({"transformer": pipeline.transformer})
+    made = calibration(model=model)
+    forecaster = made.forecasters()["transformer", "cond"]
+    table = forecaster.table(StepPlan(STEPS, [0, 1, 4, 7]), made.times)
+    assert forecaster.expected_error(table).shape == (STEPS,)
+    plan = StepPlan(STEPS, [0, 1, 4, 7])
+    with lesa.enable(pipeline, made, plan, guard=Guard(extra_steps=1, factor=1e-6)) as handle:
+        generate(pipeline)
+    assert len(handle.records[0].full) == 5
+
+
+def test_a_calibration_is_shown_in_a_line():
+    made = calibration(model={"transformer": "FluxTransformer2DModel 12345678"})
+    assert len(repr(made)) < 200
+    assert len(repr(made.forecasters())) < 400
+
+
+def test_a_calibration_of_another_model_is_refused_in_every_form(pipeline, tmp_path):
+    made = calibration(model={"transformer": "FluxTransformer2DModel 12345678"})
+    made.save(tmp_path)
+    for forecaster in (made, tmp_path, str(tmp_path), made.forecasters()):
+        with pytest.raises(ValueError, match="made for transformer FluxTransformer2DModel 12345678"):
+            lesa.enable(pipeline, forecaster, speedup=2)

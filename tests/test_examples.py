@@ -1,5 +1,6 @@
-"""Every file in examples/ runs as it is."""
+"""Every file in examples/ runs as it is: all in one process, which imports once, each in a folder of its own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,10 +9,34 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+RUNNER = """
+import json, os, runpy, sys, traceback
+results, folder, *paths = sys.argv[1:]
+for place, path in enumerate(paths):
+    os.makedirs(f"{folder}/{place}")
+    os.chdir(f"{folder}/{place}")
+    failure = None
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except BaseException:
+        failure = traceback.format_exc()
+    with open(results, "a") as file:
+        print(json.dumps([path, failure]), file=file)
+"""
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.py")), ids=lambda path: path.stem)
-def test_an_example_runs(path, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run([sys.executable, str(path)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory):
+    """What went wrong with each."""
+    folder = tmp_path_factory.mktemp("examples")
+    results, environment = folder / "results.jsonl", os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", RUNNER, str(results), str(folder), *map(str, EXAMPLES)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+    return dict(map(json.loads, results.read_text().splitlines()))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs(path, failures):
+    assert failures[str(path)] is None, failures[str(path)]

@@ -84,4 +84,5 @@ def _case(
                 constants[argument] = None
             else:
                 types[argument] = "i32"
-    return Case(name, kernel, types, constants, (*tokens, *tables), options)
+    # to the compiler fp16 is like bf16
+    return Case(name, kernel, types, constants, (*tokens, *tables), options, rare=dtype == "fp16")

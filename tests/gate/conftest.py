@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# make gate sets others as well
+# make gate sets others as well, and then every case is compiled
 CAPABILITIES = [int(c) for c in os.environ.get("LESA_GATE", "90").split(",")]
+FEW = [] if "LESA_GATE" in os.environ else ["--few"]
 
 
 @pytest.fixture(scope="session", params=CAPABILITIES, ids=lambda c: f"sm_{c}")
@@ -28,7 +29,7 @@ def compiled(
             environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
             environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp(f"triton-{operation}"))
             run = subprocess.run(
-                [sys.executable, "-m", "tests.gate.worker", str(request.param), operation],
+                [sys.executable, "-m", "tests.gate.worker", str(request.param), *FEW, operation],
                 capture_output=True,
                 text=True,
                 env=environment,

@@ -12,13 +12,13 @@ PRECISION = {"bf16": "ieee", "fp16": "tf32", "fp32": "ieee"}
 
 def cases() -> Iterator[Case]:
     yield head("flux", "bf16", channels=3072, outputs=64, count=6)
-    yield head("flux-10", "bf16", channels=3072, outputs=64, count=9)
+    yield head("flux-10", "bf16", channels=3072, outputs=64, count=9, rare=True)
     yield head("flux-own", "bf16", channels=3072, outputs=64, count=6, modulation="bf16")
-    yield head("video", "bf16", channels=3072, outputs=64, count=6, m=10)
+    yield head("video", "bf16", channels=3072, outputs=64, count=6, m=10, rare=True)
     yield head("dit", "bf16", channels=1152, outputs=32, count=4)
     yield head("flux", "fp16", channels=3072, outputs=64, count=6)
     yield head("flux", "fp32", channels=3072, outputs=64, count=6)
-    yield head("dit", "fp32", channels=1152, outputs=32, count=4)
+    yield head("dit", "fp32", channels=1152, outputs=32, count=4, rare=True)
     yield head("demo", "fp32", channels=96, outputs=4, count=6, m=10)
     yield head("one", "bf16", channels=3072, outputs=64, count=1, m=1)
     yield head("many", "bf16", channels=3072, outputs=64, count=9, m=16)
@@ -28,7 +28,16 @@ def cases() -> Iterator[Case]:
     yield head("odd", "bf16", channels=999, outputs=64, count=6)
 
 
-def head(model: str, dtype: str, channels: int, outputs: int, count: int, m: int = 8, modulation: str = "fp32") -> Case:
+def head(
+    model: str,
+    dtype: str,
+    channels: int,
+    outputs: int,
+    count: int,
+    m: int = 8,
+    modulation: str = "fp32",
+    rare: bool = False,
+) -> Case:
     itemsize = ITEMSIZE[dtype]
     vector = 1 if channels * itemsize % 16 else 16 // itemsize
     shape = tiles(count, m, outputs, channels, itemsize=itemsize, vector=vector, short=dtype == "bf16")
@@ -56,4 +65,5 @@ def head(model: str, dtype: str, channels: int, outputs: int, count: int, m: int
         },
         (*(n for n, t in types.items() if t[0] == "*"), *(n for n, size in sizes.items() if size % 16 == 0)),
         shape.options,
+        rare,
     )

@@ -26,7 +26,7 @@ def _case(
         elif argument not in constants:
             types[argument] = "fp32"
     aligned = tuple(a for a, t in types.items() if t != "fp32" and a not in UNSPECIALISED + unaligned)
-    return Case(name, kernel, types, constants, aligned, options)
+    return Case(name, kernel, types, constants, aligned, options, rare=dtype == "fp16")  # to the compiler like bf16
 
 
 def cases() -> Iterator[Case]:

@@ -27,4 +27,5 @@ def case(dtype: str, m: int, aligned: bool = True) -> Case:
         {"M": m, "VEC": 16 // ITEMSIZE[dtype] if aligned else 1, "LANES": launch.LANES},
         tuple(pointers),
         launch.OPTIONS,
+        rare=dtype == "fp16",
     )

@@ -48,8 +48,9 @@ def test_features_are_read_once_and_16_bytes_at_a_time_however_many_predictions(
 
 def test_coefficients_of_channels_are_read_16_bytes_at_a_time(forward) -> None:
     for dtype, vectors in (("bf16", 2), ("fp16", 2), ("fp32", 1)):  # of float32 coefficients to one of the feature's
-        row = forward[f"forward-{dtype}-channel-P6-m8"]
-        assert row["loads"] == row["loads_128"] == 8 + vectors * 6 * (8 + 1)
+        row = forward.get(f"forward-{dtype}-channel-P6-m8")
+        if row or dtype != "fp16":  # which is not always compiled
+            assert row["loads"] == row["loads_128"] == 8 + vectors * 6 * (8 + 1)
 
 
 def test_predictions_are_written_16_bytes_at_a_time(forward) -> None:

@@ -1,5 +1,7 @@
 """What the machine code of ``head`` shows, where no GPU is needed to see it."""
 
+import os
+
 import pytest
 
 # predictions of a program times blocks of outputs: what it stores
@@ -12,7 +14,7 @@ def rows(compiled):
 
 
 def test_nothing_leaves_the_registers_and_nothing_is_atomic(rows) -> None:
-    assert len(rows) == 15
+    assert len(rows) == (15 if "LESA_GATE" in os.environ else 12)
     for case, row in rows.items():
         assert (row["stack"], row["spills"], row["atomics"]) == (0, 0, 0), case
 

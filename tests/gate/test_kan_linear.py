@@ -61,8 +61,9 @@ def test_accesses_are_of_16_bytes(cases):
             assert code["stores_128"] == code["stores"], name
 
 
-@pytest.mark.parametrize("name", ["few-rows-odd-bf16", "few-rows-odd-fp16"])
-def test_weights_are_read_in_16_bytes_for_any_number_of_inputs(cases, name):
+def test_weights_are_read_in_16_bytes_for_any_number_of_inputs(cases):
     """The C = 8 weights of an input are 16 bytes: the splines of LESA's gate, of 51 inputs, are read like any other."""
     spline_loads = 4 * 512 // 128 // 8  # of a tile of 4 outputs and 512 weights, by 128 threads
-    assert cases[name]["loads_128"] == spline_loads
+    found = {name: code["loads_128"] for name, code in cases.items() if name.startswith("few-rows-odd")}
+    assert "few-rows-odd-bf16" in found
+    assert set(found.values()) == {spline_loads}

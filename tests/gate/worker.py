@@ -1,6 +1,7 @@
 """Compiles kernels for a GPU that need not be there, and prints what the machine code shows, one JSON line a case.
 
     python -m tests.gate.worker 90 combine kan_linear
+    python -m tests.gate.worker 90 --few combine       without what shows little that others do not
 
 Runs in a process of its own, since Triton's interpreter cannot be switched off once it is on.
 """
@@ -36,6 +37,7 @@ class Case:
     constants: dict[str, Any]
     aligned: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    rare: bool = False  # shows little that other cases do not
 
 
 def inspect(case: Case, capability: int) -> dict[str, Any]:
@@ -80,6 +82,9 @@ def _dump(flag: str, path: str) -> str:
 
 if __name__ == "__main__":
     capability, *operations = sys.argv[1:]
-    for operation in operations:
+    few = "--few" in operations
+    for operation in (name for name in operations if name != "--few"):
         for case in importlib.import_module(f"tests.gate.{operation}").cases():
+            if few and case.rare:
+                continue
             print(json.dumps(inspect(case, int(capability))), flush=True)

@@ -71,7 +71,7 @@ def test_error_against_float64(tiles, dtype, shape, in_features, out_features, g
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     ("tiles", "rows", "in_features", "out_features"),
     [("small", 1, 130, 3), ("small", 5, 70, 6), ("large", 135, 19, 130)],

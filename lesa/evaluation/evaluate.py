@@ -17,12 +17,13 @@ from lesa.calibration.recorder import Prompt, call_arguments
 from lesa.environment import describe_environment
 from lesa.evaluation.images import images_of
 from lesa.evaluation.methods import FULL, Method
-from lesa.evaluation.metrics import Metric, choose_metrics
+from lesa.evaluation.metrics import Metric, choose_metrics, scoring_models
 
 EVALUATION_FILE = "evaluation.json"
 Row = dict[str, Any]
 
 
+@scoring_models()
 def evaluate(
     pipeline: Any,
     methods: Sequence[Method],

@@ -6,7 +6,8 @@ by its prompt. Those that need weights are there when these are on the machine a
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -111,6 +112,19 @@ def _image_reward() -> Any:
     import ImageReward
 
     return ImageReward.load("ImageReward-v1.0")
+
+
+LOADED = (_lpips, _clip, _image_reward)
+
+
+@contextmanager
+def scoring_models() -> Iterator[None]:
+    """The models that metrics load are loaded once inside, and freed at the end."""
+    try:
+        yield
+    finally:
+        for model in LOADED:
+            model.cache_clear()
 
 
 def _without_package(name: str, install: str) -> str | None:

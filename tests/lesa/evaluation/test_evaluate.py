@@ -1,12 +1,15 @@
 import json
 import math
+import sys
+import types
+import weakref
 
 import pytest
 import torch
 from matplotlib import image as mpimg
 
 import lesa
-from lesa.evaluation import pictures
+from lesa.evaluation import metrics, pictures
 from lesa.evaluation.columns import cells, console_table
 from lesa.evaluation.evaluate import evaluate
 from lesa.evaluation.grid import default_plans, grid, plan_of
@@ -43,6 +46,30 @@ def test_the_full_sampler_comes_first_and_is_what_others_are_compared_with():
     assert math.isfinite(reuse["psnr"])
     assert reuse["psnr"] != taylor["psnr"]
     assert full["environment"]["versions"]["torch"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_models_that_metrics_load_are_loaded_once_and_gone_afterwards(monkeypatch, fails):
+    loaded = []
+
+    class Model:
+        def __init__(self):
+            loaded.append(weakref.ref(self))
+
+    def score(images, reference, call):
+        assert metrics._image_reward() is loaded[0]()
+        if fails and len(images) == 1:
+            raise KeyError("lost")
+        return images.mean((1, 2, 3))
+
+    monkeypatch.setitem(sys.modules, "ImageReward", types.SimpleNamespace(load=lambda name: Model()))
+    metric = Metric("score", score)
+    if fails:
+        with pytest.raises(KeyError):
+            evaluate(tiny.pipeline(), [ours()], [tiny.arguments(batch=1)], images=latents_of, metrics=[metric])
+    else:
+        run([ours()], metrics=[metric])
+    assert [model() for model in loaded] == [None]
 
 
 def test_figures_are_means_over_all_images_of_all_calls():

@@ -22,10 +22,12 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lesa import model_card
+from lesa.arguments import real, whole
+from lesa.files import check_tensor, read_tensors, write_tensors, write_text
+from lesa.files.tensors import SHOWN, damaged
 from lesa.hub import CONFIG_FILE, LIBRARY, WEIGHTS_FILE, local_folder
 from lesa.model_card import Report
 from lesa.plan import StepPlan
@@ -34,6 +36,15 @@ from lesa.table import CoefficientTable, unroll
 from lesa_kernels import KAN, combine, kan_predict
 
 MAX_ANCHORS = 10_000  # a config.json could ask for room for any number
+MOST = {  # of each size; the paper's are 50, 256, 8, 4 and 5
+    "num_steps": MAX_ANCHORS,
+    "hidden_dim": 1 << 14,
+    "history": 1 << 10,
+    "first_history": 1 << 10,
+    "grid_size": 1 << 10,
+}
+KIND = "predictor"
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -74,23 +85,25 @@ class LesaConfig:
     def __post_init__(self) -> None:
         if (self.num_steps is None) == (self.anchors is None):
             raise ValueError("a predictor is either for a number of steps, num_steps=, or for any, anchors=")
-        if isinstance(self.anchors, int) and self.anchors > MAX_ANCHORS:
-            raise ValueError(f"{self.anchors} anchors are too many; the most is {MAX_ANCHORS}")
+        for name, most in MOST.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), least=1, most=most))
+        whole("spline_order", self.spline_order, least=0, most=MOST["grid_size"])
+        low, high = _numbers("grid_range", self.grid_range, 2)
+        if not low < high:
+            raise ValueError(f"grid_range must rise, not {low:g} to {high:g}")
         if isinstance(self.anchors, int):
-            object.__setattr__(self, "anchors", tuple(torch.linspace(1, 0, max(0, self.anchors)).tolist()))
+            whole("anchors", self.anchors, least=1, most=MAX_ANCHORS)
+        if isinstance(self.anchors, int):
+            object.__setattr__(self, "anchors", tuple(torch.linspace(1, 0, self.anchors).tolist()))
         elif self.anchors is not None:
-            object.__setattr__(self, "anchors", tuple(float(anchor) for anchor in self.anchors))
+            object.__setattr__(self, "anchors", _numbers("anchors", self.anchors))
         if self.anchors is not None and not self.anchors:
-            raise ValueError("there must be at least one anchor")
-        object.__setattr__(self, "boundaries", tuple(float(b) for b in self.boundaries))
-        object.__setattr__(self, "grid_range", (float(self.grid_range[0]), float(self.grid_range[1])))
+            raise ValueError("anchors must be at least one time")
+        object.__setattr__(self, "boundaries", _numbers("boundaries", self.boundaries))
+        object.__setattr__(self, "grid_range", (low, high))
         if self.latent not in ("linear", "kan"):
             raise ValueError(f"latent must be 'linear' or 'kan', not {self.latent!r}")
-        for name in ("num_steps", "hidden_dim", "history"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.first_history is not None and self.first_history < 1:
-            raise ValueError(f"first_history must be at least 1, not {self.first_history}")
         falling = all(a > b for a, b in zip((1.0, *self.boundaries), (*self.boundaries, 0.0), strict=True))
         if not falling:
             raise ValueError(f"boundaries must fall within (0, 1), not {self.boundaries}")
@@ -368,11 +381,11 @@ class LesaPredictor(
             "plan": None if self.plan is None else dataclasses.asdict(self.plan),
             "losses": self.losses,
         }
-        weights = {key: value.contiguous() for key, value in self.state_dict().items()}
-        unfinished = save_directory / f"{WEIGHTS_FILE}.unfinished"
-        save_file(weights, str(unfinished), {"format": "pt"})
-        unfinished.replace(save_directory / WEIGHTS_FILE)
-        (save_directory / CONFIG_FILE).write_text(json.dumps(description, indent=1) + "\n")
+        # The weights repeat the description. A saving over an older predictor removes config.json, replaces the weights
+        # and writes config.json again: wherever it is interrupted, the old or the new predictor is there.
+        more = {"format": "pt", CONFIG_FILE: json.dumps(description)}
+        write_tensors(save_directory / WEIGHTS_FILE, self.state_dict(), kind=KIND, more=more)
+        write_text(save_directory / CONFIG_FILE, json.dumps(description, indent=1) + "\n")
 
     def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
         """The README.md; ``options`` are those of :func:`lesa.model_card.describe`."""
@@ -395,27 +408,65 @@ class LesaPredictor(
         """
         directory = local_folder(pretrained_model_name_or_path, **options)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (directory / name).is_file():
+            if not (directory / name).is_file() and not (name == CONFIG_FILE and _is_complete(directory)):
                 raise FileNotFoundError(
                     f"{directory} holds no LESA predictor: {name} is missing; lesa.load reads folders with a predictor "
                     "for each branch"
                 )
         try:
-            description: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text())
+            description = _described(directory)
             config = LesaConfig(**description["config"])
             plan, schedule, losses = (description.get(key) for key in ("plan", "schedule", "losses"))
             made_for = None if plan is None else StepPlan(**plan)
             times = None if schedule is None else config.known_times(schedule)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{directory / CONFIG_FILE} does not describe a LESA predictor: {error}") from error
+            curves = _curves(losses)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            what = f"{directory / CONFIG_FILE} does not describe a LESA predictor"
+            raise ValueError(f"{what}: {type(error).__name__} {error}"[:SHOWN]) from error
         weights = _read_weights(directory / WEIGHTS_FILE, config)
-        predictor = cls(config)
+        with torch.device("meta"):  # weights are not made only to be replaced: splines take a while to fit
+            predictor = cls(config)
         if "scale" in weights:
-            predictor.scale = torch.empty_like(weights["scale"])  # one number a channel, which the config does not know
-        predictor.to(weights["latent.0.weight"].dtype)  # before loading, which would round to what is there
-        predictor.load_state_dict(weights)
-        predictor.plan, predictor.schedule, predictor.losses = made_for, times, losses or {}
+            predictor.scale = weights["scale"]  # one number a channel, which the config does not know
+        predictor.load_state_dict(weights, assign=True)
+        predictor.plan, predictor.schedule, predictor.losses = made_for, times, curves
         return predictor
+
+
+def _described(directory: Path) -> dict[str, Any]:
+    """What config.json says, or the weights where a saving was interrupted before it was written."""
+    config = directory / CONFIG_FILE
+    if config.is_file():
+        written: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+        return written
+    with safe_open(str(directory / WEIGHTS_FILE), "pt") as file:
+        repeated: dict[str, Any] = json.loads((file.metadata() or {})[CONFIG_FILE])
+    return repeated
+
+
+def _is_complete(directory: Path) -> bool:
+    """Whether the weights say what they are of, so that config.json is not needed."""
+    try:
+        with safe_open(str(directory / WEIGHTS_FILE), "pt") as file:
+            return CONFIG_FILE in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def _curves(losses: Any) -> dict[str, list[float]]:
+    """What was written of a training."""
+    if losses is None:
+        return {}
+    if not isinstance(losses, dict) or not all(isinstance(curve, list) for curve in losses.values()):
+        raise ValueError("losses must have a list for each stage")
+    return {stage: [real("a loss", loss) for loss in curve] for stage, curve in losses.items()}
+
+
+def _numbers(name: str, values: Any, count: int | None = None) -> tuple[float, ...]:
+    """Finite numbers, as many as wanted."""
+    if not isinstance(values, Sequence) or isinstance(values, str) or (count is not None and len(values) != count):
+        raise ValueError(f"{name} must be {'numbers' if count is None else f'{count} numbers'}, not {values!r:.80}")
+    return tuple(real(f"each of {name}", value) for value in values)
 
 
 def _read_weights(path: Path, config: LesaConfig) -> dict[str, Tensor]:
@@ -423,11 +474,19 @@ def _read_weights(path: Path, config: LesaConfig) -> dict[str, Tensor]:
     try:
         with safe_open(str(path), "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
-            if config.latent == "kan":
-                shapes.pop("scale", None)
+            scale = shapes.pop("scale", None) if config.latent == "kan" else None
             config.check_shapes(shapes)
-        return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} is damaged: {error}"[:SHOWN]) from error
     except ValueError as error:
-        raise ValueError(f"the weights in {path} belong to another configuration: {error}") from error
+        raise ValueError(f"the weights in {path} belong to another configuration: {error}"[:SHOWN]) from error
+    weights = read_tensors(path, kind=KIND).tensors
+    try:
+        dtype = check_tensor(weights, "latent.0.weight", shapes["latent.0.weight"], dtypes=FLOATS).dtype
+        for name, shape in {**shapes, **({} if scale is None else {"scale": scale})}.items():
+            check_tensor(weights, name, shape, dtypes=(dtype,) if not name.endswith(".grid") else FLOATS)
+            if name.endswith(".grid") and not bool((weights[name].diff() > 0).all()):
+                raise ValueError(f"the knots of {name} do not rise")
+    except ValueError as error:
+        raise ValueError(damaged(path, KIND, error)) from error
+    return weights

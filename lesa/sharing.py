@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from lesa import model_card
 from lesa.calibration.calibration import Calibration
 from lesa.forecasters import Forecaster
-from lesa.hub import CALIBRATION_FILE, CONFIG_FILE, local_folder
+from lesa.hub import CALIBRATION_FILE, CONFIG_FILE, WEIGHTS_FILE, local_folder
 from lesa.model_card import Report
 from lesa.predictor import LesaPredictor
 from lesa.runtime.driver import Stream
@@ -24,6 +24,7 @@ from lesa.runtime.driver import Stream
 READERS: dict[str, Callable[[Path], Any]] = {
     CONFIG_FILE: LesaPredictor.from_pretrained,
     CALIBRATION_FILE: Calibration.load,
+    WEIGHTS_FILE: LesaPredictor.from_pretrained,  # without config.json: a saving was interrupted before it
 }
 
 
@@ -50,7 +51,7 @@ def load(name: str | Path, **options: Any) -> Forecaster | Calibration | dict[St
     found = {stream: forecaster for stream, forecaster in parts.items() if forecaster is not None}
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds nothing that lesa has written: it should have {' or '.join(READERS)}, or a folder such as "
+            f"{folder} holds nothing that lesa has written: it should have {CONFIG_FILE} or {CALIBRATION_FILE}, or a folder such as "
             "transformer.cond that has"
         )
     return found

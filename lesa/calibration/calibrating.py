@@ -13,8 +13,9 @@ from tqdm import tqdm
 from lesa.calibration.calibration import Calibration, Measured
 from lesa.calibration.errors import ErrorGram, ErrorRecorder
 from lesa.calibration.gram import GramMatrix
-from lesa.calibration.recorder import Prompt, Recorder
-from lesa.hub import CALIBRATION_FILE
+from lesa.calibration.recorder import Prompt, Recorder, prompt_list, weights_digest
+from lesa.calibration.storing import file_of
+from lesa.files import locked
 from lesa.runtime.driver import Call, Stream
 from lesa.schedule import same_times
 
@@ -61,29 +62,30 @@ def calibrate(
         ValueError: if there are no prompts, a call ends early or has another schedule than the first, a feature is not
             finite, or what is in ``out`` was made for something else, or with another ``per_channel``.
     """
-    path = _file(out)
+    prompts = prompt_list(prompts)
+    path = None if out is None else file_of(out)
     recorder = _CalibrationRecorder(pipeline, prompts, seed, tokens, None, options, per_channel=per_channel)
     if path is not None and path.exists():
-        recorder.calibration = Calibration.load(path)
-        recorder.calibration.check_model(recorder.model)
-        if recorder.calibration.per_channel != per_channel:
-            raise ValueError(
-                f"{path} was calibrated with per_channel={not per_channel}; go on so, or choose another out="
-            )
+        recorder.take_over(Calibration.load(path), path)
     for i in tqdm(range(len(prompts)), desc="calibrating", disable=not progress, delay=2):
-        request = recorder.request(i)
-        if recorder.calibration is not None and request in recorder.calibration.requests:
+        name = recorder.name(i)
+        if recorder.calibration is not None and name in recorder.calibration.requests:
             continue
         recorder.record(i)
-        recorder.count(request)
-        if path is not None:
-            recorder.result.save(path)
+        recorder.count(name, path)
     result = recorder.result
     if search and not result.plans:
         result.search(progress=progress)
         if path is not None:
-            result.save(path)
+            with locked(path):
+                _save_unless_older(result, path)
     return result
+
+
+def _save_unless_older(calibration: Calibration, path: Path) -> None:
+    """Write plans that were searched, unless another process has added calls that they know nothing of."""
+    if not path.exists() or set(Calibration.load(path).requests) <= set(calibration.requests):
+        calibration.save(path)
 
 
 def describe_model(transformers: dict[str, Any]) -> dict[str, str]:
@@ -102,12 +104,6 @@ def _class_of_forward(module: Any) -> str:
 def _hash(module: Any) -> str:
     config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def _file(out: str | Path | None) -> Path | None:
-    if out is None:
-        return None
-    return Path(out) if Path(out).suffix == ".safetensors" else Path(out) / CALIBRATION_FILE
 
 
 class _CalibrationRecorder(Recorder):
@@ -131,21 +127,68 @@ class _CalibrationRecorder(Recorder):
         self._adders = {}
         return super().record(index)
 
-    def count(self, request: str) -> None:
-        """Add the call that has just been recorded."""
-        call = Calibration(
+    def take_over(self, calibration: Calibration, path: Path) -> None:
+        """Go on with a calibration that is there already.
+
+        Raises:
+            ValueError: if it is of another model, or was made with other settings; it names them.
+        """
+        calibration.check_model(self.model)
+        if calibration.per_channel != self._per_channel:
+            raise ValueError(
+                f"{path} was calibrated with per_channel={not self._per_channel}; go on so, or choose another out="
+            )
+        mine = self._settings()
+        theirs = {name: value for name, value in calibration.settings.items() if name != "feature"}
+        # files of before these were written have neither
+        known = mine if {"tokens", "weights"} <= theirs.keys() else {n: mine[n] for n in mine if n in theirs}
+        other = sorted(n for n in {*known, *theirs} if known.get(n) != theirs.get(n))
+        if other:
+            raise ValueError(
+                f"{path} was calibrated with other {' and '.join(other)}; go on so, or choose another out="
+            )
+        self.calibration = calibration
+
+    def _settings(self) -> dict[str, Any]:
+        from lesa.adapters.diffusers.handle import find_transformers
+
+        weights = weights_digest(find_transformers(self._pipeline))
+        return {"tokens": self._tokens, "weights": weights, **_plain(self._options)}
+
+    def count(self, name: str, path: Path | None) -> None:
+        """Add the call that has just been recorded, also to the file, which other processes may add to as well."""
+        call = self._of_call(name)
+        if path is None:
+            self._add_call(call)
+            return
+        with locked(path):
+            if path.exists():
+                self.take_over(Calibration.load(path), path)
+            if self.calibration is None or name not in self.calibration.requests:
+                self._add_call(call)
+            self.result.save(path)
+
+    def _add_call(self, call: Calibration) -> None:
+        if self.calibration is None:
+            self.calibration = call
+            return
+        mine, theirs = (c.settings.get("feature") for c in (self.calibration, call))
+        if mine != theirs:
+            raise ValueError(
+                f"this call has features {theirs}, those before it {mine}: another resolution, to calibrate on its own"
+            )
+        self.calibration.merge(call)
+
+    def _of_call(self, name: str) -> Calibration:
+        return Calibration(
             self.times,
             {stream: adder.measured for stream, adder in self._adders.items()},
             self.model,
-            {"feature": {".".join(s): a.shape for s, a in self._adders.items()}, **_plain(self._options)},
-            [request],
+            {"feature": {".".join(s): a.shape for s, a in self._adders.items()}, **self._settings()},
+            [name],
             next(iter(self._adders.values())).samples,
             max(adder.token_error for adder in self._adders.values()),
         )
-        if self.calibration is None:
-            self.calibration = call
-        else:
-            self.calibration.merge(call)
 
     def _add(self, call: Call, feature: Tensor) -> None:
         assert call.times is not None, "a pipeline knows its times"

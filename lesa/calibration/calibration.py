@@ -1,19 +1,16 @@
 """What a calibration knows: inner products for each stream, and the best plan for every budget."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lesa.arguments import real, whole
 from lesa.budget import Budget
+from lesa.calibration import storing
 from lesa.calibration.errors import ErrorGram
 from lesa.calibration.gram import GramMatrix
 from lesa.calibration.planning import sample_error, search_plans
@@ -213,30 +210,12 @@ class Calibration:
                 )
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file: all numbers, and the rest as JSON in its header. A folder gets the usual name."""
-        path = Path(path)
-        path = path if path.suffix == ".safetensors" else path / CALIBRATION_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"times": self.times}
-        counts = {}
-        for (component, branch), measured in self.streams.items():
-            name = f"{component}.{branch}"
-            tensors |= {f"{name}.{part}": tensor for part, tensor in measured.gram.tensors().items()}
-            if measured.head is not None:
-                head = measured.head
-                lower = torch.tril_indices(*head.matrix.shape)  # half of a symmetric matrix
-                tensors |= {f"{name}.errors": head.matrix[lower[0], lower[1]], f"{name}.lengths": head.lengths}
-                tensors[f"{name}.power"] = head.power
-                counts[name] = [head.count, head.tokens]
-        description = {
-            "streams": [list(stream) for stream in self.streams],
-            "counts": counts,
-            "plans": [plan.full_steps for plan in self.plans.values()],
-            **{name: getattr(self, name) for name in ("model", "settings", "requests", "samples", "token_error")},
-        }
-        unfinished = path.with_suffix(".unfinished")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, {"calibration": json.dumps(description)})
-        unfinished.replace(path)  # an interrupted write leaves the old file
+        """Write a safetensors file: all numbers, and the rest as JSON in its header. A folder gets the usual name.
+
+        Raises:
+            OSError: that names the file, if it cannot be written.
+        """
+        storing.save(self, storing.file_of(path))
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
@@ -244,39 +223,13 @@ class Calibration:
 
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if the file is damaged or something else.
+            ValueError: if the file is damaged or something else; it names the file.
         """
         path = Path(path)
         path = path / CALIBRATION_FILE if path.is_dir() else path
-        if not path.exists():
-            raise FileNotFoundError(f"there is no calibration {path}")
-        try:
-            with safe_open(str(path), "pt") as file:
-                description = json.loads((file.metadata() or {})["calibration"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} is not a complete calibration file: {error}") from error
-        steps = len(tensors["times"]) - 1
-        streams = {}
-        for component, branch in description.pop("streams"):
-            name = f"{component}.{branch}"
-            parts = {part: tensors[f"{name}.{part}"] for part in ("gram", "channels") if f"{name}.{part}" in tensors}
-            try:
-                gram = GramMatrix.of(parts)
-            except ValueError as error:
-                raise ValueError(f"{path} is not a complete calibration file: {name}: {error}") from error
-            head = None
-            if f"{name}.errors" in tensors:
-                head = ErrorGram.empty(steps)
-                lower = torch.tril_indices(*head.matrix.shape)
-                head.matrix[lower[0], lower[1]] = tensors[f"{name}.errors"]
-                head.matrix = head.matrix + head.matrix.tril(-1).T
-                head.lengths, head.power = tensors[f"{name}.lengths"], tensors[f"{name}.power"]
-                head.count, head.tokens = description["counts"][name]
-            streams[component, branch] = Measured(gram, head)
-        del description["counts"]
-        plans = [StepPlan(steps, full) for full in description.pop("plans")]
-        return cls(tensors["times"], streams, plans={len(p.full_steps): p for p in plans}, **description)
+        times, parts, fields = storing.load(path)
+        streams = {stream: Measured(gram, head) for stream, (gram, head) in parts.items()}
+        return cls(times, streams, **fields)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -2,17 +2,20 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from lesa.arguments import real, whole
+from lesa.files import TensorFile, check_tensor, read_tensors, write_tensors
 from lesa.predictor import LesaPredictor
 
+KIND = "training checkpoint"
+ADVICE = "remove it to start anew, or name another file"
 SAVE_EVERY_SECONDS = 5.0
 
 
@@ -33,11 +36,8 @@ class Progress:
         tensors = {f"model.{k}": v for k, v in self.predictor.state_dict().items()}
         for i, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": v for k, v in values.items()}
-        metadata = {"losses": json.dumps(self.losses), "batches": str(self.batches), "arguments": json.dumps(arguments)}
-        unfinished = path.with_suffix(".unfinished")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, str(unfinished), metadata)
-        unfinished.replace(path)
+        description = {"losses": self.losses, "batches": self.batches, "arguments": arguments}
+        write_tensors(path, tensors, description, kind=KIND)
         self._saved_at = time.monotonic()
 
     def restore(self, path: Path, arguments: dict[str, Any]) -> None:
@@ -46,23 +46,45 @@ class Progress:
         Raises:
             ValueError: if the file is damaged or belongs to a training with other arguments.
         """
+        file = read_tensors(path, kind=KIND, advice=ADVICE)
         try:
-            with safe_open(str(path), "pt") as file:
-                metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is not a complete training checkpoint ({error}); remove it to start anew"
-            ) from error
-        if metadata["arguments"] != json.loads(json.dumps(arguments)):
-            raise ValueError(f"{path} belongs to a training with other arguments; remove it or name another file")
-        self.losses, self.batches = metadata["losses"], metadata["batches"]
-        self.predictor.load_state_dict(
-            {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
-        )
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = value.clone()
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+            self._restore(file, arguments)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; {ADVICE}") from error
+
+    def _restore(self, file: TensorFile, arguments: dict[str, Any]) -> None:
+        description = file.description
+        if not isinstance(description, dict) or not isinstance(description.get("arguments"), dict):
+            raise ValueError("it does not say what training it is of")
+        given, known = json.loads(json.dumps(arguments)), description["arguments"]
+        other = [name for name in given if known.get(name) != given[name]]
+        if other or given.keys() != known.keys():
+            raise ValueError(f"it belongs to a training with other arguments ({', '.join(other) or 'not the same'})")
+        self.batches = whole("batches", description.get("batches"), least=0)
+        self.losses = _losses(description.get("losses"), set(self.losses))
+        state = self.predictor.state_dict()
+        model = {name: _like(file.tensors, f"model.{name}", value) for name, value in state.items()}
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        for index, parameter in enumerate(self.predictor.parameters()):
+            names = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            keys = {name: f"optimizer.{index}.{name}" for name in names}
+            if any(key in file.tensors for key in keys.values()):  # none where it has had no gradient yet
+                optimizer[index] = {
+                    name: check_tensor(file.tensors, keys[name], tuple(shape), dtypes=(torch.float32,))
+                    for name, shape in names.items()
+                }
+        if len(file.tensors) != len(model) + sum(map(len, optimizer.values())):
+            raise ValueError("it holds tensors that are not of this training")
+        self.predictor.load_state_dict(model)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
+
+
+def _like(tensors: Mapping[str, Tensor], name: str, value: Tensor) -> Tensor:
+    return check_tensor(tensors, name, tuple(value.shape), dtypes=(value.dtype,))
+
+
+def _losses(value: Any, stages: set[str]) -> dict[str, list[float]]:
+    if not isinstance(value, dict) or set(value) != stages or not all(isinstance(v, list) for v in value.values()):
+        raise ValueError("losses must have a list for each stage")
+    return {stage: [real("a loss", loss, least=0) for loss in losses] for stage, losses in value.items()}

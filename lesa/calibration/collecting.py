@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from lesa.calibration.footprint import readable
-from lesa.calibration.recorder import Prompt, Recorder
+from lesa.calibration.recorder import Prompt, Recorder, prompt_list
 from lesa.calibration.trajectories import Shard, Trajectories, load_shard, save_shard, shard_path
 
 
@@ -50,6 +50,7 @@ def collect(
             disk has no room for what is to be kept.
     """
     recorder = Recorder(pipeline, prompts, seed, tokens, dtype, options)
+    prompts = prompt_list(prompts)
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     directory = None if out is None else Path(out)
     if directory is None and world > 1:

@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from lesa.files import check_tensor, read_tensors, write_tensors
+from lesa.files.tensors import damaged
 from lesa.plan import StepPlan
 from lesa.table import CoefficientTable
 from lesa_kernels import gram_row
 
+KIND = "Gram matrix"
 RIDGE = 1e-6  # relative to the mean diagonal
 CHUNK, CHANNELS = 1 << 21, 128  # elements of features that are widened to float64 at once, and their channels
 
@@ -206,8 +207,12 @@ class GramMatrix:
             raise ValueError("this Gram matrix is empty: no batch has been completed")
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file."""
-        save_file(self.tensors(), str(path))
+        """Write a safetensors file.
+
+        Raises:
+            OSError: that names the file, if it cannot be written.
+        """
+        write_tensors(Path(path), self.tensors(), kind=KIND)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file holds of it: ``gram``, and ``channels``, of which half is enough since each is symmetric."""
@@ -221,14 +226,14 @@ class GramMatrix:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: if the file is damaged or something else.
+            FileNotFoundError: if there is none.
+            ValueError: if the file is damaged or something else; it names the file.
         """
+        file = read_tensors(Path(path), kind=KIND)
         try:
-            with safe_open(str(path), "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            return cls.of(tensors)
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{path} is not a complete Gram matrix file: {error}") from error
+            return cls.of(file.tensors)
+        except ValueError as error:
+            raise ValueError(damaged(file.path, KIND, error)) from error
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "GramMatrix":
@@ -237,23 +242,22 @@ class GramMatrix:
         Raises:
             ValueError: if they are those of no Gram matrix.
         """
-        matrix, channels = tensors.get("gram"), tensors.get("channels")
-        if matrix is None:
-            raise ValueError(f"it holds {sorted(tensors)} and no gram")
-        if matrix.dtype != torch.float64 or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:
-            raise ValueError(f"gram is {matrix.dtype} {list(matrix.shape)}, not float64 [steps + 1, steps + 1]")
-        if not bool(matrix.isfinite().all()) or not torch.allclose(matrix, matrix.T):
-            raise ValueError("gram is not symmetric, or holds NaN or infinity")
+        matrix, channels = check_tensor(tensors, "gram", (None, None)), tensors.get("channels")
+        if matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:
+            raise ValueError(f"gram is {list(matrix.shape)}, not [steps + 1, steps + 1]")
+        scale = float(matrix.diagonal().max())
+        if not torch.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-9 * abs(scale)):
+            raise ValueError("gram is not symmetric")
+        # inner products make no negative square, but for what adding them up rounds
+        if float(torch.linalg.eigvalsh((matrix + matrix.T) / 2).min()) < -1e-6 * scale or matrix[-1, -1] < 0:
+            raise ValueError("gram holds no inner products: a sum of squares would be negative")
         result = cls(len(matrix) - 1)
         result.matrix = matrix
         if channels is not None:
             lower = torch.tril_indices(*matrix.shape)
-            if channels.dtype != torch.float64 or channels.shape != (max(1, len(channels)), lower.shape[1]):
-                raise ValueError(
-                    f"channels is {channels.dtype} {list(channels.shape)}, not float64 [channels, {lower.shape[1]}]"
-                )
-            if not bool(channels.isfinite().all()):
-                raise ValueError("channels holds NaN or infinity")
+            check_tensor(tensors, "channels", (None, lower.shape[1]))
+            if not len(channels):
+                raise ValueError("channels is empty")
             result.by_channel = matrix.new_empty(len(channels), *matrix.shape)
             for i, j in (lower, lower.flip(0)):
                 result.by_channel[:, i, j] = channels

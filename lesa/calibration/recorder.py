@@ -1,12 +1,13 @@
 """Runs the calls of a pipeline one by one and hands over the features of all steps."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lesa.arguments import whole
 from lesa.calibration.trajectories import Shard, Stream
 from lesa.runtime.driver import Call
 from lesa.runtime.observer import Observer
@@ -43,10 +44,12 @@ class Recorder:
         dtype: torch.dtype | None,
         options: dict[str, Any],
     ) -> None:
-        if not prompts:
-            raise ValueError("no prompts to collect features on")
-        if tokens is not None and tokens < 1:
-            raise ValueError(f"tokens must be at least 1, not {tokens}")
+        prompts = prompt_list(prompts)
+        whole("seed", seed)
+        if tokens is not None:
+            whole("tokens", tokens, least=1)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype must be one of floating-point numbers, such as torch.bfloat16, not {dtype!r:.80}")
         self.times = torch.empty(0)
         self.on_start: Callable[[int, str], None] | None = None
         self._pipeline = pipeline
@@ -62,8 +65,22 @@ class Recorder:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def request(self, index: int) -> str:
-        """Names what call ``index`` keeps: equal for equal arguments, seeds, tokens and dtypes."""
+    def request(self, index: int) -> dict[str, Any]:
+        """What call ``index`` keeps: equal for an equal model, arguments, seeds, tokens and dtypes."""
+        from lesa.adapters.diffusers.handle import find_transformers
+        from lesa.calibration.calibrating import describe_model
+
+        transformers = find_transformers(self._pipeline)
+        return {
+            "models": describe_model(transformers),
+            "weights": weights_digest(transformers),
+            "prompts, seeds or options": _fingerprint(self._arguments(index)),
+            "tokens": self._tokens,
+            "dtypes": str(self._dtype),
+        }
+
+    def name(self, index: int) -> str:
+        """Names the call: equal for equal arguments, seeds and tokens."""
         return _fingerprint([self._arguments(index), self._tokens, str(self._dtype)])
 
     def record(self, index: int) -> Shard:
@@ -119,6 +136,35 @@ class Recorder:
             streams = self._features.values()
             shapes = " and ".join(f"{list(f.shape)} {str(f.dtype).removeprefix('torch.')}" for f in streams)
             tell(sum(f.nbytes for f in streams), shapes)
+
+
+def prompt_list(prompts: Sequence[Prompt] | Prompt) -> list[Prompt]:
+    """One call each; a single prompt is one call, not one for each of its letters.
+
+    Raises:
+        ValueError: if there are none, or something that is no prompt is among them.
+    """
+    if isinstance(prompts, str | dict):
+        return [prompts]
+    made = list(prompts) if isinstance(prompts, Iterable) else []
+    if not made:
+        raise ValueError("no prompts: give a list of at least one prompt, or of keyword arguments of a call")
+    for prompt in made:
+        if not isinstance(prompt, str | list | dict):
+            raise ValueError(f"prompts are strings, lists of strings or keyword arguments, not {type(prompt).__name__}")
+    return made
+
+
+def weights_digest(transformers: dict[str, Any]) -> str | None:
+    """Tells models of one configuration apart, by a few numbers of each weight; None if some are not at hand."""
+    digest = hashlib.sha256()
+    for component, module in sorted(transformers.items()):
+        for name, parameter in getattr(module, "_orig_mod", module).named_parameters():
+            if parameter.is_meta:
+                return None
+            few = parameter.detach().reshape(-1)[:8].float().cpu() if parameter.is_floating_point() else torch.zeros(0)
+            digest.update(f"{component} {name} {list(parameter.shape)} {few.tolist()}".encode())
+    return digest.hexdigest()[:16]
 
 
 def call_arguments(prompt: Prompt, seed: int, options: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from lesa.arguments import whole
 from lesa.calibration.calibration import Calibration
 from lesa.calibration.planning import candidate_plans
-from lesa.calibration.recorder import Prompt, call_arguments
+from lesa.calibration.recorder import Prompt, call_arguments, prompt_list
 
 CANDIDATES = 6
 
@@ -48,8 +48,7 @@ def refine_plans(
     """
     from lesa.adapters.diffusers import enable
 
-    if not prompts:
-        raise ValueError("no prompts to try plans on")
+    prompts = prompt_list(prompts)
     whole("candidates", candidates, least=1)
     errors, times = calibration.errors(), calibration.times
     rivals = {count: candidate_plans(errors, times, calibration.plan(count), candidates) for count in full_steps}

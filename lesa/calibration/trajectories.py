@@ -4,16 +4,19 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from lesa.arguments import real
+from lesa.files import TensorFile, read_tensors, write_tensors
+from lesa.files.tensors import damaged
 from lesa.runtime.driver import Stream
 from lesa.schedule import as_times, same_times
 
+KIND = "trajectory"
+ADVICE = "remove it and collect again"
 Shard = Mapping[Stream, Tensor]  # the features [samples, steps, *feature] of one batch of samples
 
 
@@ -147,28 +150,50 @@ def shard_path(directory: Path, index: int) -> Path:
     return directory / f"trajectories-{index:05d}.safetensors"
 
 
-def save_shard(path: Path, times: Tensor, shard: Shard, request: str = "") -> None:
-    """Write one batch of samples; a file that exists is a whole one. ``request`` names what it was made for."""
-    tensors = {str(i): features.contiguous() for i, features in enumerate(shard.values())}
-    metadata = {"times": json.dumps(times.tolist()), "streams": json.dumps(list(shard)), "request": request}
-    unfinished = path.with_suffix(".unfinished")
-    save_file(tensors, str(unfinished), metadata)
-    unfinished.replace(path)
+def save_shard(path: Path, times: Tensor, shard: Shard, request: Any = None) -> None:
+    """Write one batch of samples; a file that exists is a whole one. ``request`` says what it was made for."""
+    tensors = {str(i): features for i, features in enumerate(shard.values())}
+    description = {"times": times.tolist(), "streams": [list(stream) for stream in shard], "request": request}
+    write_tensors(path, tensors, description, kind=KIND)
 
 
-def load_shard(path: Path, request: str | None = None) -> tuple[Tensor, Shard]:
+def load_shard(path: Path, request: Any = None) -> tuple[Tensor, Shard]:
     """Times and memory-mapped features of one file.
 
     Raises:
         ValueError: if the file was cut short, is something else, or was made for another request than the given one.
     """
+    file = read_tensors(path, kind=KIND, advice=ADVICE, mapped=True)
     try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata()
-            if request not in (None, metadata["request"]):
-                raise ValueError(f"{path} was collected for other prompts, seeds or options; choose another folder")
-            times = torch.tensor(json.loads(metadata["times"]), dtype=torch.float64)
-            streams = [(component, branch) for component, branch in json.loads(metadata["streams"])]
-            return times, {stream: file.get_tensor(str(i)) for i, stream in enumerate(streams)}
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a complete trajectory file ({error}); remove it and collect again") from error
+        times, shard, made_for = _understand(file)
+    except ValueError as error:
+        raise ValueError(damaged(path, KIND, error, ADVICE)) from error
+    if request is not None and made_for != request:
+        named = isinstance(request, dict) and isinstance(made_for, dict)
+        other = [name for name in request if made_for.get(name) != request[name]] if named else []
+        what = " and ".join(other) or "prompts, seeds or options"
+        raise ValueError(f"{path} was collected for other {what}; choose another folder")
+    return times, shard
+
+
+def _understand(file: TensorFile) -> tuple[Tensor, Shard, Any]:
+    description = file.description
+    if description is None and {"times", "streams"} <= file.metadata.keys():  # as it was before there were versions
+        description = {name: json.loads(file.metadata[name]) for name in ("times", "streams")}
+        description["request"] = file.metadata.get("request")
+    if not isinstance(description, dict):
+        raise ValueError("it does not say what it holds")
+    numbers, names = description.get("times"), description.get("streams")
+    if not isinstance(numbers, list) or not isinstance(names, list) or not names:
+        raise ValueError("it has no times or no streams")
+    times = as_times([real("a time", number) for number in numbers], len(numbers) - 1)
+    if not all(isinstance(n, list) and len(n) == 2 and all(isinstance(part, str) for part in n) for n in names):
+        raise ValueError("its streams are not pairs of a component and a branch")
+    streams = [(component, branch) for component, branch in names]
+    if len(set(streams)) != len(streams) or sorted(file.tensors) != sorted(map(str, range(len(streams)))):
+        raise ValueError("it does not hold one tensor for each stream")
+    shard = {stream: file.tensors[str(i)] for i, stream in enumerate(streams)}
+    for stream, features in shard.items():
+        if features.ndim < 3 or features.shape[1] != len(times) - 1 or not features.is_floating_point():
+            raise ValueError(f"{stream} is {features.dtype} {list(features.shape)}, not [samples, steps, ...]")
+    return times, shard, description.get("request")

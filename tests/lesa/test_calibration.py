@@ -195,7 +195,7 @@ def test_a_file_with_a_damaged_gram_matrix_is_refused(tmp_path):
     made = calibration()
     made.streams["transformer", "cond"].gram.matrix[2, 3] = float("nan")
     made.save(tmp_path)
-    with pytest.raises(ValueError, match=r"calibration\.safetensors is not a complete .*transformer\.cond: .*NaN"):
+    with pytest.raises(ValueError, match=r"calibration\.safetensors is not a complete .*transformer\.cond.*NaN"):
         Calibration.load(tmp_path)
 
 

@@ -149,5 +149,5 @@ def test_live_calls_that_differ_from_the_first_are_refused(pipeline):
         list(live.batches(2))
     with pytest.raises(ValueError, match="no prompts"):
         lesa.LiveTrajectories(pipeline, [])
-    with pytest.raises(ValueError, match="tokens must be at least 1"):
+    with pytest.raises(ValueError, match="tokens must be a whole number of at least 1"):
         lesa.LiveTrajectories(pipeline, calls(1), tokens=0)

@@ -322,7 +322,7 @@ def test_a_description_that_is_none_is_a_value_error(tmp_path, change):
 def test_no_room_is_made_for_weights_that_the_file_does_not_hold(tmp_path):
     fitted().save_pretrained(tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
-    description["config"]["hidden_dim"] = 10**6  # 24 TB
+    description["config"]["hidden_dim"] = 10**4  # 2.4 GB
     (tmp_path / "config.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match=r"another configuration: timestep\.0\.layers\.0\.base_weight is \[4, 11\]"):
         lesa.load(tmp_path)

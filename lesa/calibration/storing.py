@@ -1,0 +1,155 @@
+"""The file of a calibration: what it holds, and what it has to be to be believed."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lesa.arguments import real, whole
+from lesa.calibration.errors import ErrorGram, check_steps
+from lesa.calibration.gram import GramMatrix
+from lesa.files import TensorFile, check_tensor, read_tensors, write_tensors
+from lesa.files.tensors import damaged
+from lesa.hub import CALIBRATION_FILE
+from lesa.plan import StepPlan
+from lesa.runtime.driver import Stream
+from lesa.schedule import as_times
+
+if TYPE_CHECKING:
+    from lesa.calibration.calibration import Calibration
+
+KIND = "calibration"
+Parts = dict[Stream, tuple[GramMatrix, ErrorGram | None]]
+
+
+def file_of(path: str | Path) -> Path:
+    """The file, where a folder was given."""
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / CALIBRATION_FILE
+
+
+def save(calibration: "Calibration", path: Path) -> None:
+    """Write a calibration."""
+    tensors: dict[str, Tensor] = {"times": calibration.times}
+    counts = {}
+    for (component, branch), measured in calibration.streams.items():
+        name = f"{component}.{branch}"
+        tensors |= {f"{name}.{part}": tensor for part, tensor in measured.gram.tensors().items()}
+        head = measured.head
+        if head is not None:
+            lower = torch.tril_indices(*head.matrix.shape)  # half of a symmetric matrix
+            tensors |= {f"{name}.errors": head.matrix[lower[0], lower[1]], f"{name}.lengths": head.lengths}
+            tensors[f"{name}.power"] = head.power
+            counts[name] = [head.count, head.tokens]
+    names = ("model", "settings", "requests", "samples", "token_error")
+    description = {
+        "streams": [list(stream) for stream in calibration.streams],
+        "counts": counts,
+        "plans": [plan.full_steps for plan in calibration.plans.values()],
+        **{name: getattr(calibration, name) for name in names},
+    }
+    write_tensors(path, tensors, description, kind=KIND)
+
+
+def load(path: Path) -> tuple[Tensor, Parts, dict[str, Any]]:
+    """Times, what was measured of each stream, and the other fields of a calibration.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or something else; it names the file.
+    """
+    file = read_tensors(path, kind=KIND)
+    try:
+        return _understand(file)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(damaged(path, KIND, error)) from error
+
+
+def _understand(file: TensorFile) -> tuple[Tensor, Parts, dict[str, Any]]:
+    description = file.description
+    if description is None and "calibration" in file.metadata:  # as it was before there were versions
+        description = json.loads(file.metadata["calibration"])
+    if not isinstance(description, dict):
+        raise ValueError("its header does not describe one")
+    given = check_tensor(file.tensors, "times", (None,))
+    steps = len(given) - 1
+    whole("the number of steps", steps, least=1)
+    check_steps(steps)
+    times = as_times(given, steps)
+    if not (float(times[-1]) >= 0 and float(times[0]) <= 1 + 1e-3):
+        raise ValueError(f"times are noise levels from 1 to 0, these are {float(times[0]):g} to {float(times[-1]):g}")
+    streams = [_stream(item) for item in _list(description, "streams")]
+    if not streams or len(set(streams)) != len(streams):
+        raise ValueError("streams must be there, each once")
+    counts = description.get("counts")
+    parts = {stream: _measured(file.tensors, stream, steps, counts) for stream in streams}
+    return times, parts, _fields(description, steps)
+
+
+def _measured(
+    tensors: dict[str, Tensor], stream: Stream, steps: int, counts: Any
+) -> tuple[GramMatrix, ErrorGram | None]:
+    name = ".".join(stream)
+    check_tensor(tensors, f"{name}.gram", (steps + 1, steps + 1))
+    held = {part: tensors[f"{name}.{part}"] for part in ("gram", "channels") if f"{name}.{part}" in tensors}
+    try:
+        gram = GramMatrix.of(held)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if f"{name}.errors" not in tensors:
+        return gram, None
+    pairs = steps * (steps - 1) // 2
+    half = check_tensor(tensors, f"{name}.errors", (pairs * (pairs + 1) // 2,))  # before room is made for the whole
+    lengths = check_tensor(tensors, f"{name}.lengths", (steps, steps))
+    power = check_tensor(tensors, f"{name}.power", (steps,))
+    if not isinstance(counts, dict) or not isinstance(counts.get(name), list) or len(counts[name]) != 2:
+        raise ValueError(f"counts must have two numbers for {name}")
+    count, tokens = (real(f"counts of {name}", number, above=0) for number in counts[name])
+    if tokens > count:
+        raise ValueError(
+            f"counts of {name} are output values and tokens, of which there are not more: {count}, {tokens}"
+        )
+    head = ErrorGram.empty(steps)
+    lower = torch.tril_indices(*head.matrix.shape)
+    head.matrix[lower[0], lower[1]] = half
+    head.matrix = head.matrix + head.matrix.tril(-1).T
+    if bool((power < 0).any()) or bool((head.matrix.diagonal() < 0).any()):
+        raise ValueError(f"{name}: sums of squares cannot be negative")
+    head.lengths, head.power, head.count, head.tokens = lengths, power, count, tokens
+    return gram, head
+
+
+def _fields(description: dict[str, Any], steps: int) -> dict[str, Any]:
+    model = description.get("model")
+    if not isinstance(model, dict) or not all(isinstance(text, str) for text in model.values()):
+        raise ValueError("model must name the class of each transformer")
+    requests = _list(description, "requests")
+    if not all(isinstance(request, str) for request in requests):
+        raise ValueError("requests must be names")
+    settings = description.get("settings")
+    if not isinstance(settings, dict):
+        raise ValueError("settings must be a mapping")
+    plans = [StepPlan(steps, full) for full in _list(description, "plans")]
+    return {
+        "model": model,
+        "settings": settings,
+        "requests": requests,
+        "samples": whole("samples", description.get("samples"), least=0),
+        "token_error": real("token_error", description.get("token_error"), least=0),
+        "plans": {len(plan.full_steps): plan for plan in plans},
+    }
+
+
+def _list(description: dict[str, Any], name: str) -> list[Any]:
+    value = description.get(name)
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be a list")
+    return value
+
+
+def _stream(item: Any) -> Stream:
+    if not isinstance(item, list) or len(item) != 2 or not all(isinstance(part, str) for part in item):
+        raise ValueError("streams must be pairs of a component and a branch")
+    return item[0], item[1]

@@ -1,0 +1,293 @@
+"""Files are there whole or not at all, and belong to what they are used for."""
+
+import copy
+import multiprocessing
+import os
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lesa
+from lesa import Calibration, GramMatrix, LesaConfig, LesaPredictor, StepPlan
+from lesa.calibration.recorder import prompt_list
+from lesa.calibration.trajectories import load_shard
+from lesa.files import locked, read_tensors, write_tensors, write_text
+from tests.lesa.adapters import tiny
+from tests.lesa.adapters.tiny import arguments
+from tests.lesa.test_budget import calibration, measured
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return tiny.pipeline()
+
+
+def other_weights():
+    return tiny.pipeline(1)
+
+
+def test_a_file_is_of_a_kind_and_a_version(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.ones(2)}, {"b": 1}, kind="predictor")
+    assert read_tensors(path, kind="predictor").description == {"b": 1}
+    with pytest.raises(ValueError, match=r"x\.safetensors is not a complete calibration file: it is a predictor file"):
+        read_tensors(path, kind="calibration")
+    save_file({"a": torch.ones(2)}, path, {"kind": "predictor", "version": "2"})
+    with pytest.raises(ValueError, match="version 2, this library knows 1; install a newer lesa"):
+        read_tensors(path, kind="predictor")
+    with pytest.raises(FileNotFoundError, match="there is no predictor file"):
+        read_tensors(tmp_path / "y", kind="predictor")
+
+
+def test_what_was_read_does_not_change_with_the_file(tmp_path):
+    gram, path = measured(), tmp_path / "gram.safetensors"
+    gram.save(path)
+    read, before = GramMatrix.load(path), gram.matrix.clone()
+    with path.open("r+b") as file:
+        file.seek(-64, os.SEEK_END)
+        file.write(b"\xff" * 64)
+    assert torch.equal(read.matrix, before)
+    path.write_bytes(b"")
+    assert torch.equal(read.matrix, before)
+
+
+def test_a_file_is_replaced_and_never_written_to(tmp_path):
+    path = tmp_path / "calibration.safetensors"
+    calibration().save(path)
+    before, same = path.stat().st_ino, os.open(path, os.O_RDONLY)
+    calibration(seed=1).save(path)
+    assert path.stat().st_ino != before
+    os.close(same)
+    assert [p.name for p in tmp_path.iterdir()] == ["calibration.safetensors"]
+
+
+def test_an_error_while_writing_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "gram.safetensors"
+    measured().save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"gram\.safetensors cannot be written: No space left on device"):
+        measured(seed=1).save(path)
+    with pytest.raises(OSError, match=r"text cannot be written"):
+        write_text(tmp_path / "text", "x")
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["gram.safetensors"]
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    for save in (calibration().save, LesaPredictor(LesaConfig(4, hidden_dim=2)).save_pretrained):
+        with pytest.raises(OSError, match="taken"):
+            save(tmp_path / "taken")
+
+
+@pytest.mark.parametrize("stop_at", ["model.safetensors", "config.json"])
+def test_saving_over_a_predictor_may_be_interrupted_anywhere(tmp_path, monkeypatch, stop_at):
+    old, new = (LesaPredictor(LesaConfig(4, hidden_dim=width)) for width in (2, 3))
+    old.save_pretrained(tmp_path)
+    replace = os.replace
+
+    def stop(source, target):
+        if os.path.basename(target) == stop_at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        new.save_pretrained(tmp_path)
+    monkeypatch.undo()
+    read = lesa.load(tmp_path)
+    expected = old if stop_at == "model.safetensors" else new
+    assert all(torch.equal(v, read.state_dict()[k]) for k, v in expected.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.update({"transformer.cond.errors": torch.zeros(1, dtype=torch.float64)}),
+        lambda t: t.update({"times": torch.linspace(1, 0, 142, dtype=torch.float64)}),
+        lambda t: t.update({"times": torch.linspace(1, 0, 90, dtype=torch.float64)}),
+        lambda t: t.update({"times": t["times"] * 1000}),
+        lambda t: t.update({"times": t["times"].float()}),
+        lambda t: t.update({"times": t["times"].flip(0)}),
+        lambda t: t.update({"transformer.cond.power": -t["transformer.cond.power"]}),
+        lambda t: t.update({"transformer.cond.power": t["transformer.cond.power"] * float("nan")}),
+        lambda t: t.update({"transformer.cond.gram": t["transformer.cond.gram"][:-1, :-1].clone()}),
+        lambda t: t.update({"transformer.cond.gram": -t["transformer.cond.gram"]}),
+        lambda t: t.update({"transformer.cond.gram": t["transformer.cond.gram"].tril()}),
+        lambda t: t.update({"transformer.cond.lengths": torch.zeros(2, 2, dtype=torch.float64)}),
+        lambda t: t.pop("transformer.cond.lengths"),
+        lambda t: t.pop("transformer.cond.gram"),
+        lambda t: t.pop("times"),
+    ],
+)
+def test_a_calibration_whose_numbers_do_not_fit_is_refused(tmp_path, change):
+    made = calibration()
+    made.streams["transformer", "cond"].head = lesa.ErrorGram.from_gram(measured())
+    made.save(tmp_path)
+    path = tmp_path / "calibration.safetensors"
+    header = read_tensors(path, kind="calibration").metadata
+    tensors = load_file(path)
+    change(tensors)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, header)
+    with pytest.raises(ValueError, match=r"calibration\.safetensors is not a complete calibration file"):
+        Calibration.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.update({k: v.to(torch.int8) for k, v in w.items()}),
+        lambda w: w.update({k: v.to(torch.complex64) for k, v in w.items()}),
+        lambda w: w.update({k: v.to(torch.float8_e4m3fn) for k, v in w.items()}),
+        lambda w: w.update({"latent.0.weight": w["latent.0.weight"] * float("nan")}),
+        lambda w: w.update(
+            {"timestep.0.layers.0.spline_weight": w["timestep.0.layers.0.spline_weight"].to(torch.int8)}
+        ),
+        lambda w: w.update({"timestep.0.layers.0.grid": w["timestep.0.layers.0.grid"].flip(-1).contiguous()}),
+        lambda w: w.update({"timestep.0.layers.0.grid": torch.zeros_like(w["timestep.0.layers.0.grid"])}),
+    ],
+)
+def test_weights_that_are_no_floats_or_no_splines_are_refused(tmp_path, change):
+    LesaPredictor(LesaConfig(4, hidden_dim=2)).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        LesaPredictor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"hidden_dim": 4.0}, "hidden_dim"),
+        ({"hidden_dim": True}, "hidden_dim"),
+        ({"grid_range": (0, float("inf"))}, "grid_range"),
+        ({"grid_range": (1, 0)}, "grid_range"),
+        ({"grid_range": 3}, "grid_range"),
+        ({"grid_size": 0}, "grid_size"),
+        ({"grid_size": 10**9}, "grid_size"),
+        ({"spline_order": 1.5}, "spline_order"),
+        ({"history": 0}, "history"),
+        ({"boundaries": "0.9"}, "boundaries"),
+        ({"boundaries": (float("nan"),)}, "boundaries"),
+        ({"num_steps": 2.5}, "num_steps"),
+    ],
+)
+def test_a_config_says_which_of_its_numbers_makes_no_sense(options, name):
+    with pytest.raises(ValueError, match=name):
+        LesaConfig(**{"num_steps": 4, **options})
+
+
+def test_a_large_grid_is_not_fitted_only_to_be_replaced(tmp_path, monkeypatch):
+    predictor = LesaPredictor(LesaConfig(2, hidden_dim=1, grid_size=64))
+    predictor.save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.linalg, "lstsq", None)
+    read = LesaPredictor.from_pretrained(tmp_path)
+    assert all(torch.equal(v, read.state_dict()[k]) for k, v in predictor.state_dict().items())
+
+
+def test_features_of_another_model_are_not_taken_for_this_ones(pipeline, tmp_path):
+    lesa.collect(pipeline, [arguments()], out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="collected for other weights"):
+        lesa.collect(other_weights(), [arguments()], out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="collected for other tokens"):
+        lesa.collect(pipeline, [arguments()], out=tmp_path, tokens=4, progress=False)
+    lesa.collect(copy.deepcopy(pipeline), [arguments()], out=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"tokens": 4}, "tokens"), ({"size": 96}, "resolution"), ({"other": True}, "weights")],
+    ids=["tokens", "resolution", "model"],
+)
+def test_a_calibration_goes_on_only_as_it_began(pipeline, tmp_path, change, what):
+    options = {"search": False, "progress": False, "out": tmp_path}
+    lesa.calibrate(pipeline, [arguments(seed=0)], **options)
+    target = other_weights() if change.pop("other", False) else pipeline
+    size = change.pop("size", 64)
+    with pytest.raises(ValueError, match=what):
+        lesa.calibrate(target, [arguments(seed=1, size=size)], **options, **change)
+    made = lesa.calibrate(pipeline, [arguments(seed=1)], **options)
+    assert len(made.requests) == 2
+
+
+def add_a_call(folder, seed, turn):
+    torch.set_num_threads(1)
+    turn.wait()
+    lesa.calibrate(tiny.pipeline(), [arguments(seed=seed)], out=folder, search=False, progress=False)
+
+
+def test_two_processes_on_one_folder_lose_nothing(tmp_path):
+    """As they would run: each with calls of its own, both at once."""
+    context = multiprocessing.get_context("spawn")
+    turn = context.Barrier(2)
+    workers = [context.Process(target=add_a_call, args=(tmp_path, seed, turn)) for seed in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len(Calibration.load(tmp_path).requests) == 2
+
+
+def test_a_lock_is_of_one_holder_at_a_time(tmp_path):
+    with locked(tmp_path / "x"):
+        from filelock import FileLock, Timeout
+
+        with pytest.raises(Timeout), FileLock(tmp_path / ".x.lock", timeout=0):
+            pass
+
+
+def test_one_prompt_is_one_call():
+    assert prompt_list("a cat") == ["a cat"]
+    assert prompt_list({"prompt": "a cat"}) == [{"prompt": "a cat"}]
+    assert prompt_list(["a", ["b", "c"]]) == ["a", ["b", "c"]]
+    for none in ([], (), None, 3):
+        with pytest.raises(ValueError, match="no prompts"):
+            prompt_list(none)
+    with pytest.raises(ValueError, match="not int"):
+        prompt_list([3])
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"dtype": torch.int64}, "dtype"),
+        ({"dtype": "float32"}, "dtype"),
+        ({"tokens": 0}, "tokens"),
+        ({"tokens": 2.5}, "tokens"),
+        ({"seed": 0.5}, "seed"),
+    ],
+)
+def test_wrong_numbers_are_refused_before_anything_is_sampled(options, name):
+    for function in (lesa.collect, lesa.calibrate):
+        if function is lesa.calibrate and name == "dtype":
+            continue
+        with pytest.raises(ValueError, match=f"^{name}"):
+            function(None, ["a"], progress=False, **options)
+
+
+def test_a_damaged_shard_names_its_file(tmp_path):
+    path = tmp_path / "trajectories-00000.safetensors"
+    write_tensors(path, {"0": torch.zeros(1, 4, 2)}, {"times": [1, 0], "streams": [["a", "b"]]}, kind="trajectory")
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        load_shard(path)
+
+
+def test_files_of_before_there_were_versions_are_read(tmp_path):
+    path = tmp_path / "gram.safetensors"
+    gram = measured()
+    save_file(gram.tensors(), path)
+    assert torch.equal(GramMatrix.load(path).matrix, gram.matrix)
+    shard = tmp_path / "trajectories-00000.safetensors"
+    save_file(
+        {"0": torch.zeros(1, 4, 2, 2)},
+        shard,
+        {"times": "[1, 0.8, 0.5, 0.2, 0]", "streams": '[["a", "b"]]', "request": "x"},
+    )
+    assert load_shard(shard, "x")[1]["a", "b"].shape == (1, 4, 2, 2)
+    assert StepPlan(4, [0]).num_steps == 4

@@ -51,8 +51,8 @@ def load(name: str | Path, **options: Any) -> Forecaster | Calibration | dict[St
     found = {stream: forecaster for stream, forecaster in parts.items() if forecaster is not None}
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds nothing that lesa has written: it should have {CONFIG_FILE} or {CALIBRATION_FILE}, or a folder such as "
-            "transformer.cond that has"
+            f"{folder} holds nothing that lesa has written: it should have {CONFIG_FILE} or {CALIBRATION_FILE}, or a "
+            "folder such as transformer.cond that has"
         )
     return found
 

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lesa.arguments import whole
 from lesa.calibration.errors import ErrorGram, path_weights
 from lesa.calibration.gram import GramMatrix
+from lesa.calibration.seeding import seeded
 from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
 from lesa.schedule import as_times
@@ -51,13 +53,22 @@ def fit_gram(
         ValueError: if plan, times, config and errors have different numbers of steps, or the config is not linear.
     """
     errors = ErrorGram.from_gram(errors) if isinstance(errors, GramMatrix) else errors
+    if not isinstance(errors, ErrorGram):
+        raise ValueError(
+            f"errors must be an ErrorGram or a GramMatrix, not a {type(errors).__name__}; of a calibration they are "
+            "calibration.errors((component, branch))"
+        )
+    if len(rounds) != 2:
+        raise ValueError(f"rounds must be two numbers, with free gates and with KANs, not {rounds!r:.80}")
+    for number in rounds:
+        whole("each of rounds", number, least=0)
     errors.check(plan)
     times = as_times(times, plan.num_steps)
     config = config or LesaConfig(plan.num_steps)
     if config.latent != "linear":
         raise ValueError("only a predictor with latent='linear' has a table that inner products can judge")
-    torch.manual_seed(seed)
-    predictor = LesaPredictor(config).double()
+    with seeded(whole("seed", seed)):
+        predictor = LesaPredictor(config).double()
     loss = PathLoss(errors, plan, times, config)
     weights = [nn.Parameter(_start(window)) for window in config.windows]
     gates = nn.Parameter(torch.zeros(len(plan.predicted_steps), dtype=torch.float64))

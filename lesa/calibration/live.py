@@ -1,5 +1,7 @@
 """Trajectories that are sampled when a training asks for them, and kept nowhere."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -55,6 +57,11 @@ class LiveTrajectories:
 
     def stream(self, name: Stream | None = None) -> Stream:
         return choose_stream(self.streams, name)
+
+    def digest(self, stream: Stream) -> str:
+        """Names the features of a stream by the model and the calls that make them."""
+        requests = [self._recorder.request(index) for index in range(len(self._recorder))]
+        return hashlib.sha256(json.dumps([stream, requests], sort_keys=True).encode()).hexdigest()
 
     def num_batches(self, size: int) -> int:
         """How many :meth:`batches` of this size there are; samples nothing."""

@@ -9,19 +9,23 @@ Source: Cai et al., https://arxiv.org/abs/2602.20497. The base model is not need
 import dataclasses
 import hashlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lesa.arguments import real, whole
 from lesa.calibration.checkpoint import Progress
 from lesa.calibration.interval import interval_error, intervals
+from lesa.calibration.seeding import seeded
 from lesa.calibration.trajectories import Source, Stream
 from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
+from lesa.runtime.warning import LesaWarning
 from lesa.schedule import same_times
 
 Plans = StepPlan | Sequence[StepPlan]
@@ -94,6 +98,7 @@ def fit(
             nothing to predict, there are several schedules without anchors, the checkpoint belongs to another training,
             or ``start`` has another config.
     """
+    _check_numbers(epochs, batch, learning_rate, weight_decay, seed)
     lessons = _lessons(trajectories, plan)
     if start is not None and config not in (None, start.config):
         raise ValueError("a training goes on with the config of its start; leave config= away")
@@ -102,8 +107,8 @@ def fit(
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     if device is None:
         device = accelerator.device if accelerator is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(seed)
-    predictor = LesaPredictor(config).train()
+    with seeded(seed):
+        predictor = LesaPredictor(config).train()
     if start is not None:
         predictor.scale = start.scale
         predictor.load_state_dict(start.state_dict())
@@ -116,6 +121,9 @@ def fit(
         "config": dataclasses.asdict(config),
         "full_steps": [[p.full_steps for p in plans] for _, plans in lessons],
         "samples": [source.samples for source, _ in lessons],
+        "stream": [list(source.stream(stream)) for source, _ in lessons],
+        "times": [source.times.tolist() for source, _ in lessons],
+        "features": [source.digest(source.stream(stream)) for source, _ in lessons] if checkpoint is not None else [],
         "settings": [epochs, batch, learning_rate, weight_decay, seed],
     }
     if start is not None:
@@ -141,12 +149,19 @@ def fit(
                 loss = _train_on(
                     state, features, times, chosen, accelerator, closed=stage == STAGES[1], relative=several
                 )
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"the training diverged at batch {state.batches + 1} of {total}: its loss is {loss}; give a "
+                        f"smaller learning_rate than {learning_rate:g}"
+                    )
                 state.losses[stage].append(loss)
                 state.batches += 1
                 bar.update()
                 bar.set_postfix(stage=stage, loss=f"{loss:.4f}", refresh=False)
                 if path is not None and rank == 0:
-                    state.save(path, arguments, only_if_due=state.batches < total)
+                    _save(state, path, arguments, last=state.batches == total)
+    if not all(bool(p.isfinite().all()) for p in predictor.parameters()):
+        raise ValueError(f"the training diverged; give a smaller learning_rate than {learning_rate:g}")
     if config.anchors is None:
         predictor.schedule = lessons[0][0].times
     if len(lessons) == len(lessons[0][1]) == 1:
@@ -155,8 +170,38 @@ def fit(
     return predictor.cpu().eval().requires_grad_(False)
 
 
+def _save(state: Progress, path: Path, arguments: dict[str, Any], *, last: bool) -> None:
+    """Write a checkpoint. The last one is of no use to a training that is done, which does not fail for want of it."""
+    try:
+        state.save(path, arguments, only_if_due=not last)
+    except OSError as error:
+        if not last:
+            raise
+        warnings.warn(f"the training is done, and its checkpoint is not: {error}", LesaWarning, stacklevel=3)
+
+
+def _check_numbers(epochs: Any, batch: Any, learning_rate: Any, weight_decay: Any, seed: Any) -> None:
+    if not isinstance(epochs, Sequence) or len(epochs) != 2:
+        raise ValueError(f"epochs must be two numbers, guided and closed-loop, not {epochs!r:.80}")
+    for number in epochs:
+        whole("each of epochs", number, least=0)
+    if not any(epochs):
+        raise ValueError("epochs must be at least 1 in one of the two stages")
+    whole("batch", batch, least=1)
+    real("learning_rate", learning_rate, least=0)
+    real("weight_decay", weight_decay, least=0)
+    whole("seed", seed)
+
+
 def _lessons(trajectories: Source | Sequence[tuple[Source, Plans]], plan: Plans | None) -> list[Lesson]:
     """Each source of features with the plans to learn on it."""
+    if isinstance(trajectories, str | Path) or not (
+        hasattr(trajectories, "batches") or isinstance(trajectories, Sequence)
+    ):
+        raise ValueError(
+            f"trajectories must be what lesa.collect returned, or lesa.Trajectories.load(folder) of its folder, not a "
+            f"{type(trajectories).__name__}; inner products are fitted by lesa.fit_gram"
+        )
     if not isinstance(trajectories, Sequence):
         if plan is None:
             raise ValueError("say which steps are full: plan=StepPlan.paper(50, interval=7)")

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lesa
 from lesa.plan import StepPlan
@@ -19,12 +19,50 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns of packages that nobody here needs
     try:
         options.run(options)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"lesa {options.command}: {error}")
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        _fail(options.command, str(error))
     except ModuleNotFoundError as error:
-        sys.exit(f"lesa {options.command}: {error}; pip install 'lesa[demo]' brings it")
+        _fail(options.command, f"{error}; pip install 'lesa[demo]' brings it")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _fail(command: str, message: str) -> NoReturn:
+    print(f"lesa {command}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    """A whole number of at least 0."""
+    return int(text) if text == "0" else _count(text)
+
+
+def _folder(text: str) -> Path:
+    """A folder, or one that can be made."""
+    path = Path(text)
+    existing = next((part for part in (path, *path.parents) if part.exists()), path)
+    if existing.exists() and not existing.is_dir():
+        raise argparse.ArgumentTypeError(f"{existing} is a file; name a folder")
+    return path
+
+
+def _file(text: str) -> Path:
+    """A file that is there."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{path} is {'a folder' if path.is_dir() else 'not there'}; name a file")
+    return path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,20 +71,22 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="accelerate a small FLUX on handwritten digits and compare")
-    demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the report and pictures (%(default)s)")
-    demo.add_argument("--held-out", type=int, default=512, metavar="N", help="digits to compare on (%(default)s)")
-    demo.add_argument("--rounds", type=int, default=5, metavar="N", help="timing rounds (%(default)s)")
+    demo.add_argument(
+        "--out", type=_folder, default=Path("out"), help="folder for the report and pictures (%(default)s)"
+    )
+    demo.add_argument("--held-out", type=_count, default=512, metavar="N", help="digits to compare on (%(default)s)")
+    demo.add_argument("--rounds", type=_natural, default=5, metavar="N", help="timing rounds (%(default)s)")
     demo.set_defaults(run=_demo)
 
     calibrate = commands.add_parser("calibrate", help="measure once what plans and forecasters for any budget need")
     calibrate.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
-    calibrate.add_argument("--out", type=Path, required=True, help="folder for calibration.safetensors")
-    calibrate.add_argument("--prompts", type=Path, help="a text file, one prompt a line; 4 to 16 are enough")
-    calibrate.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
-    calibrate.add_argument("--tokens", type=int, default=1024, help="of each feature that count (%(default)s)")
+    calibrate.add_argument("--out", type=_folder, required=True, help="folder for calibration.safetensors")
+    calibrate.add_argument("--prompts", type=_file, help="a text file, one prompt a line; 4 to 16 are enough")
+    calibrate.add_argument("--steps", type=_count, default=50, help="denoising steps (%(default)s)")
+    calibrate.add_argument("--tokens", type=_count, default=1024, help="of each feature that count (%(default)s)")
     calibrate.add_argument("--per-channel", action="store_true", help="also what coefficients of each channel need")
     calibrate.add_argument(
-        "--refine", type=int, nargs="+", metavar="N", help="try several plans of so many full steps on the prompts"
+        "--refine", type=_count, nargs="+", metavar="N", help="try several plans of so many full steps on the prompts"
     )
     calibrate.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     calibrate.set_defaults(run=_calibrate)
@@ -54,15 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="the best full steps for a budget, from a calibration")
     plan.add_argument("calibration", type=Path, help="a folder written by lesa calibrate")
     budget = plan.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=int, metavar="N", help="so many full steps")
+    budget.add_argument("--steps", type=_count, metavar="N", help="so many full steps")
     budget.add_argument("--speedup", type=float, metavar="X", help="at least so many times fewer full steps")
     budget.add_argument("--max-error", type=float, metavar="E", help="the fewest that keep this predicted error")
     plan.set_defaults(run=_plan)
 
     evaluate = commands.add_parser("evaluate", help="compare forecasters and plans with the full sampler")
     evaluate.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
-    evaluate.add_argument("--out", type=Path, required=True, help="folder for evaluation.json and pictures")
-    evaluate.add_argument("--prompts", type=Path, help="a text file, one prompt a line, that no calibration has seen")
+    evaluate.add_argument("--out", type=_folder, required=True, help="folder for evaluation.json and pictures")
+    evaluate.add_argument("--prompts", type=_file, help="a text file, one prompt a line, that no calibration has seen")
     evaluate.add_argument("--calibration", type=Path, help="a folder written by lesa calibrate")
     evaluate.add_argument(
         "--forecasters",
@@ -77,26 +117,26 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PLAN",
         help="such as paper:7 (interval), even:10 or best:10 (full steps), own (paper and best at three budgets)",
     )
-    evaluate.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
-    evaluate.add_argument("--rounds", type=int, default=1, metavar="N", help="timing rounds (%(default)s)")
+    evaluate.add_argument("--steps", type=_count, default=50, help="denoising steps (%(default)s)")
+    evaluate.add_argument("--rounds", type=_count, default=1, metavar="N", help="timing rounds (%(default)s)")
     evaluate.add_argument("--metrics", nargs="+", metavar="NAME", help="psnr, ssim, lpips, ... (all that can be had)")
     evaluate.add_argument("--seed", type=int, default=1000, help="(%(default)s)")
     evaluate.set_defaults(run=_evaluate)
 
     fit = commands.add_parser("fit", help="train a LESA predictor for a diffusers pipeline")
     fit.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
-    fit.add_argument("--out", type=Path, required=True, help="folder for the predictor")
-    fit.add_argument("--prompts", type=Path, help="a text file, one prompt a line")
-    fit.add_argument("--steps", type=int, default=50, help="denoising steps (%(default)s)")
-    fit.add_argument("--interval", type=int, default=7, help="of the paper's plan (%(default)s)")
-    fit.add_argument("--hidden-dim", type=int, default=256, help="width of the gates (%(default)s)")
-    fit.add_argument("--epochs", type=int, nargs=2, default=(3, 3), metavar=("GUIDED", "CLOSED"), help="(3 3)")
+    fit.add_argument("--out", type=_folder, required=True, help="folder for the predictor")
+    fit.add_argument("--prompts", type=_file, help="a text file, one prompt a line")
+    fit.add_argument("--steps", type=_count, default=50, help="denoising steps (%(default)s)")
+    fit.add_argument("--interval", type=_count, default=7, help="of the paper's plan (%(default)s)")
+    fit.add_argument("--hidden-dim", type=_count, default=256, help="width of the gates (%(default)s)")
+    fit.add_argument("--epochs", type=_natural, nargs=2, default=(3, 3), metavar=("GUIDED", "CLOSED"), help="(3 3)")
     fit.add_argument(
         "--latent", choices=("linear", "kan"), default="linear", help="kan: a spline on every feature, too"
     )
     fit.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    fit.add_argument("--features", type=Path, help="folder that keeps the recorded features, to go on after a break")
-    fit.add_argument("--tokens", type=int, help="keep a random subset of so many tokens of a feature (all)")
+    fit.add_argument("--features", type=_folder, help="folder that keeps the recorded features, to go on after a break")
+    fit.add_argument("--tokens", type=_count, help="keep a random subset of so many tokens of a feature (all)")
     fit.add_argument("--dtype", choices=("bfloat16", "float32"), help="that features are kept in (as they come)")
     fit.set_defaults(run=_fit)
 
@@ -164,6 +204,8 @@ def _plan(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from lesa.adapters.diffusers.handle import find_transformers
+    from lesa.calibration.calibrating import describe_model
     from lesa.evaluation.columns import console_table
     from lesa.evaluation.evaluate import evaluate
     from lesa.evaluation.grid import default_plans, grid
@@ -172,6 +214,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     calibration = None if options.calibration is None else lesa.Calibration.load(options.calibration)
     methods = grid(options.forecasters, options.plans or default_plans(options.steps, calibration), calibration)
     pipeline, calls, keywords = _pipeline_and_calls(options, held_out=True)
+    if calibration is not None:
+        calibration.check_model(describe_model(find_transformers(pipeline)))
     rows = evaluate(
         pipeline,
         methods,
@@ -200,13 +244,17 @@ def _pipeline_and_calls(
             return load_pipeline(), [call_of(HELD_OUT_SEEDS[:256], options.steps)], {"images": images_of}
         return load_pipeline(), [call_of(CALIBRATION_SEEDS, options.steps)], {}
     keywords = {"num_inference_steps": options.steps} | ({"output_type": "pt"} if held_out else {})
-    return _load_pipeline(options.model), _read_prompts(options.prompts), keywords
+    prompts = _read_prompts(options.prompts)  # first, since a model takes a while
+    return _load_pipeline(options.model), prompts, keywords
 
 
 def _read_prompts(path: Path | None) -> list[str]:
     if path is None:
         raise ValueError("say what to sample: --prompts FILE, one prompt a line")
-    return [line for line in path.read_text().splitlines() if line.strip()]
+    prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"there is no prompt in {path}")
+    return prompts
 
 
 def _fit(options: argparse.Namespace) -> None:
@@ -218,6 +266,8 @@ def _fit(options: argparse.Namespace) -> None:
         return
     import torch
 
+    plan = StepPlan.paper(options.steps, options.interval)  # what is wrong is said before anything is sampled
+    config = lesa.LesaConfig(options.steps, hidden_dim=options.hidden_dim, latent=options.latent)
     prompts = _read_prompts(options.prompts)
     trajectories = lesa.collect(
         _load_pipeline(options.model),
@@ -228,8 +278,6 @@ def _fit(options: argparse.Namespace) -> None:
         dtype=None if options.dtype is None else getattr(torch, options.dtype),
         num_inference_steps=options.steps,
     )
-    plan = StepPlan.paper(options.steps, options.interval)
-    config = lesa.LesaConfig(options.steps, hidden_dim=options.hidden_dim, latent=options.latent)
     for stream in trajectories.streams:
         out = options.out if len(trajectories.streams) == 1 else options.out / ".".join(stream)
         predictor = lesa.fit(
@@ -250,7 +298,12 @@ def _load_pipeline(model: str) -> Any:
     from diffusers import DiffusionPipeline
 
     cuda = torch.cuda.is_available()
-    pipeline = DiffusionPipeline.from_pretrained(model, torch_dtype=torch.bfloat16 if cuda else torch.float32)
+    dtype = torch.bfloat16 if cuda else torch.float32
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(model, torch_dtype=dtype)
+    except Exception as error:  # of many kinds, by diffusers, transformers and the hub; each is about the model
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"the model {model} cannot be loaded: {reason}") from error
     return pipeline.to("cuda" if cuda else "cpu")
 
 

@@ -1,5 +1,6 @@
 """Quality and speed of methods against the full sampler, on digits that no predictor has seen."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,9 +32,13 @@ def compare(
     *,
     batch: int,
     timing_rounds: int,
+    keep: Callable[[list[Row]], None] = lambda rows: None,
     progress: bool = True,
 ) -> list[Row]:
-    """A row for each method, the full sampler first: times of whole batches, and of single images beside them."""
+    """A row for each method, the full sampler first: times of whole batches, and of single images beside them.
+
+    ``keep`` is given the rows so far after every call.
+    """
     batches = [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
     rows = evaluate(
         pipeline,
@@ -42,6 +47,7 @@ def compare(
         metrics=["psnr", "ssim", CLASSIFIER],
         images=images_of,
         rounds=max(1, timing_rounds // len(batches)),
+        keep=keep,
         progress=progress,
     )
     single = evaluate(
@@ -51,8 +57,14 @@ def compare(
         metrics=[],
         images=images_of,
         warm_up=True,  # what happens once a schedule is not the image's
+        keep=lambda single: keep(beside(rows, single, batch)),
         progress=progress,
     )
+    return beside(rows, single, batch)
+
+
+def beside(rows: list[Row], single: list[Row], batch: int) -> list[Row]:
+    """The rows of whole batches with the times of single images."""
     return [
         row | {"speedup_wall_batch_1": alone["speedup_wall"], "batch": batch}
         for row, alone in zip(rows, single, strict=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from diffusers import FluxPipeline
 from rich.console import Console
 
+from lesa.arguments import whole
 from lesa.calibration.calibrating import calibrate
 from lesa.calibration.calibration import Calibration
 from lesa.calibration.collecting import collect
@@ -22,6 +23,7 @@ from lesa.demo.model import WEIGHTS, images_of, load_pipeline
 from lesa.demo.pictures import draw_comparison, draw_plans
 from lesa.evaluation.columns import console_table
 from lesa.evaluation.methods import Method
+from lesa.files import write_text
 from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
 
@@ -40,6 +42,8 @@ def run_demo(
     intervals: Sequence[int] = INTERVALS,
 ) -> None:
     """Everything that ``lesa demo`` shows, with the files in ``out``; ``intervals`` of the paper's plans."""
+    whole("held_out", held_out, least=1)
+    whole("timing_rounds", timing_rounds, least=0)
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     start = time.monotonic()
@@ -61,9 +65,15 @@ def run_demo(
     console.print(
         f"[bold]4.[/] {len(methods)} methods draw {held_out} digits from seeds that nobody has seen, taking turns."
     )
-    rows = compare(pipeline, methods, HELD_OUT_SEEDS[:held_out], batch=batch, timing_rounds=timing_rounds)
+
+    def keep(rows: list[dict[str, Any]]) -> None:
+        """After every call, so that an interrupted run leaves what it has measured."""
+        write_text(out / "report.json", json.dumps(keep_better_taylorseer(rows), indent=1) + "\n")
+
+    seeds = HELD_OUT_SEEDS[:held_out]
+    rows = compare(pipeline, methods, seeds, batch=batch, timing_rounds=timing_rounds, keep=keep)
     rows = keep_better_taylorseer(rows)
-    (out / "report.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_text(out / "report.json", json.dumps(rows, indent=1) + "\n")
     shown = [m for m in methods if m.timed and m.plan in ("every step", f"paper N={LIVE_INTERVAL}")]
     count = len(StepPlan.paper(NUM_STEPS, LIVE_INTERVAL).full_steps)
     shown += [m for m in best if m.plan == f"calibrated, {count} steps" and m.name == DEFAULT]

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lesa.calibration.recorder import Prompt, call_arguments
+from lesa.arguments import whole
+from lesa.calibration.recorder import Prompt, call_arguments, prompt_list
 from lesa.environment import describe_environment
 from lesa.evaluation.images import images_of
 from lesa.evaluation.methods import FULL, Method
 from lesa.evaluation.metrics import Metric, choose_metrics, scoring_models
+from lesa.files import write_text
 
 EVALUATION_FILE = "evaluation.json"
 Row = dict[str, Any]
@@ -35,6 +37,7 @@ def evaluate(
     rounds: int = 1,
     warm_up: bool = False,
     out: str | Path | None = None,
+    keep: Callable[[list[Row]], None] = lambda rows: None,
     progress: bool = True,
     **options: Any,
 ) -> list[Row]:
@@ -54,6 +57,7 @@ def evaluate(
         warm_up: make each call once before it is timed. What happens once a schedule, such as folding a table, is then
             not in the time.
         out: a folder for ``evaluation.json``, written anew after every call.
+        keep: is given the rows so far after every call, so that nothing is lost where an evaluation is interrupted.
         progress: show a progress bar.
         options: keyword arguments for every call, such as ``num_inference_steps=50``.
 
@@ -67,9 +71,11 @@ def evaluate(
         ValueError: if there are no prompts or methods, two methods have the same name and plan, or a metric cannot be
             measured here.
     """
+    prompts = prompt_list(prompts)
+    whole("rounds", rounds, least=1)
     everything = [FULL, *(method for method in methods if method is not FULL)]
-    if len(everything) == 1 or not prompts:
-        raise ValueError("an evaluation needs methods to compare and prompts to compare them on")
+    if len(everything) == 1:
+        raise ValueError("an evaluation needs methods to compare with the full sampler")
     if len({(method.name, method.plan) for method in everything}) < len(everything):
         raise ValueError("two methods have the same name and plan, so that their rows could not be told apart")
     chosen = _chosen(metrics)
@@ -95,7 +101,8 @@ def evaluate(
                         figures[method].add_scores(chosen, made, reference, call)
                 rows = [figures[m].row(m, figures[FULL]) | {"environment": environment} for m in everything]
                 if out is not None:
-                    _write(Path(out), rows)
+                    write_text(Path(out) / EVALUATION_FILE, json.dumps(rows, indent=1) + "\n")
+                keep(rows)
     return rows
 
 
@@ -177,10 +184,3 @@ def _chosen(metrics: Sequence[str | Metric] | None) -> list[Metric]:
     if metrics is None:
         return choose_metrics()
     return [metric if isinstance(metric, Metric) else choose_metrics([metric])[0] for metric in metrics]
-
-
-def _write(folder: Path, rows: list[Row]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{EVALUATION_FILE}.unfinished"
-    unfinished.write_text(json.dumps(rows, indent=1) + "\n")
-    unfinished.replace(folder / EVALUATION_FILE)

@@ -1,5 +1,6 @@
 """What a forecaster is, and the registry by name."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,8 +47,15 @@ def make_forecaster(name: str, **options: Any) -> Forecaster:
     """The forecaster registered under ``name``, made with ``options``.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or an option that this forecaster does not have.
     """
     if name not in _factories:
         raise ValueError(f"no forecaster named {name!r}; known are {', '.join(registered())}")
+    try:
+        inspect.signature(_factories[name]).bind(**options)
+    except TypeError as error:
+        given = ", ".join(f"{key}={value!r:.40}" for key, value in options.items()) or "no options"
+        raise ValueError(
+            f"{name} cannot be made with {given}: {error}; its options are {inspect.signature(_factories[name])}"
+        ) from error
     return _factories[name](**options)

@@ -39,14 +39,65 @@ def test_info_describes_a_calibration(tmp_path, capsys):
     assert "plans      4 full steps" in out
 
 
-def test_mistakes_end_in_one_line(tmp_path):
-    with pytest.raises(SystemExit, match=r"lesa info: .* holds nothing that lesa has written"):
-        main(["info", str(tmp_path)])
-    with pytest.raises(SystemExit, match="--prompts"):
-        main(["fit", "some/model", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as usage:
-        main(["fly"])
-    assert usage.value.code == 2
+def mistake(capsys, *arguments):
+    """What a command that cannot be right says, in one line on stderr."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in error
+    return error.strip().splitlines()[-1]
+
+
+def test_mistakes_end_in_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch):
+    def load(model):
+        raise AssertionError("the model was loaded before the arguments were looked at")
+
+    monkeypatch.setattr("lesa.cli._load_pipeline", load)
+    (tmp_path / "file").write_text("a cat")
+    (tmp_path / "empty").write_text("")
+    file, out = tmp_path / "file", tmp_path / "out"
+    assert "holds nothing that lesa has written" in mistake(capsys, "info", tmp_path)
+    assert "there is no folder" in mistake(capsys, "info", tmp_path / "nowhere")
+    assert "--prompts FILE" in mistake(capsys, "fit", "some/model", "--out", out)
+    assert "is a file; name a folder" in mistake(capsys, "fit", "some/model", "--out", file, "--prompts", file)
+    assert "is a file; name a folder" in mistake(capsys, "fit", "some/model", "--out", file / "x", "--prompts", file)
+    assert "is a folder; name a file" in mistake(capsys, "calibrate", "some/model", "--out", out, "--prompts", tmp_path)
+    assert "is not there" in mistake(capsys, "calibrate", "some/model", "--out", out, "--prompts", tmp_path / "x")
+    assert "no prompt in" in mistake(capsys, "calibrate", "some/model", "--out", out, "--prompts", tmp_path / "empty")
+    assert "at least 1" in mistake(capsys, "calibrate", "some/model", "--out", out, "--steps", "0")
+    assert "at least 1" in mistake(capsys, "fit", "some/model", "--out", out, "--interval", "0")
+    assert "at least 1" in mistake(capsys, "evaluate", "some/model", "--out", out, "--rounds", "0")
+    assert "at least 1" in mistake(capsys, "demo", "--held-out", "0")
+    options = ["--out", out, "--prompts", file, "--forecasters", "taylor:ordr=2"]
+    assert "taylor cannot be made with ordr=2" in mistake(capsys, "evaluate", "some/model", *options)
+    assert "invalid choice" in mistake(capsys, "fly")
+    assert not out.exists()
+
+
+def test_a_model_that_is_not_found_is_named(tmp_path, capsys):
+    (tmp_path / "prompts").write_text("a cat")
+    options = ["--out", tmp_path / "out", "--prompts", tmp_path / "prompts"]
+    said = mistake(capsys, "calibrate", tmp_path / "nowhere", *options)
+    assert "nowhere cannot be loaded" in said
+
+
+def test_a_calibration_of_another_model_is_not_evaluated(tmp_path, capsys):
+    lesa.calibrate(tiny.pipeline(), [tiny.arguments()], search=False, progress=False, out=tmp_path)
+    options = ["--calibration", tmp_path, "--plans", "even:4", "--forecasters", "least-squares"]
+    assert "this calibration was made for" in mistake(capsys, "evaluate", "demo", "--out", tmp_path, *options)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    calibration = lesa.calibrate(tiny.pipeline(), [tiny.arguments()], search=False, progress=False)
+    calibration.save(tmp_path)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "lesa", "info", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    run.stdout.close()
+    assert b"Traceback" not in run.stderr.read()
+    run.wait()
 
 
 def test_fit_trains_a_predictor_for_a_saved_pipeline(tmp_path, monkeypatch, capsys):
@@ -103,5 +154,5 @@ def test_evaluate_compares_forecasters_and_plans_on_the_demo(tmp_path, monkeypat
     assert rows[2]["psnr"] > rows[1]["psnr"]
     assert (tmp_path / "quality.png").exists()
     assert "4 samples against the full sampler" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(SystemExit, match="lesa evaluate: best:4 needs a calibration"):
-        main(["evaluate", "demo", "--out", str(tmp_path), "--plans", "best:4"])
+    said = mistake(capsys, "evaluate", "demo", "--out", tmp_path, "--plans", "best:4")
+    assert "lesa evaluate: best:4 needs a calibration" in said

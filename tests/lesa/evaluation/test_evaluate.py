@@ -202,3 +202,19 @@ def test_a_table_shows_what_any_row_has():
     rows = [{"plan": "a", "method": "m", "psnr": None}, {"plan": "b", "method": "n", "psnr": 31.5, "unknown": 1}]
     assert cells(rows) == (["full steps", "method", "PSNR"], [["a", "m", ""], ["b", "n", "31.50 dB"]])
     assert console_table(rows, "title").row_count == 2
+
+
+def test_what_was_measured_before_an_interruption_is_kept(tmp_path):
+    """In a file, and by whoever wants the rows: the demo writes its report with them."""
+    kept, calls = [], []
+
+    def stop(rows):
+        kept.append(rows)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([ours()], 3, out=tmp_path, keep=stop)
+    assert [len(rows) for rows in kept] == [2, 2]
+    assert json.loads((tmp_path / "evaluation.json").read_text())[1]["samples"] == kept[1][1]["samples"]

@@ -5,6 +5,7 @@ and no entry is read that the pickle does not name.
 """
 
 import math
+import struct
 import zipfile
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,12 @@ import torch
 from torch import Tensor
 
 from lesa.adapters.official.unpickling import MAX_BYTES, RefusedError, StoredTensor, read_pickle
+
+# What zipfile has for a damaged directory or entry.
+DAMAGED = (
+    zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError, LookupError, OverflowError, struct.error,
+)  # fmt: skip
+SHOWN = 300  # characters of a message that come from a file
 
 
 class Archive:
@@ -27,11 +34,12 @@ class Archive:
     def __init__(self, path: Path) -> None:
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, ValueError, RuntimeError) as error:  # what zipfile has for a damaged directory
-            raise ValueError(f"{_what_it_is(path)} ({error})") from error
+        except DAMAGED as error:
+            raise ValueError(f"{_what_it_is(path)} ({str(error)[:SHOWN]})") from error
+        self._storages: dict[str, Tensor] = {}
         try:
             self._root = _root(self._zip.namelist())
-            self._entries = _entries(self._zip)
+            self._entries = _entries(self._zip, path.stat().st_size)
             self._check_byte_order()
         except ValueError:
             self._zip.close()
@@ -73,14 +81,16 @@ class Archive:
             raise ValueError(f"damaged: a storage should have {wanted} bytes and has {there}")
         if math.prod(stored.shape) == 0:
             return torch.empty(stored.shape, dtype=dtype)
-        flat = torch.frombuffer(bytearray(self._read(name)), dtype=dtype)
+        if name not in self._storages:  # once, however many tensors lie in it
+            self._storages[name] = torch.frombuffer(bytearray(self._read(name)), dtype=torch.uint8)
+        flat = self._storages[name].view(dtype)
         return flat.as_strided(stored.shape, stored.stride, stored.offset).clone(memory_format=torch.contiguous_format)
 
     def _read(self, name: str) -> bytes:
         try:
             return self._zip.read(name)
-        except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError) as error:
-            raise ValueError(f"damaged: {error}") from error
+        except DAMAGED as error:
+            raise ValueError(f"damaged: {str(error)[:SHOWN]}") from error
 
 
 def _check_bounds(stored: StoredTensor) -> None:
@@ -97,9 +107,14 @@ def _dtype(stored: StoredTensor) -> torch.dtype:
     return dtype
 
 
-def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """By name, each in a place of its own in a file of this size."""
     entries: dict[str, zipfile.ZipInfo] = {}
-    for info in archive.infolist():
+    free = 0
+    for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+        if info.header_offset < free or info.header_offset + info.compress_size > size:
+            raise RefusedError(f"its {info.filename[:80]!a} lies where something else does")
+        free = info.header_offset + info.compress_size
         if info.filename in entries:
             raise RefusedError(f"it holds {info.filename[:80]!a} twice")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:

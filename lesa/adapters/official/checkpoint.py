@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lesa.adapters.official.archive import Archive
+from lesa.adapters.official.archive import SHOWN, Archive
 from lesa.adapters.official.unpickling import StoredTensor, plain
 from lesa.predictor import LesaConfig, LesaPredictor
 from lesa.runtime.driver import Stream
@@ -21,6 +21,7 @@ from lesa_kernels import KANLinear
 WRAPPERS = {"module", "model", "_orig_mod"}  # what DDP, a parent module and torch.compile put before a key
 BRANCHES = ("cond", "uncond")
 COMPONENT = "transformer"  # what diffusers calls it in every pipeline they have a checkpoint for
+MAX_BASES = 64  # the first weights of a layer are fitted, which takes the third power of them
 BOUNDARIES = (0.9, 0.5)
 GUIDED_BOUNDARIES = (0.9, 0.4)  # of Qwen-Image, their only model with a predictor for each branch
 
@@ -74,7 +75,7 @@ def load_official(
     try:
         made = {branch: _predictor(state, knots, boundaries) for branch, state in weights.items()}
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {str(error)[:SHOWN]}") from error
     return made[""] if "" in made else {(COMPONENT, branch): made[branch] for branch in BRANCHES}
 
 
@@ -93,7 +94,7 @@ def read_official(path: str | Path) -> OfficialCheckpoint:
             weights = {branch: archive.tensors(tensors) for branch, tensors in stored.items()}
             return OfficialCheckpoint(config, weights)
     except ValueError as error:
-        raise ValueError(f"{path} was not opened: {error}") from error
+        raise ValueError(f"{path} was not opened: {str(error)[:SHOWN]}") from error
 
 
 def _by_branch(model: Any) -> dict[str, dict[str, StoredTensor]]:
@@ -141,6 +142,8 @@ def _predictor(weights: dict[str, Tensor], knots: str, boundaries: tuple[float, 
 def _config(weights: dict[str, Tensor], boundaries: tuple[float, ...]) -> LesaConfig:
     """The shape of a predictor, read off its weights."""
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if empty := [name for name, shape in shapes.items() if 0 in shape]:
+        raise ValueError(f"{empty[0]} is empty")
     try:
         (_, first_history), (_, history) = shapes["latent.0.weight"], shapes["latent.1.weight"]
         hidden_dim, inputs = shapes["timestep.0.layers.0.base_weight"]
@@ -151,6 +154,8 @@ def _config(weights: dict[str, Tensor], boundaries: tuple[float, ...]) -> LesaCo
     order = num_knots - bases - 1
     if not 0 <= order < bases:
         raise ValueError(f"{bases} bases do not go with {num_knots} knots")
+    if bases > MAX_BASES:
+        raise ValueError(f"splines of {bases} bases are none of theirs, which have 8")
     # the ends of the grid, -3 and 3, are exact in bfloat16
     knots = weights["timestep.0.layers.0.grid"].double()[0]
     low, high = float(knots[order]), float(knots[-order - 1])

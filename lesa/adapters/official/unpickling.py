@@ -7,6 +7,7 @@ https://docs.python.org/3/library/pickletools.html, the tensors those of
 https://docs.pytorch.org/docs/stable/notes/serialization.html.
 """
 
+import math
 import pickletools
 import sys
 from collections.abc import Callable, Iterable
@@ -17,6 +18,10 @@ from typing import Any
 MAX_BYTES = 1 << 20  # a released checkpoint's is 60 kB; this many take a second
 MAX_VALUES = 10_000  # in what `plain` makes: a few bytes of pickle can describe 2^1000 values
 MAX_DEPTH = 20
+MAX_DIMENSIONS = 8  # of a tensor; a weight has two or three
+MAX_ELEMENTS = 1 << 40  # that a tensor would have which has none, since one of its sizes is zero
+MAX_INTEGER = 1 << 63  # larger ones have no use, and can be made to collide as keys
+MAX_TEXT = 1000  # characters of a key or a path: a path of two times itself doubles with every few bytes
 
 
 class RefusedError(ValueError):
@@ -70,11 +75,14 @@ KNOWN_PACKAGES = sys.stdlib_module_names | {"__builtin__", "copy_reg", "torch", 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
     """Of ``torch._utils._rebuild_tensor_v2``; what follows the stride is about gradients."""
-    numbers = (offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else (None,)
+    fits = isinstance(shape, tuple) and isinstance(stride, tuple) and max(len(shape), len(stride)) <= MAX_DIMENSIONS
+    numbers = (offset, *shape, *stride) if fits else (None,)
     if not isinstance(storage, StoredTensor) or any(type(n) is not int or n < 0 for n in numbers):
         raise RefusedError("it describes a tensor that is none")
     if len(shape) != len(stride):
         raise RefusedError(f"it describes a tensor of shape {shape} with strides {stride}")
+    if 0 in shape and math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
+        raise RefusedError(f"it describes a tensor of shape {shape}")
     return StoredTensor(storage.dtype, storage.key, storage.numel, offset, shape, stride)
 
 
@@ -85,6 +93,7 @@ def _parameter(data: Any, *_: Any) -> StoredTensor:
 
 
 def _mapping(pairs: Any = ()) -> dict[Any, Any]:
+    """Pairs as a dictionary; whoever asks for it has paid for their number."""
     return {_key(key): value for key, value in pairs}
 
 
@@ -97,6 +106,8 @@ def _device(kind: Any, index: Any = None) -> str:
 def _path(*parts: Any) -> str:
     if not all(isinstance(part, str) for part in parts):
         raise RefusedError("it describes a path that is none")
+    if sum(map(len, parts)) > MAX_TEXT:
+        raise RefusedError("it describes a path that is longer than any")
     return str(PurePosixPath(*parts))
 
 
@@ -125,10 +136,12 @@ def read_pickle(data: bytes) -> Any:
     except RefusedError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"damaged: {error}") from error
+        raise ValueError(f"damaged: {str(error)[:MAX_TEXT]}") from error
 
 
 def _run(data: bytes) -> Any:
+    """Each instruction does as much as it has bytes, but for calls, which are given what was made once, many times."""
+    called = 0  # values that calls were given
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks beneath each open mark
     memo: dict[int, Any] = {}
@@ -144,6 +157,8 @@ def _run(data: bytes) -> Any:
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(opcode.name == "NEWTRUE")
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+                if abs(argument) >= MAX_INTEGER and opcode.name != "BINFLOAT":
+                    raise RefusedError("it holds a number of more than 64 bits")
                 stack.append(argument)
             case "BINUNICODE" | "SHORT_BINUNICODE":
                 stack.append(argument)
@@ -189,7 +204,10 @@ def _run(data: bytes) -> Any:
                 stack.append(_storage(stack.pop()))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
-                stack.append(_call(function, _of(tuple, arguments)))
+                called += _size(_of(tuple, arguments))
+                if called > len(data):
+                    raise RefusedError("its calls are given more values than it has bytes")
+                stack.append(_call(function, arguments))
             case "NEWOBJ":
                 arguments, kind = stack.pop(), stack.pop()
                 stack.append(_instance(kind, arguments))
@@ -203,6 +221,11 @@ def _run(data: bytes) -> Any:
     raise ValueError("it has no end")
 
 
+def _size(arguments: tuple[Any, ...]) -> int:
+    """How many values a call is given, with those of a list or a tuple among them."""
+    return sum(len(value) if isinstance(value, list | tuple) else 1 for value in arguments)
+
+
 def _of(kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise ValueError(f"a {kind.__name__} was expected, not a {type(value).__name__}")
@@ -212,6 +235,8 @@ def _of(kind: type, value: Any) -> Any:
 def _key(key: Any) -> str | int:
     if type(key) not in (str, int):
         raise RefusedError(f"it has a dictionary with a {type(key).__name__} as a key")
+    if isinstance(key, str) and len(key) > MAX_TEXT:
+        raise RefusedError(f"it has a dictionary with a key of {len(key)} characters")
     return key
 
 

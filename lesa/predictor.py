@@ -86,7 +86,7 @@ class LesaConfig:
         if (self.num_steps is None) == (self.anchors is None):
             raise ValueError("a predictor is either for a number of steps, num_steps=, or for any, anchors=")
         for name, most in MOST.items():
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None or name not in ("num_steps", "first_history"):
                 object.__setattr__(self, name, whole(name, getattr(self, name), least=1, most=most))
         whole("spline_order", self.spline_order, least=0, most=MOST["grid_size"])
         low, high = _numbers("grid_range", self.grid_range, 2)

@@ -85,7 +85,10 @@ class PathLeastSquares:
         system.diagonal().add_(self.ridge * power * weights.diagonal()[target].clamp(min=1e-12))
         predicted = torch.tensor(plan.predicted_steps)
         # rows of the constraint: the length of each step's prediction
-        lengths = torch.where(target == predicted[:, None], gram.length(target, used), 0.0)  # [P, unknowns]
+        own = target == predicted[:, None]
+        lengths = torch.where(own, gram.length(target, used), 0.0)  # [P, unknowns]
+        # a step whose features are all zero has no length to keep: there the coefficients add up to 1
+        lengths = torch.where((lengths.abs().amax(1, keepdim=True) > 0), lengths, own.double())
         # The unknowns differ by the square of the step lengths; scaled to a unit diagonal the system is well posed.
         scale = system.diagonal().rsqrt()
         factor = torch.linalg.cholesky(system * scale[:, None] * scale)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lesa.calibration.calibration import Calibration, Measured
-from lesa.calibration.errors import ErrorGram, ErrorRecorder
+from lesa.calibration.errors import ErrorGram, ErrorRecorder, check_steps
 from lesa.calibration.gram import GramMatrix
 from lesa.calibration.recorder import Prompt, Recorder, prompt_list, weights_digest
 from lesa.calibration.storing import file_of
@@ -192,28 +192,37 @@ class _CalibrationRecorder(Recorder):
 
     def _add(self, call: Call, feature: Tensor) -> None:
         assert call.times is not None, "a pipeline knows its times"
-        if self.calibration is not None and not same_times(call.times, self.calibration.times):
+        self.times, stream = call.times, (call.component, call.branch)
+        self._note(stream, call.step)
+        if stream not in self._adders:
+            self._adders[stream] = _Adder(len(call.times) - 1, call.step, feature, self._per_channel)
+        self._adders[stream].add(call, feature, self._subset(feature))
+        self._features[stream] = feature.new_empty(0)
+
+    def _whole(self, first: int) -> Any:
+        """Each stream has steps of its own."""
+        for adder in self._adders.values():
+            adder.finish(first)
+        if self.calibration is not None and not same_times(self.times, self.calibration.times):
             raise ValueError(
                 "this call has another schedule than those before it (another resolution or number of steps); "
                 "calibrate each on its own"
             )
-        self.times, stream = call.times, (call.component, call.branch)
-        if stream not in self._adders:
-            self._adders[stream] = _Adder(len(call.times) - 1, feature, self._per_channel)
-        self._adders[stream].add(call, feature, self._subset(feature))
-        self._features[stream] = feature.new_empty(0)
-        self._steps[stream] = self._steps.get(stream, 0) + 1
+        return {}
 
 
 class _Adder:
     """The sums of one stream in one call."""
 
-    def __init__(self, num_steps: int, feature: Tensor, per_channel: bool) -> None:
-        self.measured = Measured(GramMatrix(num_steps, channels=feature.shape[-1] if per_channel else None))
+    def __init__(self, num_steps: int, first: int, feature: Tensor, per_channel: bool) -> None:
+        check_steps(num_steps)  # before anything is sampled in vain
+        channels = feature.shape[-1] if per_channel else None
+        self.measured = Measured(GramMatrix(num_steps - first, channels=channels), first=first)
         self.samples = len(feature)
         self.shape = list(feature.shape[1:])
         self._recorder: ErrorRecorder | None = None
         self._previous: tuple[Tensor, Tensor] | None = None
+        self._steps = 0
         self._moved = torch.zeros(2, dtype=torch.float64)  # mean squared change per element: all tokens, chosen ones
 
     @property
@@ -232,13 +241,22 @@ class _Adder:
                 ]
             ).cpu()
         self._previous = feature.clone(), chosen.clone()
-        self.measured.gram.update(call.step, chosen)
+        step = call.step - self.measured.first
+        self.measured.gram.update(step, chosen)
+        self._steps = step + 1
         head = None if call.head is None or feature.ndim < 3 else call.head()
-        if call.step == 0 and head is not None:
+        if step == 0 and head is not None:
             self.measured.head = ErrorGram.empty(self.measured.gram.num_steps)
             self._recorder = ErrorRecorder(self.measured.head)
         if self._recorder is not None and head is not None:
-            self._recorder.update(call.step, chosen.flatten(1, -2), head)
+            self._recorder.update(step, chosen.flatten(1, -2), head)
+
+    def finish(self, start: int) -> None:
+        """The call is over; steps count from ``start``. A stream that ended early has the steps that it ran."""
+        if self._steps < self.measured.gram.num_steps:
+            self.measured.gram = self.measured.gram.of_begun()
+            self.measured.head = None if self._recorder is None else self._recorder.of_begun()
+        self.measured.first -= start
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

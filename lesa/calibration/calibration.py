@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lesa.arguments import real, whole
@@ -20,7 +21,7 @@ from lesa.forecasters.path_least_squares import PathLeastSquares
 from lesa.hub import CALIBRATION_FILE
 from lesa.plan import StepPlan
 from lesa.runtime.driver import Stream
-from lesa.schedule import as_times, same_times
+from lesa.schedule import TOLERANCE, as_times, same_times
 from lesa.table import CoefficientTable
 
 FEWEST_SAVED = 2  # a plan with less than two full steps saved is no plan worth keeping
@@ -28,10 +29,15 @@ FEWEST_SAVED = 2  # a plan with less than two full steps saved is no plan worth 
 
 @dataclass
 class Measured:
-    """Of one stream: inner products of its features, and of their errors behind the head where that is known."""
+    """Of one stream: inner products of its features, and of their errors behind the head where that is known.
+
+    A stream may take part in some steps of the schedule only, from ``first`` on: a second transformer, guidance that
+    ends early.
+    """
 
     gram: GramMatrix
     head: ErrorGram | None = None
+    first: int = 0
     _of_features: tuple[Tensor, int, ErrorGram] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -89,6 +95,13 @@ class Calibration:
             raise ValueError(f"a calibration of {other.describe()} cannot be merged into one of {self.describe()}")
         if not same_times(self.times, other.times):
             raise ValueError("these calibrations were made on different schedules")
+        if [(m.first, m.gram.num_steps) for m in other.streams.values()] != [
+            (m.first, m.gram.num_steps) for m in self.streams.values()
+        ]:
+            raise ValueError(
+                "these calibrations have streams on different steps, such as guidance that ends at another one; "
+                "calibrate each on its own"
+            )
         if [m.gram.channels for m in other.streams.values()] != [m.gram.channels for m in self.streams.values()]:
             raise ValueError("only one of these calibrations was made with per_channel=True, or their channels differ")
         if [m.head is None for m in other.streams.values()] != [m.head is None for m in self.streams.values()]:
@@ -118,15 +131,30 @@ class Calibration:
             raise ValueError(f"nothing was calibrated for {stream}, only for {sorted(self.streams)}")
         chosen = list(self.streams.values()) if stream is None else [self.streams[stream]]
         if times is None or same_times(as_times(times, len(times) - 1), self.times):
-            parts = [measured.errors for measured in chosen]
+            parts = [measured.errors.within(measured.first, self.num_steps) for measured in chosen]
         else:
-            parts = [ErrorGram.from_gram(resample(measured.gram, self.times, times)) for measured in chosen]
+            parts = [self._at_other_times(measured, as_times(times, len(times) - 1)) for measured in chosen]
         if len(parts) == 1:
             return parts[0]
         total = ErrorGram.empty(parts[0].num_steps)
         for part in parts:
             total.merge(part)
         return total
+
+    def _at_other_times(self, measured: Measured, times: Tensor) -> ErrorGram:
+        """The errors of a stream on another schedule; of one that takes part in some steps, at the times of these."""
+        steps, first = measured.gram.num_steps, measured.first
+        own = self.times[first : first + steps + 1]
+        if steps == self.num_steps:
+            return ErrorGram.from_gram(resample(measured.gram, own, times))
+        known = own[:-1]
+        near = (times[:-1] <= known.max() + TOLERANCE) & (times[:-1] >= known.min() - TOLERANCE)
+        inside = near.nonzero().flatten()
+        if not len(inside):
+            return ErrorGram.empty(len(times) - 1)
+        begin, end = int(inside[0]), int(inside[-1]) + 1
+        part = ErrorGram.from_gram(resample(measured.gram, own, times[begin : end + 1]))
+        return part.within(begin, len(times) - 1)
 
     def forecasters(self) -> dict[Stream, "Calibrated"]:
         """The default forecaster of each stream."""
@@ -228,7 +256,7 @@ class Calibration:
         path = Path(path)
         path = path / CALIBRATION_FILE if path.is_dir() else path
         times, parts, fields = storing.load(path)
-        streams = {stream: Measured(gram, head) for stream, (gram, head) in parts.items()}
+        streams = {stream: Measured(*part) for stream, part in parts.items()}
         return cls(times, streams, **fields)
 
 
@@ -243,13 +271,22 @@ class Calibrated:
     needs_times: ClassVar[bool] = True
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
-        errors = self.calibration.errors(self.stream, as_times(times, plan.num_steps))
+        times = as_times(times, plan.num_steps)
+        if plan.start and not same_times(times, self.calibration.times):  # what is left may be what was calibrated
+            left = StepPlan(plan.num_steps - plan.start, (step - plan.start for step in plan.full_steps))
+            made = self.table(left, times[plan.start :])
+            return CoefficientTable(plan, times, made.coefficients, made.bias)
+        errors = self.calibration.errors(self.stream, times)
         return PathLeastSquares(errors, path=self.path, history=self.history).table(plan, times)
 
     def expected_error(self, table: CoefficientTable) -> Tensor:
         """Relative error [steps] of a table on the calibrated features, for :class:`lesa.Guard`."""
         gram, times = self.calibration.streams[self.stream].gram, self.calibration.times
-        return relative_error(gram if same_times(table.times, times) else resample(gram, times, table.times), table)
+        if gram.num_steps != len(times) - 1 or table.plan.start:  # known for some of its steps only
+            return torch.full((table.plan.num_steps,), torch.inf, dtype=torch.float64)
+        if not same_times(table.times, times):
+            gram = resample(gram, times, table.times)
+        return relative_error(gram, table)
 
     def __repr__(self) -> str:
         return f"Calibrated({self.calibration!r}, {self.stream})"

@@ -72,6 +72,28 @@ class ErrorGram:
         lengths = torch.full((gram.num_steps,) * 2, count, dtype=torch.float64)
         return cls(gram.num_steps, matrix, lengths, features.diagonal().clone(), count=count, tokens=count)
 
+    def within(self, first: int, num_steps: int) -> "ErrorGram":
+        """The same in a schedule of more steps, which these begin in at ``first``.
+
+        What happens at the others costs nothing. But these cannot be predicted from any before them, whose features
+        this stream has not got: that counts as if nothing were predicted, so that plans leave full steps for them.
+        """
+        if (first, num_steps) == (0, self.num_steps):
+            return self
+        made = ErrorGram.empty(num_steps)
+        target, used = pairs(self.num_steps)
+        row = made.row(target + first, used + first)
+        made.matrix[row[:, None], row] = self.matrix
+        made.lengths.fill_(self.tokens)  # as long as they should be
+        made.power.fill_(float(self.power.mean()))
+        target, used = pairs(num_steps)
+        before = (target >= first) & (target < first + self.num_steps) & (used < first)
+        made.matrix.diagonal()[before] = self.power[target[before] - first]
+        part = slice(first, first + self.num_steps)
+        made.lengths[part, part], made.power[part] = self.lengths, self.power
+        made.count, made.tokens = self.count, self.tokens
+        return made
+
     def merge(self, other: "ErrorGram") -> None:
         """Add what another machine measured.
 
@@ -194,8 +216,21 @@ class ErrorRecorder:
         self._errors.append(error.flatten(1))
         self._lengths[step, :step] = length.sum((1, 2), dtype=torch.float64).cpu()
         self._power[step] = own.square().sum(dtype=torch.float64).cpu()
+        self._values = own.numel()
         if step == self._into.num_steps - 1:
-            self._count(own.numel(), length[0].numel())
+            self._count(own.numel(), length[0].numel() if step else own[..., 0].numel())
+
+    def of_begun(self) -> ErrorGram | None:
+        """The errors of the steps that the current batch has had so far, where the others will not come."""
+        steps = len(self._errors)
+        if steps == 0 or self._features is None:
+            return None
+        into = ErrorGram.empty(steps)
+        recorder = ErrorRecorder(into)
+        recorder._errors, recorder._lengths = self._errors, self._lengths[:steps, :steps]
+        recorder._power = self._power[:steps]
+        recorder._count(self._values, self._features[0, ..., 0].numel())
+        return into
 
     def _count(self, values: int, tokens: int) -> None:
         errors = torch.cat(self._errors)

@@ -96,6 +96,23 @@ class GramMatrix:
         self.matrix, self.by_channel = matrix, by_channel
         self._forget()
 
+    def of_begun(self) -> "GramMatrix":
+        """The matrix of the steps that the current batch has had so far, where the others will not come.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        steps = self._next_step
+        if steps == 0 or self._features is None:
+            raise ValueError("no batch has begun")
+        made = GramMatrix(steps, channels=self.channels)
+        kept = [*range(steps), self.num_steps]
+        made.matrix = self._pending[kept][:, kept].clone()
+        made.matrix[-1, -1] = self._features[0].numel()
+        if self.by_channel is not None:
+            made.by_channel = _products(self._features[:steps].unflatten(1, (-1, len(self.by_channel)))).cpu()
+        return made
+
     @property
     def channels(self) -> int | None:
         """How many have inner products of their own; None: those of each channel are not kept."""

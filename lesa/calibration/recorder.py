@@ -59,7 +59,7 @@ class Recorder:
         self._dtype = dtype
         self._options = options
         self._features: dict[Stream, Tensor] = {}
-        self._steps: dict[Stream, int] = {}
+        self._ran: dict[Stream, tuple[int, int]] = {}  # the first and the latest step of each
         self._subsets: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -91,15 +91,40 @@ class Recorder:
         """
         from lesa.adapters.diffusers import observe
 
-        self._features, self._steps, self._subsets = {}, {}, {}
+        self._features, self._ran, self._subsets = {}, {}, {}
         self._generator = torch.Generator().manual_seed(self._seed + index)
         with observe(self._pipeline, Observer(self._add)):
             self._pipeline(**self._arguments(index))
         steps = len(self.times) - 1
-        if not self._features or any(count != steps for count in self._steps.values()):
-            raise ValueError(f"only {self._steps} of {steps} steps ran; features are collected on whole generations")
+        if not self._features or all(last != steps - 1 for _, last in self._ran.values()):
+            ran = {".".join(stream): f"{first} to {last}" for stream, (first, last) in self._ran.items()}
+            raise ValueError(f"only steps {ran} of {steps} steps ran; features are collected on whole generations")
+        first = min(first for first, _ in self._ran.values())
+        self.times = self.times[first:]  # of a generation that starts part-way, what is left of its schedule
+        return self._whole(first)
+
+    def _whole(self, first: int) -> Shard:
+        """The features of all streams, which have to take part in all steps from ``first`` on."""
+        if any(ran != (first, first + len(self.times) - 2) for ran in self._ran.values()):
+            raise ValueError(
+                "not every transformer or branch takes part in every step, which one schedule of features cannot hold; "
+                "lesa.calibrate can, and lesa.fit_gram trains on it"
+            )
         self._start()
-        return self._features
+        return {stream: features[:, first:] for stream, features in self._features.items()}
+
+    def _note(self, stream: Stream, step: int) -> None:
+        """A stream runs this step; its steps follow each other.
+
+        Raises:
+            ValueError: if one was left out.
+        """
+        first, last = self._ran.get(stream, (step, step - 1))
+        if step != last + 1:
+            raise ValueError(
+                f"{'.'.join(stream)} runs step {step} after step {last}; its steps have to follow each other"
+            )
+        self._ran[stream] = first, step
 
     def _arguments(self, index: int) -> dict[str, Any]:
         return call_arguments(self._prompts[index], self._seed + index, self._options)
@@ -114,8 +139,8 @@ class Recorder:
             # [samples, steps, ...], so that a sample is one piece of memory
             shape = len(feature), steps, *feature.shape[1:]
             self._features[stream] = feature.new_empty(shape, device="cpu", dtype=self._dtype or feature.dtype)
+        self._note(stream, call.step)
         self._features[stream][:, call.step] = feature
-        self._steps[stream] = self._steps.get(stream, 0) + 1
 
     def _subset(self, feature: Tensor) -> Tensor:
         """The call's tokens of a feature [samples, ..., channels], chosen where it is."""

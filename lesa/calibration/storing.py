@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from lesa.calibration.calibration import Calibration
 
 KIND = "calibration"
-Parts = dict[Stream, tuple[GramMatrix, ErrorGram | None]]
+Part = tuple[GramMatrix, ErrorGram | None, int]  # of a stream: what was measured, and the first of its steps
+Parts = dict[Stream, Part]
 
 
 def file_of(path: str | Path) -> Path:
@@ -47,6 +48,7 @@ def save(calibration: "Calibration", path: Path) -> None:
     description = {
         "streams": [list(stream) for stream in calibration.streams],
         "counts": counts,
+        "first": [measured.first for measured in calibration.streams.values()],
         "plans": [plan.full_steps for plan in calibration.plans.values()],
         **{name: getattr(calibration, name) for name in names},
     }
@@ -84,22 +86,28 @@ def _understand(file: TensorFile) -> tuple[Tensor, Parts, dict[str, Any]]:
     if not streams or len(set(streams)) != len(streams):
         raise ValueError("streams must be there, each once")
     counts = description.get("counts")
-    parts = {stream: _measured(file.tensors, stream, steps, counts) for stream in streams}
+    first = description.get("first", [0] * len(streams))  # before there were versions, every stream took all steps
+    if not isinstance(first, list) or len(first) != len(streams):
+        raise ValueError("first must have a step for each stream")
+    parts = {
+        stream: _measured(file.tensors, stream, steps, counts, whole("first", begin, least=0, most=steps - 1))
+        for stream, begin in zip(streams, first, strict=True)
+    }
     return times, parts, _fields(description, steps)
 
 
-def _measured(
-    tensors: dict[str, Tensor], stream: Stream, steps: int, counts: Any
-) -> tuple[GramMatrix, ErrorGram | None]:
+def _measured(tensors: dict[str, Tensor], stream: Stream, schedule: int, counts: Any, first: int) -> Part:
     name = ".".join(stream)
-    check_tensor(tensors, f"{name}.gram", (steps + 1, steps + 1))
+    steps = len(check_tensor(tensors, f"{name}.gram", (None, None))) - 1
+    if not 1 <= steps <= schedule - first:
+        raise ValueError(f"{name} has {steps} steps from step {first} on, where the schedule has {schedule}")
     held = {part: tensors[f"{name}.{part}"] for part in ("gram", "channels") if f"{name}.{part}" in tensors}
     try:
         gram = GramMatrix.of(held)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     if f"{name}.errors" not in tensors:
-        return gram, None
+        return gram, None, first
     pairs = steps * (steps - 1) // 2
     half = check_tensor(tensors, f"{name}.errors", (pairs * (pairs + 1) // 2,))  # before room is made for the whole
     lengths = check_tensor(tensors, f"{name}.lengths", (steps, steps))
@@ -118,7 +126,7 @@ def _measured(
     if bool((power < 0).any()) or bool((head.matrix.diagonal() < 0).any()):
         raise ValueError(f"{name}: sums of squares cannot be negative")
     head.lengths, head.power, head.count, head.tokens = lengths, power, count, tokens
-    return gram, head
+    return gram, head, first
 
 
 def _fields(description: dict[str, Any], steps: int) -> dict[str, Any]:

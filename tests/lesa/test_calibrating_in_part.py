@@ -1,0 +1,163 @@
+"""Streams that take part in some steps only: a second transformer, image to image, guidance that begins or ends."""
+
+import pytest
+import torch
+
+import lesa
+from lesa import Calibration
+from tests.lesa.adapters.test_branches import Guided
+from tests.lesa.adapters.tiny import STEPS
+
+
+class Loop(Guided):
+    """A pipeline that :func:`lesa.calibrate` can call."""
+
+    def __init__(self, transformers=1, start=0, **options):
+        super().__init__(transformers)
+        for name, transformer in self.components.items():
+            setattr(self, name, transformer)
+        self.start, self.options, self.outputs = start, {"named": True, **options}, {}
+
+    @torch.no_grad()
+    def __call__(self, prompt=None, generator=None):
+        if self.start == 0:
+            self.outputs = super().__call__(**self.options)
+            return
+        self.scheduler.set_timesteps(STEPS)
+        self.scheduler.set_begin_index(self.start)
+        latents, self.outputs = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0)), {}
+        for step, t in list(enumerate(self.scheduler.timesteps))[self.start :]:
+            with self.transformer.cache_context("cond"):
+                made = self.transformer(hidden_states=latents, timestep=t.expand(2) / 1000, **self.conditions["cond"])
+            self.outputs["cond", step] = made.sample
+            latents = self.scheduler.step(made.sample, t, latents).prev_sample
+
+
+KINDS = {
+    "two transformers": ({"transformers": 2, "order": ("cond",)}, {"transformer": (0, 5), "transformer_2": (5, 5)}),
+    "guidance that ends early": ({"guided": range(6)}, {"cond": (0, STEPS), "uncond": (0, 6)}),
+    "guidance that begins late": ({"guided": range(3, STEPS)}, {"cond": (0, STEPS), "uncond": (3, 7)}),
+    "image to image": ({"start": 3}, {"cond": (0, 7)}),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def part_of(stream, ranges):
+    return next(ranges[name] for name in stream if name in ranges)
+
+
+@every_kind
+def test_each_stream_is_calibrated_on_its_own_steps(kind, tmp_path):
+    options, ranges = KINDS[kind]
+    loop = Loop(**options)
+    made = lesa.calibrate(loop, [{}], progress=False)
+    assert made.num_steps == STEPS - loop.start
+    for stream, measured in made.streams.items():
+        assert (measured.first, measured.gram.num_steps) == part_of(stream, ranges)
+        assert measured.gram.count > 0
+        assert measured.head is not None
+        assert measured.head.num_steps == measured.gram.num_steps
+        assert measured.head.count > 0
+    made.save(tmp_path)
+    read = Calibration.load(tmp_path)
+    assert [(m.first, m.gram.num_steps) for m in read.streams.values()] == [
+        (m.first, m.gram.num_steps) for m in made.streams.values()
+    ]
+    assert torch.equal(read.errors().matrix, made.errors().matrix)
+
+
+@every_kind
+def test_what_was_calibrated_in_part_is_enabled_and_close_to_the_untouched_pipeline(kind):
+    options, ranges = KINDS[kind]
+    loop = Loop(**options)
+    made = lesa.calibrate(loop, [{}], progress=False)
+    loop()
+    untouched = loop.outputs
+    with lesa.enable(loop, lesa.Reuse(), lambda times: lesa.StepPlan(len(times) - 1, [0])):
+        loop()
+        reused = error(loop, untouched)
+    with lesa.enable(loop, made, speedup=2) as handle:
+        for _ in range(2):
+            loop()
+            assert all(record.predicted for record in handle.records)
+            assert len(handle.records) == len(ranges)
+            assert error(loop, untouched) < reused / 4
+
+
+def error(loop, expected):
+    """How far the sample would be off: an output counts by the length of its step."""
+    length = -loop.scheduler.sigmas.diff()
+    return sum(float((length[s] * (loop.outputs[b, s] - expected[b, s])).square().sum()) for b, s in expected)
+
+
+def test_a_part_has_the_numbers_of_the_whole():
+    """Of guidance that is always on the first six steps are those of one that ends after six."""
+    whole, part = (Loop(guided=guided) for guided in (range(STEPS), range(6)))
+    part.conditions = whole.conditions
+    part.transformer.load_state_dict(whole.transformer.state_dict())
+    stream = ("transformer", "uncond")
+    ours, theirs = (lesa.calibrate(loop, [{}], search=False, progress=False).streams[stream] for loop in (part, whole))
+    kept = [*range(6), STEPS]
+    torch.testing.assert_close(ours.gram.matrix, theirs.gram.matrix[kept][:, kept], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.head.power, theirs.head.power[:6], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.head.lengths, theirs.head.lengths[:6, :6], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.head.matrix, theirs.head.matrix[:15, :15], rtol=1e-5, atol=1e-6)
+
+
+def test_image_to_image_is_collected_from_its_first_step():
+    made = lesa.collect(Loop(start=3), [{}], progress=False)
+    assert made.num_steps == 7
+    assert made.shards[0]["transformer", "cond"].shape[:2] == (2, 7)
+    with pytest.raises(ValueError, match="not every transformer or branch takes part in every step"):
+        lesa.collect(Loop(guided=range(6)), [{}], progress=False)
+
+
+def test_a_generation_that_is_broken_off_is_no_calibration():
+    loop = Loop(order=("cond",))
+    call = type(loop).__call__
+
+    class Broken(Loop):
+        def __call__(self, prompt=None, generator=None):
+            calls = []
+            forward = self.transformer.forward
+
+            def fail(*args, **kwargs):
+                calls.append(1)
+                if len(calls) > 4:
+                    raise KeyError
+                return forward(*args, **kwargs)
+
+            self.transformer.forward = fail
+            try:
+                call(self)
+            except KeyError:
+                pass
+            finally:
+                self.transformer.forward = forward
+
+    with pytest.raises(ValueError, match="only steps"):
+        lesa.calibrate(Broken(order=("cond",)), [{}], progress=False)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_schedules_are_calibrated(steps):
+    from tests.lesa.adapters import tiny
+
+    pipeline = tiny.pipeline()
+    made = lesa.calibrate(pipeline, [tiny.arguments(steps=steps)], progress=False)
+    assert made.num_steps == steps
+    with lesa.enable(pipeline, made, full_steps=2) as handle:
+        tiny.generate(pipeline, steps=steps)
+    assert len(handle.records[0].full) == min(steps, 2)
+
+
+def test_a_pipeline_whose_output_is_zero_is_calibrated():
+    from tests.lesa.adapters import tiny
+
+    pipeline = tiny.pipeline()
+    with torch.no_grad():
+        pipeline.transformer.proj_out.weight.zero_()
+    made = lesa.calibrate(pipeline, [tiny.arguments(steps=6)], progress=False)
+    with lesa.enable(pipeline, made, speedup=2) as handle:
+        tiny.generate(pipeline, steps=6)
+    assert handle.records[0].predicted

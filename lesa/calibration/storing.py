@@ -48,7 +48,7 @@ def save(calibration: "Calibration", path: Path) -> None:
     description = {
         "streams": [list(stream) for stream in calibration.streams],
         "counts": counts,
-        "first": [measured.first for measured in calibration.streams.values()],
+        "ranges": [[measured.first, measured.gram.num_steps] for measured in calibration.streams.values()],
         "plans": [plan.full_steps for plan in calibration.plans.values()],
         **{name: getattr(calibration, name) for name in names},
     }
@@ -86,21 +86,20 @@ def _understand(file: TensorFile) -> tuple[Tensor, Parts, dict[str, Any]]:
     if not streams or len(set(streams)) != len(streams):
         raise ValueError("streams must be there, each once")
     counts = description.get("counts")
-    first = description.get("first", [0] * len(streams))  # before there were versions, every stream took all steps
-    if not isinstance(first, list) or len(first) != len(streams):
-        raise ValueError("first must have a step for each stream")
+    every = [[0, steps]] * len(streams)  # before there were versions, every stream took part in every step
+    ranges = [_range(item, steps) for item in (_list(description, "ranges") if "ranges" in description else every)]
+    if len(ranges) != len(streams):
+        raise ValueError("ranges must have the first step and the number of steps of each stream")
     parts = {
-        stream: _measured(file.tensors, stream, steps, counts, whole("first", begin, least=0, most=steps - 1))
-        for stream, begin in zip(streams, first, strict=True)
+        stream: _measured(file.tensors, stream, first, count, counts)
+        for stream, (first, count) in zip(streams, ranges, strict=True)
     }
     return times, parts, _fields(description, steps)
 
 
-def _measured(tensors: dict[str, Tensor], stream: Stream, schedule: int, counts: Any, first: int) -> Part:
+def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int, counts: Any) -> Part:
     name = ".".join(stream)
-    steps = len(check_tensor(tensors, f"{name}.gram", (None, None))) - 1
-    if not 1 <= steps <= schedule - first:
-        raise ValueError(f"{name} has {steps} steps from step {first} on, where the schedule has {schedule}")
+    check_tensor(tensors, f"{name}.gram", (steps + 1, steps + 1))
     held = {part: tensors[f"{name}.{part}"] for part in ("gram", "channels") if f"{name}.{part}" in tensors}
     try:
         gram = GramMatrix.of(held)
@@ -155,6 +154,13 @@ def _list(description: dict[str, Any], name: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{name} must be a list")
     return value
+
+
+def _range(item: Any, steps: int) -> tuple[int, int]:
+    if not isinstance(item, list) or len(item) != 2:
+        raise ValueError("ranges must be pairs of a first step and a number of steps")
+    first = whole("the first step of a stream", item[0], least=0, most=steps - 1)
+    return first, whole("the number of steps of a stream", item[1], least=1, most=steps - first)
 
 
 def _stream(item: Any) -> Stream:

@@ -48,6 +48,7 @@ def save(calibration: "Calibration", path: Path) -> None:
     description = {
         "streams": [list(stream) for stream in calibration.streams],
         "counts": counts,
+        "steps": calibration.num_steps,
         "ranges": [[measured.first, measured.gram.num_steps] for measured in calibration.streams.values()],
         "plans": [plan.full_steps for plan in calibration.plans.values()],
         **{name: getattr(calibration, name) for name in names},
@@ -79,6 +80,8 @@ def _understand(file: TensorFile) -> tuple[Tensor, Parts, dict[str, Any]]:
     steps = len(given) - 1
     whole("the number of steps", steps, least=1)
     check_steps(steps)
+    if description.get("steps", steps) != steps:
+        raise ValueError(f"it has {steps} times, and says that it is of {description['steps']!r:.20} steps")
     times = as_times(given, steps)
     if not (float(times[-1]) >= 0 and float(times[0]) <= 1 + 1e-3):
         raise ValueError(f"times are noise levels from 1 to 0, these are {float(times[0]):g} to {float(times[-1]):g}")

@@ -27,8 +27,10 @@ def resample(gram: GramMatrix, times: Tensor, wanted: Tensor) -> GramMatrix:
         raise ValueError(
             f"this calibration has {gram.num_steps} steps, the generation {steps}; calibrate with at least {steps}"
         )
-    gap = (known[0] - known[1]).abs() if len(known) > 1 else torch.zeros(())
-    if wanted.max() > known.max() + TOLERANCE + gap or wanted.min() < known.min() - TOLERANCE:
+    # The cubic goes on a little beyond its nodes: a gap before the first, half a gap after the last. Another resolution
+    # of one pipeline shifts its schedule by much less.
+    gap, last = (known[:2].diff().abs(), known[-2:].diff().abs() / 2) if len(known) > 1 else (torch.zeros(1),) * 2
+    if wanted.max() > known.max() + TOLERANCE + gap or wanted.min() < known.min() - TOLERANCE - last:
         raise ValueError(
             f"this calibration knows times from {float(known[0]):.4f} to {float(known[-1]):.4f}, the generation runs "
             f"from {float(wanted[0]):.4f} to {float(wanted[-1]):.4f}; calibrate on its schedule"

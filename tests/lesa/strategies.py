@@ -18,3 +18,27 @@ def schedule(num_steps: int, shift: float = 1.15) -> torch.Tensor:
     t = torch.linspace(1, 1 / num_steps, num_steps, dtype=torch.float64)
     factor = torch.tensor(shift, dtype=torch.float64).exp()
     return torch.cat([factor * t / (1 + (factor - 1) * t), torch.zeros(1, dtype=torch.float64)])
+
+
+# How the bytes of a file are changed: where, as a share of its length, in what way, and with what.
+changes = st.lists(
+    st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "insert", "drop"]), st.binary(min_size=1, max_size=9)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def changed(data, steps):
+    for where, how, new in steps:
+        at = int(where * (len(data) - 1))
+        if how == "flip":
+            data = data[:at] + new + data[at + len(new) :]
+        elif how == "cut":
+            data = data[:at]
+        elif how == "insert":
+            data = data[:at] + new + data[at:]
+        else:
+            data = data[:at] + data[at + len(new) :]
+        if not data:
+            break
+    return data

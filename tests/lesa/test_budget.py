@@ -13,6 +13,7 @@ from lesa.calibration.calibrating import describe_model
 from lesa.calibration.calibration import Measured
 from lesa.calibration.errors import path_weights
 from lesa.calibration.planning import search_plans
+from lesa.calibration.resampling import resample
 from lesa.runtime.accelerator import Accelerator
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.tiny import STEPS, generate
@@ -20,11 +21,12 @@ from tests.lesa.adapters.tiny import STEPS, generate
 TIMES = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
 
 
-def measured(steps=STEPS, seed=0, samples=64):
+def measured(steps=STEPS, seed=0, samples=64, times=None):
     """A Gram matrix of smooth random features."""
     generator = torch.Generator().manual_seed(seed)
+    times = torch.linspace(1, 0, steps + 1) if times is None else times
     gram, waves = GramMatrix(steps), torch.randn(4, samples, generator=generator)
-    for step, time in enumerate(torch.linspace(1, 0, steps + 1)[:-1]):
+    for step, time in enumerate(times[:-1]):
         gram.update(step, sum(wave * torch.cos(2.5 * i * time + i) for i, wave in enumerate(waves, 1)))
     return gram
 
@@ -268,3 +270,18 @@ def test_a_calibration_of_another_model_is_refused_in_every_form(pipeline, tmp_p
     for forecaster in (made, tmp_path, str(tmp_path), made.forecasters()):
         with pytest.raises(ValueError, match="made for transformer FluxTransformer2DModel 12345678"):
             lesa.enable(pipeline, forecaster, speedup=2)
+
+
+@pytest.mark.parametrize("shift", [1.0, 0.97, 1.03])
+def test_another_resolution_whose_times_reach_a_little_further_is_served(shift):
+    """The schedule of a smaller picture is shifted less: it ends at 0.0768 where the calibrated one ended at 0.0769."""
+    steps = 24
+    known = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    times = shift * known / (1 + (shift - 1) * known)
+    expected = measured(steps, times=times).matrix
+    found = resample(measured(steps, times=known), known, times).matrix
+    assert float((found - expected).abs().max()) < 2e-3 * float(expected.diagonal().max())
+    beyond = times.clone()
+    beyond[-2] = 0.01
+    with pytest.raises(ValueError, match="calibrate on its schedule"):
+        resample(measured(steps), known, beyond)

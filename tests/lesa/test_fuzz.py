@@ -12,7 +12,7 @@ import lesa
 from lesa import GramMatrix, LesaConfig, LesaPredictor, StepPlan
 from lesa.calibration.checkpoint import Progress
 from lesa.calibration.trajectories import load_shard, save_shard
-from tests.lesa.adapters.test_official_hostile import changed, changes
+from tests.lesa.strategies import changed, changes
 from tests.lesa.test_budget import calibration, measured
 
 STEPS = 6

@@ -5,6 +5,7 @@ class of their package and everything else is in bfloat16, the knots of the spli
 https://arxiv.org/abs/2602.20497.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,16 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lesa.adapters.official.archive import SHOWN, Archive
+from lesa.adapters.official.archive import Archive
 from lesa.adapters.official.unpickling import StoredTensor, plain
 from lesa.predictor import LesaConfig, LesaPredictor
 from lesa.runtime.driver import Stream
-from lesa_kernels import KANLinear
+from lesa_kernels.ops.kan.reference import uniform_knots
 
 WRAPPERS = {"module", "model", "_orig_mod"}  # what DDP, a parent module and torch.compile put before a key
 BRANCHES = ("cond", "uncond")
 COMPONENT = "transformer"  # what diffusers calls it in every pipeline they have a checkpoint for
-MAX_BASES = 64  # the first weights of a layer are fitted, which takes the third power of them
+MAX_MESSAGE = 300  # characters of what a file may have put into a message
 BOUNDARIES = (0.9, 0.5)
 GUIDED_BOUNDARIES = (0.9, 0.4)  # of Qwen-Image, their only model with a predictor for each branch
 
@@ -75,7 +76,7 @@ def load_official(
     try:
         made = {branch: _predictor(state, knots, boundaries) for branch, state in weights.items()}
     except ValueError as error:
-        raise ValueError(f"{path}: {str(error)[:SHOWN]}") from error
+        raise ValueError(f"{path}: {str(error)[:MAX_MESSAGE]}") from error
     return made[""] if "" in made else {(COMPONENT, branch): made[branch] for branch in BRANCHES}
 
 
@@ -94,7 +95,7 @@ def read_official(path: str | Path) -> OfficialCheckpoint:
             weights = {branch: archive.tensors(tensors) for branch, tensors in stored.items()}
             return OfficialCheckpoint(config, weights)
     except ValueError as error:
-        raise ValueError(f"{path} was not opened: {str(error)[:SHOWN]}") from error
+        raise ValueError(f"{path} was not opened: {str(error)[:MAX_MESSAGE]}") from error
 
 
 def _by_branch(model: Any) -> dict[str, dict[str, StoredTensor]]:
@@ -118,32 +119,25 @@ def _by_branch(model: Any) -> dict[str, dict[str, StoredTensor]]:
 
 def _predictor(weights: dict[str, Tensor], knots: str, boundaries: tuple[float, ...]) -> LesaPredictor:
     config = _config(weights, boundaries)
-    config.check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()})
-    wrong = {str(t.dtype) for t in weights.values() if t.dtype not in (torch.bfloat16, torch.float16, torch.float32)}
-    if wrong:
-        raise ValueError(f"its weights are {', '.join(sorted(wrong))}, not bfloat16, float16 or float32")
-    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-        raise ValueError("its weights hold NaN or infinity")
-    predictor = LesaPredictor(config)
-    uniform = {name: buffer for name, buffer in predictor.named_buffers() if name.endswith(".grid")}
-    for name, grid in uniform.items():
-        given = weights[name]
-        rounding = torch.finfo(given.dtype).eps / 2 * grid.abs() + 1e-6 * grid.abs().max()
+    with torch.device("meta"):  # nothing is initialised, which costs the cube of the number of bases
+        predictor = LesaPredictor(config)
+    uniform = uniform_knots(config.grid_size, config.spline_order, config.grid_range).float()
+    made = {name: tensor.float() for name, tensor in weights.items()}
+    for name, given in weights.items():
+        if not name.endswith(".grid"):
+            continue
+        rounding = torch.finfo(given.dtype).eps / 2 * uniform.abs() + 1e-6 * uniform.abs().max()
         # knots that are not the uniform ones, rounded, were moved by a grid update and belong to their weights
-        if knots == "exact" and bool(((given.float() - grid).abs() <= rounding).all()):
-            weights = weights | {name: grid}
-    predictor.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    for module in predictor.modules():
-        if isinstance(module, KANLinear) and not bool((module.grid.diff() > 0).all()):
-            raise ValueError("the knots of a spline do not rise")
+        near = uniform.isfinite() & ((given.float() - uniform).abs() <= rounding)
+        if knots == "exact" and bool(near.all()):
+            made[name] = uniform.repeat(len(given), 1)
+    predictor.load_state_dict(made, assign=True)
     return predictor.eval().requires_grad_(False)
 
 
 def _config(weights: dict[str, Tensor], boundaries: tuple[float, ...]) -> LesaConfig:
-    """The shape of a predictor, read off its weights."""
+    """The shape of a predictor, read off its weights, and its grid, if all of them are what such a predictor has."""
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if empty := [name for name, shape in shapes.items() if 0 in shape]:
-        raise ValueError(f"{empty[0]} is empty")
     try:
         (_, first_history), (_, history) = shapes["latent.0.weight"], shapes["latent.1.weight"]
         hidden_dim, inputs = shapes["timestep.0.layers.0.base_weight"]
@@ -154,12 +148,7 @@ def _config(weights: dict[str, Tensor], boundaries: tuple[float, ...]) -> LesaCo
     order = num_knots - bases - 1
     if not 0 <= order < bases:
         raise ValueError(f"{bases} bases do not go with {num_knots} knots")
-    if bases > MAX_BASES:
-        raise ValueError(f"splines of {bases} bases are none of theirs, which have 8")
-    # the ends of the grid, -3 and 3, are exact in bfloat16
-    knots = weights["timestep.0.layers.0.grid"].double()[0]
-    low, high = float(knots[order]), float(knots[-order - 1])
-    return LesaConfig(
+    config = LesaConfig(
         num_steps=inputs - 1,
         hidden_dim=hidden_dim,
         history=history,
@@ -167,5 +156,19 @@ def _config(weights: dict[str, Tensor], boundaries: tuple[float, ...]) -> LesaCo
         boundaries=boundaries,
         grid_size=bases - order,
         spline_order=order,
-        grid_range=(low, high),
     )
+    config.check_shapes(shapes)
+    _check_values(weights)
+    # the ends of the grid, -3 and 3, are exact in bfloat16
+    knots = weights["timestep.0.layers.0.grid"].double()[0]
+    return dataclasses.replace(config, grid_range=(float(knots[order]), float(knots[-order - 1])))
+
+
+def _check_values(weights: dict[str, Tensor]) -> None:
+    wrong = {str(t.dtype) for t in weights.values() if t.dtype not in (torch.bfloat16, torch.float16, torch.float32)}
+    if wrong:
+        raise ValueError(f"its weights are {', '.join(sorted(wrong))}, not bfloat16, float16 or float32")
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise ValueError("its weights hold NaN or infinity")
+    if not all(bool((grid.double().diff() > 0).all()) for name, grid in weights.items() if name.endswith(".grid")):
+        raise ValueError("the knots of a spline do not rise")

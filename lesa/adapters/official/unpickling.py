@@ -5,23 +5,29 @@ or called: what ``torch.save`` writes for a tensor becomes a description of it, 
 its attributes, and any other function ends the reading with its name. The instructions are those of
 https://docs.python.org/3/library/pickletools.html, the tensors those of
 https://docs.pytorch.org/docs/stable/notes/serialization.html.
+
+What it costs is bounded by the size of the pickle. An instruction does a fixed amount of work, but for those that make
+one value out of others: a path, a mapping, a tensor's shape. Through the memo a few bytes can name a large value again
+and again, so each of these is charged, before it is made, with the characters and items that it copies; there are as
+many to spend as the pickle has bytes. Integers have 64 bits, and what is compared or hashed is short: neither has a
+cost that an instruction could repeat.
 """
 
-import math
+import io
 import pickletools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-MAX_BYTES = 1 << 20  # a released checkpoint's is 60 kB; this many take a second
+MAX_BYTES = 1 << 18  # a released checkpoint's is 60 kB; this many take half a second
+SPARE = 1000  # what the smallest pickle may copy
+MAX_NAME = 256  # characters of a key, a storage or a class
+MAX_KEY = 1 << 16  # integers as keys count parameters; larger ones can be chosen to collide in a dictionary
+MAX_DIMS = 8
 MAX_VALUES = 10_000  # in what `plain` makes: a few bytes of pickle can describe 2^1000 values
 MAX_DEPTH = 20
-MAX_DIMENSIONS = 8  # of a tensor; a weight has two or three
-MAX_ELEMENTS = 1 << 40  # that a tensor would have which has none, since one of its sizes is zero
-MAX_INTEGER = 1 << 63  # larger ones have no use, and can be made to collide as keys
-MAX_TEXT = 1000  # characters of a key or a path: a path of two times itself doubles with every few bytes
 
 
 class RefusedError(ValueError):
@@ -70,19 +76,65 @@ DTYPES = {
     "BoolStorage": "bool",
 }
 
+# Those of torch.save, and INST, whose argument is what it wants called. Others are refused before their arguments are
+# decoded, which for some takes long or warns.
+INSTRUCTIONS = frozenset(
+    [
+        "PROTO",
+        "FRAME",
+        "STOP",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "BINFLOAT",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "EMPTY_LIST",
+        "EMPTY_DICT",
+        "EMPTY_TUPLE",
+        "MARK",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "APPEND",
+        "APPENDS",
+        "SETITEM",
+        "SETITEMS",
+        "BINPUT",
+        "LONG_BINPUT",
+        "MEMOIZE",
+        "BINGET",
+        "LONG_BINGET",
+        "GLOBAL",
+        "STACK_GLOBAL",
+        "BINPERSID",
+        "REDUCE",
+        "NEWOBJ",
+        "BUILD",
+        "INST",
+    ]
+)
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+
 KNOWN_PACKAGES = sys.stdlib_module_names | {"__builtin__", "copy_reg", "torch", "numpy"}  # two are Python 2's
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
     """Of ``torch._utils._rebuild_tensor_v2``; what follows the stride is about gradients."""
-    fits = isinstance(shape, tuple) and isinstance(stride, tuple) and max(len(shape), len(stride)) <= MAX_DIMENSIONS
-    numbers = (offset, *shape, *stride) if fits else (None,)
-    if not isinstance(storage, StoredTensor) or any(type(n) is not int or n < 0 for n in numbers):
+    if type(shape) is not tuple or type(stride) is not tuple or not isinstance(storage, StoredTensor):
+        raise RefusedError("it describes a tensor that is none")
+    dims = max(len(shape), len(stride))
+    if dims > MAX_DIMS:
+        raise RefusedError(f"it describes a tensor of {dims} dimensions, where {MAX_DIMS} are plenty")
+    if any(type(n) is not int or n < 0 for n in (offset, *shape, *stride)):
         raise RefusedError("it describes a tensor that is none")
     if len(shape) != len(stride):
         raise RefusedError(f"it describes a tensor of shape {shape} with strides {stride}")
-    if 0 in shape and math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
-        raise RefusedError(f"it describes a tensor of shape {shape}")
     return StoredTensor(storage.dtype, storage.key, storage.numel, offset, shape, stride)
 
 
@@ -92,8 +144,14 @@ def _parameter(data: Any, *_: Any) -> StoredTensor:
     return data
 
 
-def _mapping(pairs: Any = ()) -> dict[Any, Any]:
-    """Pairs as a dictionary; whoever asks for it has paid for their number."""
+def _ordered(pairs: Any = ()) -> dict[str | int, Any]:
+    """Of ``collections.OrderedDict``."""
+    if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
+        raise RefusedError("it describes a mapping that is none")
+    return _mapping(pairs)
+
+
+def _mapping(pairs: Iterable[Any]) -> dict[str | int, Any]:
     return {_key(key): value for key, value in pairs}
 
 
@@ -106,19 +164,25 @@ def _device(kind: Any, index: Any = None) -> str:
 def _path(*parts: Any) -> str:
     if not all(isinstance(part, str) for part in parts):
         raise RefusedError("it describes a path that is none")
-    if sum(map(len, parts)) > MAX_TEXT:
-        raise RefusedError("it describes a path that is longer than any")
     return str(PurePosixPath(*parts))
 
 
 # What the file may have called, and what stands for the result.
 STAND_INS: dict[Name, Callable[..., Any]] = {
-    Name("collections", "OrderedDict"): _mapping,
+    Name("collections", "OrderedDict"): _ordered,
     Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
     Name("torch._utils", "_rebuild_parameter"): _parameter,
     Name("torch", "device"): _device,
     Name("pathlib", "PosixPath"): _path,
     Name("pathlib._local", "PosixPath"): _path,  # Python 3.13
+}
+# How many arguments each may be given.
+ARGUMENTS: dict[Callable[..., Any], tuple[int, int]] = {
+    _ordered: (0, 1),
+    _tensor: (4, 8),
+    _parameter: (1, 4),
+    _device: (1, 2),
+    _path: (0, 100),
 }
 
 
@@ -135,19 +199,63 @@ def read_pickle(data: bytes) -> Any:
         return _run(data)
     except RefusedError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"damaged: {str(error)[:MAX_TEXT]}") from error
+    except ValueError as error:
+        raise ValueError(f"damaged: {error}") from error
+    except LookupError as error:  # of the stack, the marks and the memo
+        raise ValueError("damaged: an instruction finds no value where it looks for one") from error
+
+
+class _Budget:
+    """What a pickle may still copy: characters and items, as many as it has bytes."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size + SPARE
+
+    def charge(self, *values: Any) -> None:
+        """Pay for reading these values, one level deep, before that is done."""
+        self._spend(len(values))
+        self._spend(sum(len(value) for value in values if isinstance(value, str | list | tuple | dict)))
+
+    def _spend(self, units: int) -> None:
+        self._left -= units
+        if self._left < 0:
+            raise RefusedError("it describes more than it has bytes for")
+
+
+def _instructions(data: bytes) -> Iterator[tuple[str, Any]]:
+    """Each instruction by name, with its argument.
+
+    Raises:
+        RefusedError: at one that is not of ``INSTRUCTIONS``.
+        ValueError: if an argument is cut short or no text.
+    """
+    file = io.BytesIO(data)
+    while code := file.read(1):
+        opcode = OPCODES.get(code)
+        if opcode is None or opcode.name not in INSTRUCTIONS:
+            name = f"{code!r}" if opcode is None else opcode.name
+            raise RefusedError(f"it uses the instruction {name}, which no checkpoint needs")
+        if opcode.name in ("GLOBAL", "INST"):
+            yield opcode.name, Name(_line(file), _line(file))
+        else:
+            yield opcode.name, None if opcode.arg is None else opcode.arg.reader(file)
+
+
+def _line(file: io.BytesIO) -> str:
+    """The text up to the end of a line, as it is: pickletools would take backslashes for escapes, and warn of some."""
+    line = file.readline()
+    if not line.endswith(b"\n"):
+        raise ValueError("a name has no end")
+    return line[:-1].decode()
 
 
 def _run(data: bytes) -> Any:
-    """Each instruction does as much as it has bytes, but for calls, which are given what was made once, many times."""
-    called = 0  # values that calls were given
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks beneath each open mark
-    memo: dict[int, Any] = {}
-    instructions: Iterable[tuple[Any, Any, Any]] = pickletools.genops(data)
-    for opcode, argument, _ in instructions:
-        match opcode.name:
+    memo: list[Any] = []  # a pickler numbers what it keeps from zero on
+    budget = _Budget(len(data))
+    for instruction, argument in _instructions(data):
+        match instruction:
             case "PROTO" | "FRAME":
                 pass
             case "STOP":
@@ -155,13 +263,11 @@ def _run(data: bytes) -> Any:
             case "NONE":
                 stack.append(None)
             case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode.name == "NEWTRUE")
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
-                if abs(argument) >= MAX_INTEGER and opcode.name != "BINFLOAT":
-                    raise RefusedError("it holds a number of more than 64 bits")
+                stack.append(instruction == "NEWTRUE")
+            case "BININT" | "BININT1" | "BININT2" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
                 stack.append(argument)
-            case "BINUNICODE" | "SHORT_BINUNICODE":
-                stack.append(argument)
+            case "LONG1":
+                stack.append(_int64(argument))
             case "EMPTY_LIST":
                 stack.append([])
             case "EMPTY_DICT":
@@ -175,8 +281,9 @@ def _run(data: bytes) -> Any:
                 items, stack = stack, below.pop()
                 stack.append(tuple(items))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(opcode.name[-1])
-                stack[-count:] = [tuple(stack[len(stack) - count :])]
+                count = int(instruction[-1])
+                items = [stack.pop() for _ in range(count)]
+                stack.append(tuple(reversed(items)))
             case "APPEND":
                 item = stack.pop()
                 _of(list, stack[-1]).append(item)
@@ -190,13 +297,15 @@ def _run(data: bytes) -> Any:
                 items, stack = stack, below.pop()
                 _of(dict, stack[-1]).update(_mapping(zip(items[::2], items[1::2], strict=True)))
             case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
+                if argument != len(memo):
+                    raise ValueError("it keeps a value under a number that is not the next")
+                memo.append(stack[-1])
             case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
+                memo.append(stack[-1])
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_name(*argument.split(" ", 1)))
+                stack.append(_name(argument.module, argument.name))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
                 stack.append(_name(_of(str, module), _of(str, name)))
@@ -204,10 +313,7 @@ def _run(data: bytes) -> Any:
                 stack.append(_storage(stack.pop()))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
-                called += _size(_of(tuple, arguments))
-                if called > len(data):
-                    raise RefusedError("its calls are given more values than it has bytes")
-                stack.append(_call(function, arguments))
+                stack.append(_call(function, _of(tuple, arguments), budget))
             case "NEWOBJ":
                 arguments, kind = stack.pop(), stack.pop()
                 stack.append(_instance(kind, arguments))
@@ -215,15 +321,8 @@ def _run(data: bytes) -> Any:
                 state = stack.pop()
                 _build(stack[-1], state)
             case "INST":
-                raise RefusedError(f"it wants {Name(*argument.split(' ', 1))} called")
-            case other:
-                raise RefusedError(f"it uses the instruction {other}, which no checkpoint needs")
+                raise RefusedError(f"it wants {argument} called")
     raise ValueError("it has no end")
-
-
-def _size(arguments: tuple[Any, ...]) -> int:
-    """How many values a call is given, with those of a list or a tuple among them."""
-    return sum(len(value) if isinstance(value, list | tuple) else 1 for value in arguments)
 
 
 def _of(kind: type, value: Any) -> Any:
@@ -232,16 +331,28 @@ def _of(kind: type, value: Any) -> Any:
     return value
 
 
+def _int64(number: int) -> int:
+    if not -(1 << 63) <= number < 1 << 63:
+        raise RefusedError("it has a number of more than 64 bits")
+    return number
+
+
 def _key(key: Any) -> str | int:
-    if type(key) not in (str, int):
-        raise RefusedError(f"it has a dictionary with a {type(key).__name__} as a key")
-    if isinstance(key, str) and len(key) > MAX_TEXT:
-        raise RefusedError(f"it has a dictionary with a key of {len(key)} characters")
-    return key
+    if type(key) is str and len(key) <= MAX_NAME:
+        return key
+    if type(key) is int and 0 <= key < MAX_KEY:
+        return key
+    if type(key) in (str, int):
+        raise RefusedError(
+            f"it has a dictionary with a key that is not below {MAX_KEY}, or longer than {MAX_NAME} characters"
+        )
+    raise RefusedError(f"it has a dictionary with a {type(key).__name__} as a key")
 
 
 def _name(module: str, name: str) -> Any:
     """A name the file may mention: a stand-in's, a kind of storage, a dtype, or a class of somebody's package."""
+    if len(module) > MAX_NAME or len(name) > MAX_NAME:
+        raise RefusedError(f"it asks for a class whose name is longer than {MAX_NAME} characters")
     named = Name(module, name)
     if named in STAND_INS or (module == "torch" and name in DTYPES):
         return named
@@ -256,14 +367,20 @@ def _name(module: str, name: str) -> Any:
 def _storage(description: Any) -> StoredTensor:
     """A storage as the flat tensor that it is."""
     match description:
-        case ("storage", Name("torch", kind), str(key), str(_), int(numel)) if kind in DTYPES and numel >= 0:
+        case ("storage", Name("torch", kind), str(key), str(_), int(numel)) if (
+            kind in DTYPES and numel >= 0 and len(key) <= MAX_NAME
+        ):
             return StoredTensor(DTYPES[kind], key, numel, 0, (numel,), (1,))
     raise RefusedError("it refers to something that is not in the file")
 
 
-def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
+def _call(function: Any, arguments: tuple[Any, ...], budget: _Budget) -> Any:
     if not isinstance(function, Name) or function not in STAND_INS:
         raise RefusedError(f"it wants {_shown(function)} called")
+    least, most = ARGUMENTS[STAND_INS[function]]
+    if not least <= len(arguments) <= most:
+        raise RefusedError(f"it wants {function} called with {len(arguments)} values")
+    budget.charge(*arguments)
     return STAND_INS[function](*arguments)
 
 
@@ -277,7 +394,7 @@ def _build(target: Any, state: Any) -> None:
     """Attributes: of a record. Those of a state_dict are the versions of its modules, which nobody needs."""
     if isinstance(target, Record) and target.fields is None and isinstance(state, dict | list | tuple):
         target.fields = state
-    elif not (isinstance(target, dict) and isinstance(state, dict) and set(state) <= {"_metadata"}):
+    elif not (isinstance(target, dict) and isinstance(state, dict) and state.keys() <= {"_metadata"}):
         kind = target.kind if isinstance(target, Record) else type(target).__name__
         raise RefusedError(f"it wants the attributes of a {kind} changed")
 

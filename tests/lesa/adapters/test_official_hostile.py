@@ -14,6 +14,7 @@ import lesa
 from lesa.adapters.official import read_official
 from lesa.adapters.official.unpickling import read_pickle
 from tests.lesa.adapters.test_official import released_weights
+from tests.lesa.strategies import changed, changes
 
 PROTO, MARK, TUPLE, REDUCE, STOP, MEMO, APPENDS = b"\x80\x04", b"(", b"t", b"R", b".", b"\x94", b"e"
 EMPTY_LIST, EMPTY_DICT, TUPLE1, TUPLE2, SETITEMS, STACK_GLOBAL = b"]", b"}", b"\x85", b"\x86", b"u", b"\x93"
@@ -142,29 +143,6 @@ def loads_or_is_refused(path):
     except (ValueError, FileNotFoundError):
         return
     assert all(bool(p.isfinite().all()) for p in loaded.parameters())
-
-
-changes = st.lists(
-    st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "insert", "drop"]), st.binary(min_size=1, max_size=9)),
-    min_size=1,
-    max_size=4,
-)
-
-
-def changed(data, steps):
-    for where, how, new in steps:
-        at = int(where * (len(data) - 1))
-        if how == "flip":
-            data = data[:at] + new + data[at + len(new) :]
-        elif how == "cut":
-            data = data[:at]
-        elif how == "insert":
-            data = data[:at] + new + data[at:]
-        else:
-            data = data[:at] + data[at + len(new) :]
-        if not data:
-            break
-    return data
 
 
 quiet = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -279,6 +279,13 @@ class Calibrated:
         errors = self.calibration.errors(self.stream, times)
         return PathLeastSquares(errors, path=self.path, history=self.history).table(plan, times)
 
+    @property
+    def state(self) -> tuple[int, ...]:
+        """Changes when something is merged into the calibration, so that no older table is used."""
+        measured = self.calibration.streams[self.stream]
+        held = [measured.gram.matrix, *([] if measured.head is None else [measured.head.matrix])]
+        return tuple(number for matrix in held for number in (id(matrix), matrix._version))
+
     def expected_error(self, table: CoefficientTable) -> Tensor:
         """Relative error [steps] of a table on the calibrated features, for :class:`lesa.Guard`."""
         gram, times = self.calibration.streams[self.stream].gram, self.calibration.times

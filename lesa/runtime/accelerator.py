@@ -8,7 +8,7 @@ from typing import TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lesa.forecasters import Forecaster
 from lesa.plan import StepPlan
@@ -229,7 +229,7 @@ class Accelerator:
         return FeatureHistory(table, probes, spare=self.guard.extra_steps, previous=previous, layouts=self._layouts)
 
     def _table(self, call: Call, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> CoefficientTable:
-        key = (call.component, call.branch, plan, tuple(times.tolist()))
+        key = (call.component, call.branch, plan, tuple(times.tolist()), _state_of(forecaster))
         return _once(self._tables, key, lambda: self._make_table(forecaster, plan, times))
 
     def _probes_of(self, call: Call, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> Probes:
@@ -238,7 +238,8 @@ class Accelerator:
             expected = expected_error(self.guard, forecaster, (call.component, call.branch), plan)
             return make_probes(lambda other: self._make_table(forecaster, other, times), plan, expected)
 
-        return _once(self._probes, (call.component, call.branch, plan, tuple(times.tolist())), make)
+        key = (call.component, call.branch, plan, tuple(times.tolist()), _state_of(forecaster))
+        return _once(self._probes, key, make)
 
     def _make_table(self, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> CoefficientTable:
         if self.max_history is None:
@@ -282,6 +283,13 @@ def _left_by(opened: Open, last: Generation) -> list[Stream]:
     branch whose guidance ended early.
     """
     return [s for s, g in opened.generations.items() if g is last or g.last_step < last.last_step - 1]
+
+
+def _state_of(forecaster: Forecaster) -> Hashable:
+    """What a table follows from beside the plan and the times, where that may change: weights, inner products."""
+    if isinstance(forecaster, nn.Module):
+        return tuple((id(p), p._version) for p in forecaster.parameters() if not p.is_inference())
+    return getattr(forecaster, "state", None)
 
 
 def _has_window(forecaster: Forecaster) -> TypeGuard[LesaPredictor]:

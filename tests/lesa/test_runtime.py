@@ -6,7 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lesa
 from lesa import GramMatrix, LeastSquares, Reuse, StepPlan, Taylor
+from lesa.runtime.accelerator import Accelerator
+from lesa.runtime.driver import Call
 from lesa.runtime.guard import make_probes
 from lesa.runtime.history import FeatureHistory
 from lesa.runtime.layout import Layout, Layouts
@@ -264,3 +267,19 @@ def test_large_features_for_a_layer_norm_are_kept_without_their_means_where_noth
         assert (history.predict(5).mean(-1).abs().max() < 1e-4) == centred
         expected, given = (torch.nn.functional.layer_norm(h.predict(5), (64,)) for h in (plain, history))
         torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_change_between_generations_are_those_of_the_next_table():
+    """A table is remembered for a schedule, but not for another predictor than it was made from."""
+    predictor = lesa.LesaPredictor(lesa.LesaConfig(6, hidden_dim=2))
+    plan, times = lesa.StepPlan(6, [0, 1, 3]), torch.linspace(1, 0, 7, dtype=torch.float64)
+    accelerator = Accelerator(predictor, plan)
+    call = Call("transformer", "cond", 0, times, object(), ())
+    before = accelerator._table(call, predictor, plan, times)
+    assert accelerator._table(call, predictor, plan, times) is before
+    with torch.no_grad():
+        for layer in predictor.latent:
+            layer.weight.add_(0.5)
+    after = accelerator._table(call, predictor, plan, times)
+    assert torch.equal(after.coefficients, predictor.table(plan, times).coefficients)
+    assert not torch.equal(after.coefficients, before.coefficients)

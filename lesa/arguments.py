@@ -35,7 +35,7 @@ def real(
     """
     try:
         number = math.nan if isinstance(value, bool | str) else float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         number = math.nan
     fits = (
         math.isfinite(number)

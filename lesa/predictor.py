@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lesa import model_card
 from lesa.arguments import real, whole
 from lesa.files import check_tensor, read_tensors, write_tensors, write_text
-from lesa.files.tensors import SHOWN, damaged
+from lesa.files.tensors import FLOATS, SHOWN, damaged
 from lesa.hub import CONFIG_FILE, LIBRARY, WEIGHTS_FILE, local_folder
 from lesa.model_card import Report
 from lesa.plan import StepPlan
@@ -44,7 +44,6 @@ MOST = {  # of each size; the paper's are 50, 256, 8, 4 and 5
     "grid_size": 1 << 10,
 }
 KIND = "predictor"
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,9 @@ class Progress:
         other = [name for name in given if known.get(name) != given[name]]
         if other or given.keys() != known.keys():
             raise ValueError(f"it belongs to a training with other arguments ({', '.join(other) or 'not the same'})")
-        self.batches = whole("batches", description.get("batches"), least=0)
         self.losses = _losses(description.get("losses"), set(self.losses))
+        done = sum(map(len, self.losses.values()))  # each batch leaves a loss
+        self.batches = whole("batches", description.get("batches"), least=done, most=done)
         state = self.predictor.state_dict()
         model = {name: _like(file.tensors, f"model.{name}", value) for name, value in state.items()}
         optimizer: dict[int, dict[str, Tensor]] = {}
@@ -73,6 +74,8 @@ class Progress:
                     name: check_tensor(file.tensors, keys[name], tuple(shape), dtypes=(torch.float32,))
                     for name, shape in names.items()
                 }
+                if any(bool((optimizer[index][name] < 0).any()) for name in ("step", "exp_avg_sq")):
+                    raise ValueError(f"optimizer.{index} has steps or squares below zero")
         if len(file.tensors) != len(model) + sum(map(len, optimizer.values())):
             raise ValueError("it holds tensors that are not of this training")
         self.predictor.load_state_dict(model)

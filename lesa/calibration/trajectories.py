@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lesa.arguments import real
 from lesa.files import TensorFile, read_tensors, write_tensors
-from lesa.files.tensors import damaged
+from lesa.files.tensors import FLOATS, damaged
 from lesa.runtime.driver import Stream
 from lesa.schedule import as_times, same_times
 
@@ -209,6 +209,10 @@ def _understand(file: TensorFile) -> tuple[Tensor, Shard, Any]:
         raise ValueError("it does not hold one tensor for each stream")
     shard = {stream: file.tensors[str(i)] for i, stream in enumerate(streams)}
     for stream, features in shard.items():
-        if features.ndim < 3 or features.shape[1] != len(times) - 1 or not features.is_floating_point():
-            raise ValueError(f"{stream} is {features.dtype} {list(features.shape)}, not [samples, steps, ...]")
+        fits = features.ndim >= 3 and features.shape[1] == len(times) - 1 and features.numel()
+        if not fits or features.dtype not in FLOATS:
+            raise ValueError(
+                f"{'.'.join(stream):.80} is {features.dtype} {list(features.shape)}, not numbers [samples, "
+                f"{len(times) - 1} steps, ...] of 16, 32 or 64 bits"
+            )
     return times, shard, description.get("request")

@@ -18,6 +18,7 @@ from torch import Tensor
 from lesa.files.atomic import replaced
 
 VERSION = 1
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # those that everything can be done with
 SHOWN = 300  # characters of a message that come from a file
 
 
@@ -54,9 +55,21 @@ def write_tensors(
     header = {"kind": kind, "version": str(VERSION), "description": json.dumps(description), **(more or {})}
     with replaced(path) as unfinished:
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(unfinished), header)
+            save_file(_apart(tensors), str(unfinished), header)
         except SafetensorError as error:  # how it says that the disk is full
             raise OSError(None, str(error)) from error
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, contiguous, none in the memory of another, which the format does not know."""
+    apart: dict[str, Tensor] = {}
+    taken = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in taken else tensor
+        taken.add(storage)
+    return apart
 
 
 def read_tensors(path: Path, *, kind: str, advice: str = "", mapped: bool = False) -> TensorFile:

@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 
 import lesa
 from lesa import Calibration, GramMatrix, LesaConfig, LesaPredictor, StepPlan
+from lesa.arguments import real
 from lesa.calibration.recorder import prompt_list
-from lesa.calibration.trajectories import load_shard
+from lesa.calibration.trajectories import load_shard, save_shard
 from lesa.files import locked, read_tensors, write_tensors, write_text
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.tiny import arguments
 from tests.lesa.test_budget import calibration, measured
+from tests.lesa.test_fuzz import a_checkpoint, progress
 
 
 @pytest.fixture(scope="module")
@@ -294,3 +296,59 @@ def test_files_of_before_there_were_versions_are_read(tmp_path):
     )
     assert load_shard(shard, "x")[1]["a", "b"].shape == (1, 4, 2, 2)
     assert StepPlan(4, [0]).num_steps == 4
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)], ids=["above", "below"])
+def test_a_whole_number_that_no_float_holds_is_refused_by_name(number):
+    with pytest.raises(ValueError, match=r"^speedup must be a number"):
+        real("speedup", number)
+
+
+def test_tensors_that_share_memory_are_written_each_on_its_own(tmp_path):
+    made = calibration()
+    made.streams["transformer", "uncond"] = made.streams["transformer", "cond"]
+    made.save(tmp_path)
+    read = Calibration.load(tmp_path)
+    for measured_ in read.streams.values():
+        assert torch.equal(measured_.gram.matrix, made.streams["transformer", "cond"].gram.matrix)
+    both = torch.arange(6.0)
+    write_tensors(tmp_path / "x", {"a": both[:4], "b": both[2:], "c": both}, kind="gram")
+    tensors = read_tensors(tmp_path / "x", kind="gram").tensors
+    assert [tensors[name].tolist() for name in "abc"] == [[0, 1, 2, 3], [2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0), (2, 4, 3, 0)])
+def test_a_shard_without_a_number_in_it_is_refused(tmp_path, shape):
+    path = tmp_path / "trajectories-00000.safetensors"
+    save_shard(path, torch.linspace(1, 0, 5), {("transformer", "cond"): torch.zeros(shape)})
+    with pytest.raises(ValueError, match=r"trajectories-00000.*collect again"):
+        load_shard(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int32, torch.complex64])
+def test_a_shard_of_numbers_that_nothing_is_trained_on_is_refused(tmp_path, dtype):
+    path = tmp_path / "trajectories-00000.safetensors"
+    save_shard(path, torch.linspace(1, 0, 5), {("transformer", "cond"): torch.zeros(2, 4, 3).to(dtype)})
+    with pytest.raises(ValueError, match=rf"trajectories-00000.*{dtype}"):
+        load_shard(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t, d: d.update(batches=2),
+        lambda t, d: d.update(losses={"guided": [10**400], "closed loop": []}),
+        lambda t, d: d.update(losses={"guided": [float("nan")], "closed loop": []}),
+        lambda t, d: t["optimizer.0.step"].neg_(),
+        lambda t, d: t["optimizer.0.exp_avg_sq"].sub_(1),
+    ],
+    ids=["batches", "loss of 400 digits", "loss that is NaN", "step", "squares"],
+)
+def test_a_checkpoint_that_no_training_can_have_left_is_refused(tmp_path, change):
+    state, path = progress(), a_checkpoint(tmp_path)
+    state.restore(path, {"seed": 1})
+    file = read_tensors(path, kind="training checkpoint")
+    change(file.tensors, file.description)
+    write_tensors(path, file.tensors, file.description, kind="training checkpoint")
+    with pytest.raises(ValueError, match=r"training\.safetensors.*remove it to start anew"):
+        progress().restore(path, {"seed": 1})

@@ -88,7 +88,7 @@ def a_checkpoint(folder):
     for parameter in state.predictor.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
-    state.batches = 1
+    state.batches, state.losses = 1, {"guided": [0.5], "closed loop": []}
     state.save(folder / "training.safetensors", {"seed": 1}, only_if_due=False)
     return folder / "training.safetensors"
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard
 
 from lesa.evaluation.columns import cells
+from lesa.files import write_text
+from lesa.files.tensors import SHOWN
 from lesa.schedule import shown
 
 if TYPE_CHECKING:
@@ -66,11 +68,14 @@ def describe(
 
 
 def write(card: ModelCard, directory: Path) -> None:
-    """Put it into a folder, unless the one that is there is somebody's own."""
+    """Put it into a folder, unless the one that is there is somebody's own.
+
+    Raises:
+        OSError: that names the file, if it cannot be written.
+    """
     path = directory / FILE
-    if not path.exists() or MARK in path.read_text(encoding="utf-8"):
-        directory.mkdir(parents=True, exist_ok=True)
-        card.save(path)
+    if not path.exists() or MARK.encode() in path.read_bytes():
+        write_text(path, str(card))
 
 
 def _facts(predictor: "LesaPredictor", streams: Sequence[tuple[str, str]]) -> list[list[str]]:
@@ -101,9 +106,23 @@ def _facts(predictor: "LesaPredictor", streams: Sequence[tuple[str, str]]) -> li
 def _rows(report: Report | None) -> list[Mapping[str, Any]]:
     if report is None:
         return []
-    rows: Any = json.loads(Path(report).read_text()) if isinstance(report, str | Path) else report
+    if not isinstance(report, str | Path):
+        return _checked(report)
+    try:
+        return _checked(json.loads(Path(report).read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{report} is no report: {str(error)[:SHOWN]}") from error
+
+
+def _checked(rows: Any) -> list[Mapping[str, Any]]:
     if isinstance(rows, str) or not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
         raise ValueError("a report is a list of rows, each a mapping from names such as 'method' and 'psnr' to values")
+    for row in rows:
+        if not isinstance(row.get("samples", 0), int | float):
+            raise ValueError("samples of a row is how many there were")
+        environment = row.get("environment", {})
+        if not isinstance(environment, Mapping) or not isinstance(environment.get("versions", {}), Mapping):
+            raise ValueError("environment of a row is a mapping, with the versions as another")
     return list(rows)
 
 

@@ -13,8 +13,7 @@ With ``latent="kan"`` z also has a KAN of the features themselves, which is beyo
 import copy
 import dataclasses
 import itertools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +23,9 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lesa import model_card
+from lesa import model_card, saving
 from lesa.arguments import real, whole
-from lesa.files import check_tensor, read_tensors, write_tensors, write_text
+from lesa.files import check_tensor, read_tensors
 from lesa.files.tensors import FLOATS, SHOWN, damaged
 from lesa.hub import CONFIG_FILE, LIBRARY, WEIGHTS_FILE, local_folder
 from lesa.model_card import Report
@@ -43,7 +42,6 @@ MOST = {  # of each size; the paper's are 50, 256, 8, 4 and 5
     "first_history": 1 << 10,
     "grid_size": 1 << 10,
 }
-KIND = "predictor"
 
 
 @dataclass(frozen=True)
@@ -356,10 +354,16 @@ class LesaPredictor(
 
         Raises:
             ValueError: if the report is not a list of rows; nothing is written then.
+            OSError: that names the file, if one cannot be written; an older predictor or this one is there then.
         """
+        directory = Path(save_directory)
         described = {"report": report} | (options.pop("model_card_kwargs", None) or {})
-        model_card.write(self.generate_model_card(**described), Path(save_directory))
-        return super().save_pretrained(save_directory, model_card_kwargs=described, **options)
+        card = self.generate_model_card(**described)
+        options.pop("config", None)  # config.json is always ours
+        push, repository = options.pop("push_to_hub", False), options.pop("repo_id", None) or directory.name
+        self._save_pretrained(directory)
+        model_card.write(card, directory)
+        return self.push_to_hub(repository, model_card_kwargs=described, **options) if push else None
 
     def push_to_hub(self, repo_id: str, *, report: Report | None = None, **options: Any) -> str:
         """:meth:`save_pretrained` into a repository of the Hugging Face Hub, which is made if there is none.
@@ -373,18 +377,18 @@ class LesaPredictor(
         return super().push_to_hub(repo_id, model_card_kwargs=described, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        description = {
+        _let_weights_say_what_they_are(save_directory)
+        saving.write(save_directory, self.state_dict(), self._description())
+
+    def _description(self) -> dict[str, Any]:
+        """What config.json says."""
+        return {
             "library": LIBRARY,
             "config": dataclasses.asdict(self.config),
             "schedule": None if self.schedule is None else self.schedule.tolist(),
             "plan": None if self.plan is None else dataclasses.asdict(self.plan),
             "losses": self.losses,
         }
-        # The weights repeat the description. A saving over an older predictor removes config.json, replaces the weights
-        # and writes config.json again: wherever it is interrupted, the old or the new predictor is there.
-        more = {"format": "pt", CONFIG_FILE: json.dumps(description)}
-        write_tensors(save_directory / WEIGHTS_FILE, self.state_dict(), kind=KIND, more=more)
-        write_text(save_directory / CONFIG_FILE, json.dumps(description, indent=1) + "\n")
 
     def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
         """The README.md; ``options`` are those of :func:`lesa.model_card.describe`."""
@@ -403,53 +407,82 @@ class LesaPredictor(
 
         Raises:
             FileNotFoundError: if it holds no predictor.
-            ValueError: if a file is damaged or the weights belong to another configuration.
+            ValueError: if a file is damaged or the weights belong to another configuration or predictor.
         """
         directory = local_folder(pretrained_model_name_or_path, **options)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (directory / name).is_file() and not (name == CONFIG_FILE and _is_complete(directory)):
+            if not (directory / name).is_file() and not (name == CONFIG_FILE and saving.repeated(directory)):
                 raise FileNotFoundError(
                     f"{directory} holds no LESA predictor: {name} is missing; lesa.load reads folders with a predictor "
                     "for each branch"
                 )
         try:
-            description = _described(directory)
-            config = LesaConfig(**description["config"])
-            plan, schedule, losses = (description.get(key) for key in ("plan", "schedule", "losses"))
-            made_for = None if plan is None else StepPlan(**plan)
-            times = None if schedule is None else config.known_times(schedule)
-            curves = _curves(losses)
+            description = saving.written(directory)
+            made = _Described.of(description)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             what = f"{directory / CONFIG_FILE} does not describe a LESA predictor"
-            raise ValueError(f"{what}: {type(error).__name__} {error}"[:SHOWN]) from error
-        weights = _read_weights(directory / WEIGHTS_FILE, config)
+            raise ValueError(f"{what}: {f'{type(error).__name__} {error}'[:SHOWN]}") from error
+        weights = _read_weights(directory / WEIGHTS_FILE, made.config)
+        _check_pair(directory, made, description.keys())
         with torch.device("meta"):  # weights are not made only to be replaced: splines take a while to fit
-            predictor = cls(config)
+            predictor = cls(made.config)
         if "scale" in weights:
             predictor.scale = weights["scale"]  # one number a channel, which the config does not know
         predictor.load_state_dict(weights, assign=True)
-        predictor.plan, predictor.schedule, predictor.losses = made_for, times, curves
+        predictor.plan, predictor.losses = made.plan, made.losses
+        predictor.schedule = None if made.schedule is None else torch.tensor(made.schedule, dtype=torch.float64)
         return predictor
 
 
-def _described(directory: Path) -> dict[str, Any]:
-    """What config.json says, or the weights where a saving was interrupted before it was written."""
-    config = directory / CONFIG_FILE
-    if config.is_file():
-        written: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-        return written
-    with safe_open(str(directory / WEIGHTS_FILE), "pt") as file:
-        repeated: dict[str, Any] = json.loads((file.metadata() or {})[CONFIG_FILE])
-    return repeated
+@dataclass(frozen=True)
+class _Described:
+    """What a description says, understood."""
+
+    config: LesaConfig
+    plan: StepPlan | None
+    schedule: list[float] | None
+    losses: dict[str, list[float]]
+
+    @classmethod
+    def of(cls, description: Any) -> "_Described":
+        config = LesaConfig(**description["config"])
+        plan, schedule, losses = (description.get(key) for key in ("plan", "schedule", "losses"))
+        return cls(
+            config,
+            None if plan is None else StepPlan(**plan),
+            None if schedule is None else config.known_times(schedule).tolist(),
+            _curves(losses),
+        )
 
 
-def _is_complete(directory: Path) -> bool:
-    """Whether the weights say what they are of, so that config.json is not needed."""
+def _check_pair(directory: Path, made: _Described, said: Collection[str]) -> None:
+    """Complain of weights that say they are of another predictor than config.json does, in what it says."""
+    repeated = saving.repeated(directory)
+    if repeated is None:
+        return
     try:
-        with safe_open(str(directory / WEIGHTS_FILE), "pt") as file:
-            return CONFIG_FILE in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+        other = _Described.of(repeated)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        path = directory / WEIGHTS_FILE
+        raise ValueError(damaged(path, saving.KIND, f"{type(error).__name__} {error}")) from error
+    names = [name for name in ("config", "schedule", "plan", "losses") if name in said]
+    differing = [name for name in names if getattr(made, name) != getattr(other, name)]
+    if differing:
+        raise ValueError(
+            f"{directory / CONFIG_FILE} has another {' and '.join(differing)} than the predictor whose weights are in "
+            f"{WEIGHTS_FILE}; save it again, or remove {CONFIG_FILE} to go by what the weights say"
+        )
+
+
+def _let_weights_say_what_they_are(directory: Path) -> None:
+    """Those of an older predictor get its description, without which they would be lost if config.json was removed."""
+    if not (directory / CONFIG_FILE).is_file() or saving.repeated(directory) is not None:
+        return
+    try:
+        old = LesaPredictor.from_pretrained(directory)
+    except (ValueError, FileNotFoundError):  # nothing to lose
+        return
+    saving.write_weights(directory, old.state_dict(), old._description())
 
 
 def _curves(losses: Any) -> dict[str, list[float]]:
@@ -476,10 +509,10 @@ def _read_weights(path: Path, config: LesaConfig) -> dict[str, Tensor]:
             scale = shapes.pop("scale", None) if config.latent == "kan" else None
             config.check_shapes(shapes)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}"[:SHOWN]) from error
+        raise ValueError(f"{path} is damaged: {str(error)[:SHOWN]}") from error
     except ValueError as error:
-        raise ValueError(f"the weights in {path} belong to another configuration: {error}"[:SHOWN]) from error
-    weights = read_tensors(path, kind=KIND).tensors
+        raise ValueError(f"the weights in {path} belong to another configuration: {str(error)[:SHOWN]}") from error
+    weights = read_tensors(path, kind=saving.KIND).tensors
     try:
         dtype = check_tensor(weights, "latent.0.weight", shapes["latent.0.weight"], dtypes=FLOATS).dtype
         for name, shape in {**shapes, **({} if scale is None else {"scale": scale})}.items():
@@ -487,5 +520,5 @@ def _read_weights(path: Path, config: LesaConfig) -> dict[str, Tensor]:
             if name.endswith(".grid") and not bool((weights[name].diff() > 0).all()):
                 raise ValueError(f"the knots of {name} do not rise")
     except ValueError as error:
-        raise ValueError(damaged(path, KIND, error)) from error
+        raise ValueError(damaged(path, saving.KIND, error)) from error
     return weights

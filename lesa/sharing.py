@@ -41,11 +41,17 @@ def load(name: str | Path, **options: Any) -> Forecaster | Calibration | dict[St
 
     Raises:
         FileNotFoundError: if there is neither folder nor repository, or nothing of lesa in it.
-        ValueError: if a file is damaged.
+        ValueError: if a file is damaged, or there is both one predictor and one for each branch.
     """
     folder = local_folder(name, **options)
     whole = _read(folder)
     if whole is not None:
+        part = next((part for part in sorted(folder.iterdir()) if _stream(part) and _holds_predictor(part)), None)
+        if part is not None and _holds_predictor(folder):
+            raise ValueError(
+                f"{folder} holds both a predictor and one for each branch, such as {part.name}; remove those that are "
+                f"not meant, or load one by LesaPredictor.from_pretrained"
+            )
         return whole
     parts = {stream: _read(part) for part in sorted(folder.iterdir()) if (stream := _stream(part)) is not None}
     found = {stream: forecaster for stream, forecaster in parts.items() if forecaster is not None}
@@ -112,6 +118,10 @@ def _save(
     for stream, predictor in predictors.items():
         predictor.save_pretrained(folders[stream])
     model_card.write(card, directory)
+
+
+def _holds_predictor(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() or (folder / WEIGHTS_FILE).is_file()
 
 
 def _read(folder: Path) -> Any:

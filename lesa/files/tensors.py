@@ -46,8 +46,18 @@ def write_tensors(
     *,
     kind: str,
     more: Mapping[str, str] | None = None,
+    stale: Path | None = None,
 ) -> None:
-    """Write a file of some kind; ``more`` are strings of the header that other programs look for.
+    """Write a file of some kind.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        description: anything that JSON can tell.
+        kind: that :func:`read_tensors` asks for.
+        more: strings of the header that other programs look for.
+        stale: a file about the one that is there, which is removed once the new one is whole and before it takes its
+            place.
 
     Raises:
         OSError: that names the path, if it cannot be written.
@@ -58,6 +68,8 @@ def write_tensors(
             save_file(_apart(tensors), str(unfinished), header)
         except SafetensorError as error:  # how it says that the disk is full
             raise OSError(None, str(error)) from error
+        if stale is not None:
+            stale.unlink(missing_ok=True)
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,12 +1,15 @@
 """Files are there whole or not at all, and belong to what they are used for."""
 
 import copy
+import itertools
 import multiprocessing
 import os
 import re
+import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import lesa
@@ -85,24 +88,142 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
             save(tmp_path / "taken")
 
 
-@pytest.mark.parametrize("stop_at", ["model.safetensors", "config.json"])
-def test_saving_over_a_predictor_may_be_interrupted_anywhere(tmp_path, monkeypatch, stop_at):
+def same_weights(a, b):
+    theirs = b.state_dict()
+    return len(theirs) == len(a.state_dict()) and all(torch.equal(v, theirs[k]) for k, v in a.state_dict().items())
+
+
+def as_before_there_were_versions(folder):
+    """The weights say nothing but what they are."""
+    path = folder / "model.safetensors"
+    save_file(load_file(path), path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["weights that say what they are of", "older weights"])
+@pytest.mark.parametrize("stop_after", range(8))
+def test_saving_over_a_predictor_may_be_interrupted_anywhere(tmp_path, monkeypatch, stop_after, older):
+    """After any number of the calls that change the folder, the old predictor is there or the new one."""
     old, new = (LesaPredictor(LesaConfig(4, hidden_dim=width)) for width in (2, 3))
     old.save_pretrained(tmp_path)
-    replace = os.replace
+    if older:
+        as_before_there_were_versions(tmp_path)
+    calls = itertools.count()
 
-    def stop(source, target):
-        if os.path.basename(target) == stop_at:
-            raise KeyboardInterrupt
-        replace(source, target)
+    def stopping(change):
+        def call(*args, **kwargs):
+            if next(calls) == stop_after:
+                raise KeyboardInterrupt
+            return change(*args, **kwargs)
 
-    monkeypatch.setattr(os, "replace", stop)
-    with pytest.raises(KeyboardInterrupt):
+        return call
+
+    monkeypatch.setattr(os, "replace", stopping(os.replace))
+    monkeypatch.setattr(os, "unlink", stopping(os.unlink))
+    try:
         new.save_pretrained(tmp_path)
+        assert stop_after > 2, "a saving replaces three files"
+    except KeyboardInterrupt:
+        pass
     monkeypatch.undo()
     read = lesa.load(tmp_path)
-    expected = old if stop_at == "model.safetensors" else new
-    assert all(torch.equal(v, read.state_dict()[k]) for k, v in expected.state_dict().items())
+    assert same_weights(read, new if read.config == new.config else old)
+    new.save_pretrained(tmp_path)
+    assert same_weights(lesa.load(tmp_path), new)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_disk_that_is_full_takes_nothing_of_an_older_predictor(tmp_path, monkeypatch, older):
+    old, new = (LesaPredictor(LesaConfig(4, hidden_dim=width)) for width in (2, 3))
+    old.save_pretrained(tmp_path)
+    if older:
+        as_before_there_were_versions(tmp_path)
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("lesa.files.tensors.save_file", full)
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be written: .*No space left"):
+        new.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert "gates | KAN [5, 2, 2, 1]" in (tmp_path / "README.md").read_text()
+    assert same_weights(lesa.load(tmp_path), old)
+
+
+@pytest.mark.parametrize("differ", ["config", "schedule", "plan", "losses"])
+def test_weights_beside_the_description_of_another_predictor_are_refused(tmp_path, differ):
+    one, other = (LesaPredictor(LesaConfig(4, hidden_dim=2)) for _ in range(2))
+    if differ == "config":
+        other = LesaPredictor(LesaConfig(4, hidden_dim=2, boundaries=(0.8, 0.4)))
+    elif differ == "schedule":
+        other.schedule = torch.linspace(1, 0, 5, dtype=torch.float64)
+    elif differ == "plan":
+        other.plan = StepPlan(4, [0, 2])
+    else:
+        other.losses = {"guided": [0.5]}
+    one.save_pretrained(tmp_path / "one")
+    other.save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "one" / "config.json", tmp_path / "other")
+    with pytest.raises(ValueError, match=rf"other.config\.json .*{differ}.*model\.safetensors"):
+        lesa.load(tmp_path / "other")
+    (tmp_path / "other" / "config.json").unlink()
+    assert lesa.load(tmp_path / "other").config == other.config
+
+
+def test_one_predictor_and_one_for_each_branch_in_a_folder_are_not_chosen_between(tmp_path):
+    made = LesaPredictor(LesaConfig(4, hidden_dim=2))
+    made.save_pretrained(tmp_path)
+    lesa.save({("transformer", "cond"): made}, tmp_path)
+    with pytest.raises(ValueError, match=r"both a predictor and .*transformer\.cond"):
+        lesa.load(tmp_path)
+
+
+def test_a_readme_of_any_encoding_stays_its_owners(tmp_path):
+    text = "caf\xe9".encode("latin-1")
+    (tmp_path / "README.md").write_bytes(text)
+    made = LesaPredictor(LesaConfig(4, hidden_dim=2))
+    made.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == text
+    assert same_weights(lesa.load(tmp_path), made)
+
+
+def test_a_card_is_replaced_whole(tmp_path, monkeypatch):
+    made = LesaPredictor(LesaConfig(4, hidden_dim=2))
+    made.save_pretrained(tmp_path)
+    before, replace = (tmp_path / "README.md").read_text(), os.replace
+
+    def full(source, target):
+        if os.path.basename(target) == "README.md":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    new = LesaPredictor(LesaConfig(4, hidden_dim=3))
+    with pytest.raises(OSError, match=r"README\.md cannot be written: No space left"):
+        new.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == before
+    assert same_weights(lesa.load(tmp_path), new)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[" * 100_000,
+        "\xff",
+        '{"method": "a"}',
+        "[3]",
+        '[{"samples": [1]}]',
+        '[{"environment": 3}]',
+        '[{"environment": {"versions": 3}}]',
+    ],
+    ids=range(8),
+)
+def test_a_report_that_is_none_is_named_before_anything_is_written(tmp_path, text):
+    (tmp_path / "rows.json").write_bytes(text.encode("latin-1"))
+    made = LesaPredictor(LesaConfig(4, hidden_dim=2))
+    with pytest.raises(ValueError, match=r"rows\.json is no report: "):
+        made.save_pretrained(tmp_path / "out", report=tmp_path / "rows.json")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

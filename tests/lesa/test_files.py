@@ -18,6 +18,7 @@ from lesa.arguments import real
 from lesa.calibration.recorder import prompt_list
 from lesa.calibration.trajectories import load_shard, save_shard
 from lesa.files import locked, read_tensors, write_tensors, write_text
+from lesa_kernels import KANLinear
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.tiny import arguments
 from tests.lesa.test_budget import calibration, measured
@@ -312,6 +313,7 @@ def test_a_large_grid_is_not_fitted_only_to_be_replaced(tmp_path, monkeypatch):
     predictor = LesaPredictor(LesaConfig(2, hidden_dim=1, grid_size=64))
     predictor.save_pretrained(tmp_path)
     monkeypatch.setattr(torch.linalg, "lstsq", None)
+    monkeypatch.setattr(KANLinear, "curve2coeff", None)  # nor on tensors without values, which takes order by order
     read = LesaPredictor.from_pretrained(tmp_path)
     assert all(torch.equal(v, read.state_dict()[k]) for k, v in predictor.state_dict().items())
 

@@ -1,12 +1,15 @@
 """Every file that we read, changed in every way: it loads and is of use, or it is a ValueError or FileNotFoundError."""
 
 import json
+import math
 import struct
 
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load, load_file, save, save_file
 
 import lesa
 from lesa import GramMatrix, LesaConfig, LesaPredictor, StepPlan
@@ -54,6 +57,13 @@ def a_predictor(folder):
     return folder / "model.safetensors"
 
 
+def an_older_predictor(folder):
+    """The weights say nothing of what they are, and leave it all to config.json."""
+    path = a_predictor(folder)
+    save_file(load_file(path), path, {"format": "pt"})
+    return path
+
+
 def use_predictor(path):
     made = lesa.load(path.parent)
     steps = made.config.num_steps or STEPS
@@ -63,14 +73,23 @@ def use_predictor(path):
 
 
 def a_config(folder):
-    a_predictor(folder)
+    an_older_predictor(folder)
     return folder / "config.json"
+
+
+def an_unfinished_predictor(folder):
+    """A saving was interrupted before config.json: what the weights say is all there is."""
+    path = a_predictor(folder)
+    (folder / "config.json").unlink()
+    return path
 
 
 def a_stream(folder):
     made = LesaPredictor(LesaConfig(STEPS, hidden_dim=2))
     lesa.save({("transformer", "cond"): made, ("transformer", "uncond"): made}, folder)
-    return folder / "transformer.cond" / "config.json"
+    path = folder / "transformer.cond" / "model.safetensors"
+    save_file(load_file(path), path, {"format": "pt"})
+    return path.with_name("config.json")
 
 
 def use_stream(path):
@@ -111,7 +130,10 @@ def use_shard(path):
     times, shard = load_shard(path)
     for features in shard.values():
         features.float().sum()
-    lesa.Trajectories(times, [shard])
+    made = lesa.Trajectories(times, [shard])
+    for stream in made.streams:
+        made.digest(stream)
+        assert sum(map(len, made.batches(2, stream=stream))) == made.samples
     with pytest.raises(ValueError, match=path.name):
         load_shard(path, {"tokens": 5})
 
@@ -120,6 +142,8 @@ FORMATS = {
     "calibration": (a_calibration, use_calibration),
     "gram": (a_gram, use_gram),
     "predictor": (a_predictor, use_predictor),
+    "unfinished predictor": (an_unfinished_predictor, use_predictor),
+    "older predictor": (an_older_predictor, use_predictor),
     "config": (a_config, use_predictor),
     "stream": (a_stream, use_stream),
     "checkpoint": (a_checkpoint, use_checkpoint),
@@ -139,8 +163,10 @@ def kind(request, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def little_room(monkeypatch):
     """Nothing of a size that the file only declares is made room for."""
-    for name in ("zeros", "empty", "ones", "full"):
+    for name in ("zeros", "empty", "ones", "full", "eye", "linspace", "arange", "rand", "randn", "tril_indices"):
         monkeypatch.setattr(torch, name, bounded(getattr(torch, name)))
+    for name in ("new_zeros", "new_empty", "new_ones", "new_full", "expand", "repeat"):
+        monkeypatch.setattr(torch.Tensor, name, bounded_method(getattr(torch.Tensor, name)))
 
 
 def bounded(make):
@@ -148,6 +174,16 @@ def bounded(make):
         tensor = make(*args, **kwargs | {"device": "meta"})
         assert tensor.nbytes < ROOM, f"room for {tensor.nbytes} bytes"
         return make(*args, **kwargs)
+
+    return checked
+
+
+def bounded_method(make):
+    def checked(tensor, *args, **kwargs):
+        like = torch.Tensor.to(tensor, "meta")
+        made = make(like, *args, **{k: v for k, v in kwargs.items() if k != "device"})
+        assert made.nbytes < ROOM, f"room for {made.nbytes} bytes"
+        return make(tensor, *args, **kwargs)
 
     return checked
 
@@ -170,19 +206,26 @@ def with_header(header, rest):
     return struct.pack("<Q", len(text)) + text + rest
 
 
-quiet = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
-many = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=2000)
+def examples(count):
+    return settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=count)
+
+
+# how many: few in every run, many where there is time
+effort = pytest.mark.parametrize("effort", [30, pytest.param(2000, marks=pytest.mark.full)])
 values = st.recursive(
-    st.sampled_from([None, True, 0, -1, 2**70, 1e308, 0.5, "", "x", "transformer", [], {}, "1" * 400, [[0]], [1, 0]]),
+    st.sampled_from(
+        [None, True, 0, -1, 2**70, 1e308, 10**400, 0.5, "", "x", "transformer", [], {}, "1" * 400, [[0]], [1, 0]]
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "streams"]), inner, max_size=2),
     max_leaves=5,
 )
 
 
-def test_changed_bytes(kind):
+@effort
+def test_changed_bytes(kind, effort):
     path, whole, use = kind
 
-    @quiet
+    @examples(effort)
     @given(steps=changes)
     def check(steps):
         is_read_or_refused(path, changed(whole, steps), use)
@@ -190,23 +233,52 @@ def test_changed_bytes(kind):
     check()
 
 
-@pytest.mark.full
-def test_many_more_changed_bytes(kind):
+@pytest.mark.parametrize("length", [0, 1, 7, "-1", "+1", "+64", 2**31, 2**32 + 1, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_header_of_another_length(kind, length):
     path, whole, use = kind
+    if path.suffix == ".json":
+        pytest.skip("has no header")
+    (true,) = struct.unpack("<Q", whole[:8])
+    is_read_or_refused(
+        path, struct.pack("<Q", true + int(length) if isinstance(length, str) else length) + whole[8:], use
+    )
 
-    @many
-    @given(steps=changes)
-    def check(steps):
-        is_read_or_refused(path, changed(whole, steps), use)
 
-    check()
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "null", "[]", "3", '"x"', "{}", "{", "NaN", ""])
+def test_a_description_that_is_something_else(kind, text):
+    """As the whole of a JSON file, and in the place of every string of a header."""
+    path, whole, use = kind
+    if path.suffix == ".json":
+        is_read_or_refused(path, text.encode(), use)
+        return
+    header, rest = header_of(whole)
+    for key, value in header["__metadata__"].items():
+        header["__metadata__"][key] = text
+        is_read_or_refused(path, with_header(header, rest), use)
+        header["__metadata__"][key] = value
 
 
-def test_changed_descriptions(kind):
+@pytest.mark.parametrize("shape", [[2**40], [2**62, 2**62], [0, 2**62], [2**63], [2**64], [-1], [], [1] * 100])
+def test_declared_sizes(kind, shape):
+    """Of one tensor, with offsets as they were and with those that such a shape would have."""
+    path, whole, use = kind
+    if path.suffix == ".json":
+        pytest.skip("has no tensors")
+    header, rest = header_of(whole)
+    name = sorted(header.keys() - {"__metadata__"})[-1]
+    before = header[name]
+    size = math.prod(shape)
+    for offsets in (before["data_offsets"], [0, size * 8], [len(rest), len(rest) + size * 8]):
+        header[name] = before | {"shape": shape, "data_offsets": offsets}
+        is_read_or_refused(path, with_header(header, rest), use)
+
+
+@effort
+def test_changed_descriptions(kind, effort):
     """Of one value of the description or of the header another one, deep inside or at the top."""
     path, whole, use = kind
 
-    @quiet
+    @examples(effort)
     @given(where=st.lists(st.integers(0, 30), min_size=1, max_size=4), value=values)
     @example(where=[0], value=[[[[]]]] * 3)
     def check(where, value):
@@ -240,20 +312,18 @@ def replaced(tree, where, value):
     return [*tree[:index], replaced(tree[index], where[1:], value), *tree[index + 1 :]]
 
 
-def test_changed_tensors(kind):
+@effort
+def test_changed_tensors(kind, effort):
     """Another shape, another dtype, other numbers, a name too many or one too few."""
     path, whole, use = kind
     if path.suffix == ".json":
         pytest.skip("has no tensors")
     path.write_bytes(whole)
-    from safetensors import safe_open
-    from safetensors.torch import load, save
-
     tensors = load(whole)
     with safe_open(str(path), "pt") as file:
         metadata = file.metadata()
 
-    @quiet
+    @examples(effort)
     @given(which=st.integers(0, 30), how=st.sampled_from(sorted(CHANGES)))
     def check(which, how):
         name = sorted(tensors)[which % len(tensors)]

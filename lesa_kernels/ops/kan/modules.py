@@ -88,6 +88,8 @@ class KANLinear(nn.Module):
 
     def reset_parameters(self) -> None:
         """The grid of the constructor, Kaiming-uniform base weights, and splines fitted to a little noise."""
+        if self.grid.is_meta:  # no values to fit: they come from a file, or from a later call after ``to_empty``
+            return
         nn.init.kaiming_uniform_(self.base_weight, a=math.sqrt(5) * self.scale_base)
         with torch.no_grad():
             self.grid.copy_(self._uniform_grid())

@@ -91,9 +91,13 @@ class PathLeastSquares:
         lengths = torch.where((lengths.abs().amax(1, keepdim=True) > 0), lengths, own.double())
         # The unknowns differ by the square of the step lengths; scaled to a unit diagonal the system is well posed.
         scale = system.diagonal().rsqrt()
-        factor = torch.linalg.cholesky(system * scale[:, None] * scale)
+        factor, failed = torch.linalg.cholesky_ex(system * scale[:, None] * scale)
+        if failed or not bool(scale.isfinite().all()):
+            raise ValueError("these are no inner products of errors; calibrate again")
         towards = torch.cholesky_solve((lengths * scale).T, factor) * scale[:, None]
-        multipliers = torch.linalg.solve(lengths @ towards, torch.ones(len(predicted), dtype=torch.float64))
+        multipliers, failed = torch.linalg.solve_ex(lengths @ towards, torch.ones(len(predicted), dtype=torch.float64))
+        if failed or not bool(multipliers.isfinite().all()):
+            raise ValueError("these errors have lengths that nothing can keep; calibrate again")
         return target, used, towards @ multipliers, float(multipliers.sum())
 
     def _unknowns(self, plan: StepPlan) -> tuple[Tensor, Tensor]:

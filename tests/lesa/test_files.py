@@ -21,7 +21,7 @@ from lesa.files import locked, read_tensors, write_tensors, write_text
 from lesa_kernels import KANLinear
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.tiny import arguments
-from tests.lesa.test_budget import calibration, measured
+from tests.lesa.test_budget import TIMES, calibration, measured
 from tests.lesa.test_fuzz import a_checkpoint, progress
 
 
@@ -87,6 +87,17 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
     for save in (calibration().save, LesaPredictor(LesaConfig(4, hidden_dim=2)).save_pretrained):
         with pytest.raises(OSError, match="taken"):
             save(tmp_path / "taken")
+
+
+def test_errors_that_no_prediction_makes_are_a_value_error():
+    errors = lesa.ErrorGram.from_gram(measured())
+    errors.matrix[1:, 0] = errors.matrix[0, 1:] = 1e3 * errors.matrix.diagonal().max()
+    with pytest.raises(ValueError, match="no inner products of errors; calibrate again"):
+        lesa.PathLeastSquares(errors).table(StepPlan(errors.num_steps, [0, 2]), TIMES)
+    errors = lesa.ErrorGram.from_gram(measured())
+    errors.lengths.mul_(1e-300)
+    with pytest.raises(ValueError, match="lengths that nothing can keep; calibrate again"):
+        lesa.PathLeastSquares(errors).table(StepPlan(errors.num_steps, [0, 2]), TIMES)
 
 
 def same_weights(a, b):
@@ -242,6 +253,8 @@ def test_a_report_that_is_none_is_named_before_anything_is_written(tmp_path, tex
         lambda t: t.update({"transformer.cond.gram": -t["transformer.cond.gram"]}),
         lambda t: t.update({"transformer.cond.gram": t["transformer.cond.gram"].tril()}),
         lambda t: t.update({"transformer.cond.lengths": torch.zeros(2, 2, dtype=torch.float64)}),
+        lambda t: t["transformer.cond.errors"][1:2].mul_(-1e6),  # larger than both squares it is between
+        lambda t: t["transformer.cond.errors"][3:].mul_(-1),
         lambda t: t.pop("transformer.cond.lengths"),
         lambda t: t.pop("transformer.cond.gram"),
         lambda t: t.pop("times"),

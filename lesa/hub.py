@@ -60,7 +60,7 @@ def local_folder(
         "local_files_only": local_files_only,
     }
     fetched = _fetch(name, DESCRIPTIONS, revision=revision, **options)
-    described = [path.parent for path in sorted(fetched.rglob(CONFIG_FILE)) if _is_ours(path)]
+    described = [path.parent for path in sorted(fetched.rglob(CONFIG_FILE)) if path.is_file() and _is_ours(path)]
     if not described and not (fetched / CALIBRATION_FILE).is_file():
         raise ValueError(f"the repository {name} of the Hugging Face Hub holds nothing that lesa has written")
     weights = [(parent / WEIGHTS_FILE).relative_to(fetched).as_posix() for parent in described]
@@ -87,7 +87,7 @@ def _fetch(name: str, patterns: list[str], **options: Any) -> Path:
 
 def _is_ours(config: Path) -> bool:
     try:
-        description = json.loads(config.read_text())
+        description = json.loads(config.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return False
     return isinstance(description, dict) and description.get("library") == LIBRARY

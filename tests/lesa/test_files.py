@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import multiprocessing
 import os
 import re
@@ -432,6 +433,15 @@ def test_files_of_before_there_were_versions_are_read(tmp_path):
     )
     assert load_shard(shard, "x")[1]["a", "b"].shape == (1, 4, 2, 2)
     assert StepPlan(4, [0]).num_steps == 4
+    made = calibration()
+    made.plan(2)
+    made.save(tmp_path)
+    file = read_tensors(tmp_path / "calibration.safetensors", kind="calibration")
+    description = {name: said for name, said in file.description.items() if name not in ("steps", "ranges")}
+    save_file(file.tensors, file.path, {"calibration": json.dumps(description)})
+    read = lesa.load(tmp_path)
+    assert (read.plans, read.requests, read.samples) == (made.plans, made.requests, made.samples)
+    assert torch.equal(read.streams["transformer", "cond"].gram.matrix, made.streams["transformer", "cond"].gram.matrix)
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400)], ids=["above", "below"])

@@ -211,7 +211,7 @@ def examples(count):
 
 
 # how many: few in every run, many where there is time
-effort = pytest.mark.parametrize("effort", [30, pytest.param(2000, marks=pytest.mark.full)])
+effort = pytest.mark.parametrize("effort", [25, pytest.param(1000, marks=pytest.mark.full)])
 values = st.recursive(
     st.sampled_from(
         [None, True, 0, -1, 2**70, 1e308, 10**400, 0.5, "", "x", "transformer", [], {}, "1" * 400, [[0]], [1, 0]]

@@ -154,6 +154,13 @@ def test_a_repository_of_something_else_is_refused_before_its_weights_come(the_h
     assert the_hub.fetched == ["config.json"] * 5
 
 
+def test_a_folder_that_is_called_as_a_description_is_none(the_hub):
+    lesa.push_to_hub(fitted(), "user/one")
+    odd = the_hub.root / "cache" / "user/one" / "snapshots" / "c0ffee" / "v1.0" / "config.json"
+    odd.mkdir(parents=True)
+    assert same(fitted(), lesa.load("user/one"))
+
+
 def test_a_folder_is_preferred_to_a_repository_of_the_same_name(tmp_path, monkeypatch, no_hub):
     monkeypatch.chdir(tmp_path)
     lesa.save(fitted(), "user/one")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ class _CalibrationRecorder(Recorder):
             raise ValueError(
                 f"{path} was calibrated with per_channel={not self._per_channel}; go on so, or choose another out="
             )
-        mine = self._settings()
+        mine = self._settings
         theirs = {name: value for name, value in calibration.settings.items() if name != "feature"}
         # files of before these were written have neither
         known = mine if {"tokens", "weights"} <= theirs.keys() else {n: mine[n] for n in mine if n in theirs}
@@ -149,7 +150,9 @@ class _CalibrationRecorder(Recorder):
             )
         self.calibration = calibration
 
+    @cached_property
     def _settings(self) -> dict[str, Any]:
+        """What else the calibration holds for; found once, since it reads a few numbers of each weight."""
         from lesa.adapters.diffusers.handle import find_transformers
 
         weights = weights_digest(find_transformers(self._pipeline))
@@ -184,7 +187,7 @@ class _CalibrationRecorder(Recorder):
             self.times,
             {stream: adder.measured for stream, adder in self._adders.items()},
             self.model,
-            {"feature": {".".join(s): a.shape for s, a in self._adders.items()}, **self._settings()},
+            {"feature": {".".join(s): a.shape for s, a in self._adders.items()}, **self._settings},
             [name],
             next(iter(self._adders.values())).samples,
             max(adder.token_error for adder in self._adders.values()),

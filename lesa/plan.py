@@ -61,6 +61,12 @@ class StepPlan:
         """What is left of this plan when ``start`` is the first step that runs: that one is full as well."""
         return StepPlan(self.num_steps, {start, *(step for step in self.full_steps if step >= start)}, start=start)
 
+    def within(self, first: int, num_steps: int) -> "StepPlan":
+        """This plan for the ``num_steps`` steps from ``first`` on, counted from 0: the first that runs is full."""
+        start = max(self.start - first, 0)
+        full = (step - first for step in self.full_steps if first + start < step < first + num_steps)
+        return StepPlan(num_steps, {start, *full}, start=start)
+
     @classmethod
     def even(cls, times: Sequence[float] | Tensor, num_full: int) -> "StepPlan":
         """Full steps evenly spaced in noise level, the first and the last step among them.

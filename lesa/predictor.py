@@ -298,6 +298,8 @@ class LesaPredictor(
     def table(self, plan: StepPlan, times: Tensor | Sequence[float]) -> CoefficientTable:
         """The whole closed loop of a generation as one table over its full features, in float64.
 
+        A predictor that was fitted on a stream which takes part in some steps only serves these steps of the schedule.
+
         Raises:
             ValueError: if the plan has another number of steps, or the schedule is not the one it was fitted on.
         """
@@ -305,6 +307,9 @@ class LesaPredictor(
             raise ValueError(
                 "a KAN on the features is not linear in them and has no table; sample with it by lesa.enable"
             )
+        first = self._first_of(plan, times)
+        if first is not None:
+            return self._in_part(plan, times, first)
         known = self.check_schedule(plan, times)
         exact = copy.deepcopy(self).to("cpu", torch.float64)
         with torch.no_grad():
@@ -320,6 +325,27 @@ class LesaPredictor(
 
         with torch.no_grad():
             return unroll(plan, known, rule)
+
+    def _first_of(self, plan: StepPlan, times: Tensor | Sequence[float]) -> int | None:
+        """The step of a longer schedule where the times that it was fitted on begin; None: it does not hold them."""
+        steps = self.config.num_steps
+        if steps is None or self.schedule is None or plan.num_steps <= steps:
+            return None
+        given = as_times(times, plan.num_steps)
+        first = [i for i in range(plan.num_steps - steps + 1) if same_times(given[i : i + steps + 1], self.schedule)]
+        return first[0] if first and first[0] <= plan.start < first[0] + steps else None
+
+    def _in_part(self, plan: StepPlan, times: Tensor | Sequence[float], first: int) -> CoefficientTable:
+        """The table of the steps from ``first`` on; what comes after them does not run, and is the latest feature."""
+        assert self.schedule is not None
+        own = self.table(plan.within(first, len(self.schedule) - 1), self.schedule)
+        coefficients = torch.zeros(len(plan.predicted_steps), len(plan.full_steps), dtype=torch.float64)
+        bias = coefficients.new_zeros(len(coefficients))
+        rows, columns = own.coefficients.shape
+        coefficients[:rows, :columns], bias[:rows] = own.coefficients, own.bias
+        for row, step in zip(coefficients[rows:], plan.predicted_steps[rows:], strict=True):
+            row[sum(full < step for full in plan.full_steps) - 1] = 1
+        return CoefficientTable(plan, times, coefficients, bias)
 
     def check_schedule(self, plan: StepPlan, times: Tensor | Sequence[float]) -> Tensor:
         """The times in float64 [steps + 1], if this predictor can serve them.

@@ -27,7 +27,8 @@ def collect(
 ) -> Trajectories:
     """Sample normally and keep the features that a predictor is trained on.
 
-    How many bytes that will take is said at the second step of the first call.
+    A stream that takes part in some steps only (a second transformer, guidance that ends early) is kept on these. How
+    many bytes that will take is said at the second step of the first call.
 
     Args:
         pipeline: a diffusers pipeline.
@@ -77,12 +78,11 @@ def collect(
             shards[i] = recorder.record(i)
         elif i in missing:
             shard = recorder.record(i)
-            save_shard(shard_path(directory, i), recorder.times, shard, recorder.request(i))
+            save_shard(shard_path(directory, i), recorder.times, shard, recorder.request(i), recorder.firsts)
         else:
             load_shard(shard_path(directory, i), recorder.request(i))  # refuses that of another request
     if directory is None:
-        return Trajectories(recorder.times, list(shards.values()))
+        return Trajectories(recorder.times, list(shards.values()), recorder.firsts)
     if accelerator is not None:
         accelerator.wait_for_everyone()
-    times, loaded = zip(*(load_shard(shard_path(directory, i)) for i in range(len(prompts))), strict=True)
-    return Trajectories(times[0], list(loaded))
+    return Trajectories.of_files([shard_path(directory, i) for i in range(len(prompts))])

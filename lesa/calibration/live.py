@@ -44,6 +44,8 @@ class LiveTrajectories:
         first = self._recorder.record(0)
         self.times = self._recorder.times
         self.streams = list(first)
+        if any(features.shape[1] != self.num_steps for features in first.values()):
+            raise ValueError("not every transformer or branch takes part in every step; lesa.collect can record these")
         self._samples = len(first[self.streams[0]])  # of every call
         self._nothing = {stream: features[:0].clone() for stream, features in first.items()}
 

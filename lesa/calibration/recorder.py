@@ -29,6 +29,7 @@ class Recorder:
 
     Attributes:
         times: noise levels [steps + 1] of the latest call.
+        firsts: the first step of each stream in it, which may take part in some steps only.
         on_start: called once, with the bytes of a call and a description of them, as soon as they are known.
 
     Raises:
@@ -51,6 +52,7 @@ class Recorder:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype must be one of floating-point numbers, such as torch.bfloat16, not {dtype!r:.80}")
         self.times = torch.empty(0)
+        self.firsts: dict[Stream, int] = {}
         self.on_start: Callable[[int, str], None] | None = None
         self._pipeline = pipeline
         self._prompts = prompts
@@ -101,17 +103,13 @@ class Recorder:
             raise ValueError(f"only steps {ran} of {steps} steps ran; features are collected on whole generations")
         first = min(first for first, _ in self._ran.values())
         self.times = self.times[first:]  # of a generation that starts part-way, what is left of its schedule
+        self.firsts = {stream: begun - first for stream, (begun, _) in self._ran.items()}
         return self._whole(first)
 
     def _whole(self, first: int) -> Shard:
-        """The features of all streams, which have to take part in all steps from ``first`` on."""
-        if any(ran != (first, first + len(self.times) - 2) for ran in self._ran.values()):
-            raise ValueError(
-                "not every transformer or branch takes part in every step, which one schedule of features cannot hold; "
-                "lesa.calibrate can, and lesa.fit_gram trains on it"
-            )
+        """The features of each stream on the steps that it took part in, in a call that began with step ``first``."""
         self._start()
-        return {stream: features[:, first:] for stream, features in self._features.items()}
+        return {s: features[:, self._ran[s][0] : self._ran[s][1] + 1] for s, features in self._features.items()}
 
     def _note(self, stream: Stream, step: int) -> None:
         """A stream runs this step; its steps follow each other.

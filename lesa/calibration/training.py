@@ -22,7 +22,7 @@ from lesa.arguments import real, whole
 from lesa.calibration.checkpoint import Progress
 from lesa.calibration.interval import interval_error, intervals
 from lesa.calibration.seeding import seeded
-from lesa.calibration.trajectories import Source, Stream
+from lesa.calibration.trajectories import Source, Stream, Trajectories
 from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
 from lesa.runtime.warning import LesaWarning
@@ -72,7 +72,8 @@ def fit(
         trajectories: true features of whole generations: recorded by :func:`lesa.collect`, or
             :class:`lesa.LiveTrajectories`. Several schedules at once, for a predictor with ``anchors``: pairs of
             trajectories and a plan or plans.
-        plan: the full steps that sampling will run. Of several plans each batch is trained on one, drawn at random.
+        plan: the full steps that sampling will run, of the whole schedule also where the stream takes part in some of
+            its steps only. Of several plans each batch is trained on one, drawn at random.
         config: the shape of the predictor; None: that of ``start``, or the paper's for this number of steps.
         stream: (component, branch), where several were recorded.
         start: a predictor to go on from; None: from scratch, as in the paper. Going on from what :func:`lesa.fit_gram`
@@ -99,11 +100,16 @@ def fit(
             or ``start`` has another config.
     """
     _check_numbers(epochs, batch, learning_rate, weight_decay, seed)
-    lessons = _lessons(trajectories, plan)
+    whole_plans = _lessons(trajectories, plan)
+    lessons = [_on_own_steps(source, plans, stream) for source, plans in whole_plans]
     if start is not None and config not in (None, start.config):
         raise ValueError("a training goes on with the config of its start; leave config= away")
     config = config or (LesaConfig(lessons[0][0].num_steps) if start is None else start.config)
     _check(lessons, config, stream)
+    if config.latent == "kan" and any(
+        plans != whole for (_, plans), (_, whole) in zip(lessons, whole_plans, strict=True)
+    ):
+        raise ValueError("latent='kan' has no table, which a stream on some steps of the schedule needs; leave it away")
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     if device is None:
         device = accelerator.device if accelerator is not None else "cuda" if torch.cuda.is_available() else "cpu"
@@ -165,7 +171,7 @@ def fit(
     if config.anchors is None:
         predictor.schedule = lessons[0][0].times
     if len(lessons) == len(lessons[0][1]) == 1:
-        predictor.plan = lessons[0][1][0]
+        predictor.plan = whole_plans[0][1][0]
     predictor.losses = state.losses
     return predictor.cpu().eval().requires_grad_(False)
 
@@ -209,6 +215,23 @@ def _lessons(trajectories: Source | Sequence[tuple[Source, Plans]], plan: Plans 
     elif plan is not None:
         raise ValueError("the plans come with the trajectories, as pairs; leave plan= away")
     return [(source, [plans] if isinstance(plans, StepPlan) else list(plans)) for source, plans in trajectories]
+
+
+def _on_own_steps(source: Source, plans: list[StepPlan], stream: Stream | None) -> Lesson:
+    """A lesson on the steps that the stream takes part in."""
+    if not isinstance(source, Trajectories):
+        return source, plans
+    chosen = source.stream(stream)
+    first, own = source.firsts[chosen], source.of(chosen)
+    if (first, own.num_steps) == (0, source.num_steps):
+        return source, plans
+    for plan in plans:
+        if plan.num_steps != source.num_steps:
+            raise ValueError(
+                f"plan has {plan.num_steps} steps and the schedule {source.num_steps}, of which {'.'.join(chosen)} "
+                f"takes part in {first} to {first + own.num_steps - 1}; give the plan of the whole schedule"
+            )
+    return own, [plan.within(first, own.num_steps) for plan in plans]
 
 
 def _digest(predictor: LesaPredictor) -> str:

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from lesa.arguments import real
+from lesa.arguments import real, whole
 from lesa.files import TensorFile, read_tensors, write_tensors
 from lesa.files.tensors import FLOATS, damaged
 from lesa.runtime.driver import Stream
@@ -60,22 +60,28 @@ class Trajectories:
     Args:
         times: the schedule, one noise level a step and optionally the final one.
         shards: features by stream, one mapping for each batch of samples; shapes may differ between batches.
+        firsts: the first step of each stream that takes part in some steps of the schedule only, such as a second
+            transformer: its features are those of that step and the next ones. Others begin with step 0.
 
     Raises:
         ValueError: if there is nothing in them, the shards disagree, or the times are not those of their steps.
     """
 
-    def __init__(self, times: Tensor, shards: list[Shard]) -> None:
+    def __init__(self, times: Tensor, shards: list[Shard], firsts: Mapping[Stream, int] | None = None) -> None:
         if not shards or not shards[0]:
             raise ValueError("there is nothing in these trajectories: no feature was recorded")
         self.streams = list(shards[0])
         self.shards = shards
-        self.times = as_times(times, shards[0][self.streams[0]].shape[1])
+        self.firsts = {stream: (firsts or {}).get(stream, 0) for stream in self.streams}
+        ends = {stream: first + shards[0][stream].shape[1] for stream, first in self.firsts.items()}
+        self.times = as_times(times, max(ends.values()))
         for shard in shards:
             if list(shard) != self.streams:
                 raise ValueError(f"one batch recorded {list(shard)}, another {self.streams}")
-            sizes = {features.shape[:2] for features in shard.values()}
-            if len(sizes) > 1 or next(iter(sizes))[1] != self.num_steps:
+            samples = {len(features) for features in shard.values()}
+            steps = {stream: first + shard[stream].shape[1] for stream, first in self.firsts.items()}
+            if len(samples) > 1 or steps != ends or max(ends.values()) != self.num_steps:
+                sizes = {tuple(features.shape[:2]) for features in shard.values()}
                 raise ValueError(f"streams of one batch must agree on [samples, {self.num_steps} steps]: {sizes}")
 
     @classmethod
@@ -89,11 +95,22 @@ class Trajectories:
         paths = sorted(Path(directory).glob("trajectories-*.safetensors"))
         if not paths:
             raise FileNotFoundError(f"no trajectories in {directory}")
-        times, shards = zip(*(load_shard(path) for path in paths), strict=True)
-        for path, other in zip(paths, times, strict=True):
-            if not same_times(times[0], other):
+        return cls.of_files(paths)
+
+    @classmethod
+    def of_files(cls, paths: Sequence[Path]) -> "Trajectories":
+        """:meth:`load` of these files."""
+        times, shards, firsts = zip(*(load_shard(path) for path in paths), strict=True)
+        for path, other, steps in zip(paths, times, firsts, strict=True):
+            if not same_times(times[0], other) or steps != firsts[0]:
                 raise ValueError(f"{path} was recorded on another schedule than {paths[0]}")
-        return cls(times[0], list(shards))
+        return cls(times[0], list(shards), firsts[0])
+
+    def of(self, stream: Stream) -> "Trajectories":
+        """Those of one stream alone, on the steps that it takes part in."""
+        first = self.firsts[stream]
+        count = self.shards[0][stream].shape[1]
+        return Trajectories(self.times[first : first + count + 1], [{stream: shard[stream]} for shard in self.shards])
 
     @property
     def samples(self) -> int:
@@ -165,22 +182,26 @@ def shard_path(directory: Path, index: int) -> Path:
     return directory / f"trajectories-{index:05d}.safetensors"
 
 
-def save_shard(path: Path, times: Tensor, shard: Shard, request: Any = None) -> None:
+def save_shard(
+    path: Path, times: Tensor, shard: Shard, request: Any = None, firsts: Mapping[Stream, int] | None = None
+) -> None:
     """Write one batch of samples; a file that exists is a whole one. ``request`` says what it was made for."""
     tensors = {str(i): features for i, features in enumerate(shard.values())}
     description = {"times": times.tolist(), "streams": [list(stream) for stream in shard], "request": request}
+    if firsts is not None and any(firsts.values()):
+        description["firsts"] = [firsts.get(stream, 0) for stream in shard]
     write_tensors(path, tensors, description, kind=KIND)
 
 
-def load_shard(path: Path, request: Any = None) -> tuple[Tensor, Shard]:
-    """Times and memory-mapped features of one file.
+def load_shard(path: Path, request: Any = None) -> tuple[Tensor, Shard, dict[Stream, int]]:
+    """Times and memory-mapped features of one file, and the first step of each stream.
 
     Raises:
         ValueError: if the file was cut short, is something else, or was made for another request than the given one.
     """
     file = read_tensors(path, kind=KIND, advice=ADVICE, mapped=True)
     try:
-        times, shard, made_for = _understand(file)
+        times, shard, firsts, made_for = _understand(file)
     except ValueError as error:
         raise ValueError(damaged(path, KIND, error, ADVICE)) from error
     if request is not None and made_for != request:
@@ -188,10 +209,10 @@ def load_shard(path: Path, request: Any = None) -> tuple[Tensor, Shard]:
         other = [name for name in request if made_for.get(name) != request[name]] if named else []
         what = " and ".join(other) or "prompts, seeds or options"
         raise ValueError(f"{path} was collected for other {what}; choose another folder")
-    return times, shard
+    return times, shard, firsts
 
 
-def _understand(file: TensorFile) -> tuple[Tensor, Shard, Any]:
+def _understand(file: TensorFile) -> tuple[Tensor, Shard, dict[Stream, int], Any]:
     description = file.description
     if description is None and {"times", "streams"} <= file.metadata.keys():  # as it was before there were versions
         description = {name: json.loads(file.metadata[name]) for name in ("times", "streams")}
@@ -208,11 +229,17 @@ def _understand(file: TensorFile) -> tuple[Tensor, Shard, Any]:
     if len(set(streams)) != len(streams) or sorted(file.tensors) != sorted(map(str, range(len(streams)))):
         raise ValueError("it does not hold one tensor for each stream")
     shard = {stream: file.tensors[str(i)] for i, stream in enumerate(streams)}
+    begun = description.get("firsts", [0] * len(streams))
+    if not isinstance(begun, list) or len(begun) != len(streams):
+        raise ValueError("it does not say where each stream begins")
+    firsts = {s: whole("a first step", step, least=0, most=len(times)) for s, step in zip(streams, begun, strict=True)}
     for stream, features in shard.items():
-        fits = features.ndim >= 3 and features.shape[1] == len(times) - 1 and features.numel()
+        fits = features.ndim >= 3 and 0 < features.shape[1] <= len(times) - 1 - firsts[stream] and features.numel()
         if not fits or features.dtype not in FLOATS:
             raise ValueError(
-                f"{'.'.join(stream):.80} is {features.dtype} {list(features.shape)}, not numbers [samples, "
-                f"{len(times) - 1} steps, ...] of 16, 32 or 64 bits"
+                f"{'.'.join(stream):.80} is {features.dtype} {list(features.shape)}, not numbers [samples, up to "
+                f"{len(times) - 1 - firsts[stream]} steps, ...] of 16, 32 or 64 bits"
             )
-    return times, shard, description.get("request")
+    if max(first + shard[stream].shape[1] for stream, first in firsts.items()) != len(times) - 1:
+        raise ValueError(f"no stream takes part in the last of its {len(times) - 1} steps")
+    return times, shard, firsts, description.get("request")

@@ -108,8 +108,90 @@ def test_image_to_image_is_collected_from_its_first_step():
     made = lesa.collect(Loop(start=3), [{}], progress=False)
     assert made.num_steps == 7
     assert made.shards[0]["transformer", "cond"].shape[:2] == (2, 7)
-    with pytest.raises(ValueError, match="not every transformer or branch takes part in every step"):
-        lesa.collect(Loop(guided=range(6)), [{}], progress=False)
+    assert made.firsts == {("transformer", "cond"): 0}
+
+
+@every_kind
+@pytest.mark.parametrize("where", ["memory", "a folder"])
+def test_each_stream_is_collected_on_its_own_steps(kind, where, tmp_path):
+    options, ranges = KINDS[kind]
+    loop = Loop(**options)
+    out = tmp_path if where == "a folder" else None
+    made = lesa.collect(loop, [{}, {}], out=out, progress=False)
+    assert made.num_steps == STEPS - loop.start
+    assert len(made.streams) == len(ranges)
+    for stream in made.streams:
+        first, steps = part_of(stream, ranges)
+        own = made.of(stream)
+        assert (made.firsts[stream], own.num_steps) == (first, steps)
+        assert torch.equal(own.times, made.times[first : first + steps + 1])
+        assert own.shards[0][stream].isfinite().all()
+        gram = lesa.calibrate(loop, [{}], search=False, progress=False).streams[stream].gram
+        mine = lesa.GramMatrix(steps)
+        for step, feature in enumerate(own.shards[0][stream].unbind(1)):
+            mine.update(step, feature)
+        torch.testing.assert_close(mine.matrix, gram.matrix, rtol=1e-5, atol=1e-5)
+    if out is not None:
+        again = lesa.Trajectories.load(tmp_path)
+        assert again.firsts == made.firsts
+        assert all(torch.equal(again.shards[1][s], made.shards[1][s]) for s in made.streams)
+
+
+@every_kind
+def test_predictors_of_streams_on_their_own_steps_are_fitted_saved_and_enabled(kind, tmp_path):
+    options, ranges = KINDS[kind]
+    loop = Loop(**options)
+    made = lesa.collect(loop, [{}, {}], progress=False)
+    plan = lesa.StepPlan(made.num_steps, range(0, made.num_steps, 2))
+    config = {"hidden_dim": 4, "history": 4}
+    predictors = {}
+    for stream in made.streams:
+        _, steps = part_of(stream, ranges)
+        predictors[stream] = lesa.fit(
+            made, plan, lesa.LesaConfig(steps, **config), stream=stream, epochs=(1, 1), progress=False
+        )
+        predictors[stream].save_pretrained(tmp_path / stream[0] / stream[1])
+        predictors[stream] = lesa.LesaPredictor.from_pretrained(tmp_path / stream[0] / stream[1])
+        assert predictors[stream].plan == plan
+    loop()
+    untouched = loop.outputs
+    with lesa.enable(loop, lesa.Reuse(), lambda times: lesa.StepPlan(len(times) - 1, [0])):
+        loop()
+        reused = error(loop, untouched)
+    with lesa.enable(loop, predictors, (lambda times: plan) if loop.start else None) as handle:
+        loop()
+    assert len(handle.records) == len(ranges)
+    assert all(record.predicted for record in handle.records)
+    assert error(loop, untouched) < reused
+
+
+def test_the_table_of_a_part_is_that_of_its_own_steps():
+    times = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
+    predictor = lesa.LesaPredictor(lesa.LesaConfig(5, hidden_dim=4)).eval()
+    whole = lesa.StepPlan(STEPS, [0, 1, 3, 5, 6, 9])
+    for first in (0, 3, 5):
+        predictor.schedule = times[first : first + 6]
+        plan = whole.starting_at(first)
+        own = predictor.table(plan.within(first, 5), times[first : first + 6])
+        table = predictor.table(plan, times)
+        rows, columns = own.coefficients.shape
+        assert torch.equal(table.coefficients[:rows, :columns], own.coefficients)
+        assert torch.equal(table.bias[:rows], own.bias)
+        assert (table.coefficients[rows:].sum(1) == 1).all()
+    predictor.schedule = times[3:9]
+    with pytest.raises(ValueError, match="made for 5 steps, the plan has 10"):
+        predictor.table(whole, times)  # it knows nothing of step 0
+    with pytest.raises(ValueError, match="made for 5 steps, the plan has 10"):
+        predictor.table(whole.starting_at(3), times**2)
+
+
+def test_a_plan_of_a_part_in_place_of_the_whole_is_refused():
+    made = lesa.collect(Loop(guided=range(6)), [{}], progress=False)
+    with pytest.raises(ValueError, match="give the plan of the whole schedule"):
+        lesa.fit(made, lesa.StepPlan(6, [0, 2, 4]), stream=("transformer", "uncond"), progress=False)
+    kan = lesa.LesaConfig(6, hidden_dim=4, latent="kan")
+    with pytest.raises(ValueError, match="latent='kan' has no table"):
+        lesa.fit(made, lesa.StepPlan(10, [0, 2, 4]), kan, stream=("transformer", "uncond"), progress=False)
 
 
 def test_a_generation_that_is_broken_off_is_no_calibration():

@@ -122,17 +122,19 @@ def use_checkpoint(path):
 
 def a_shard(folder):
     path = folder / "trajectories-00000.safetensors"
-    save_shard(path, TIMES, {("transformer", "cond"): torch.randn(2, STEPS, 3, 2)}, {"tokens": None})
+    part = ("transformer", "uncond")  # takes part in some steps only
+    shard = {("transformer", "cond"): torch.randn(2, STEPS, 3, 2), part: torch.randn(2, 2, 3, 2)}
+    save_shard(path, TIMES, shard, {"tokens": None}, {part: 1})
     return path
 
 
 def use_shard(path):
-    times, shard = load_shard(path)
+    times, shard, firsts = load_shard(path)
     for features in shard.values():
         features.float().sum()
-    made = lesa.Trajectories(times, [shard])
+    made = lesa.Trajectories(times, [shard], firsts)
     for stream in made.streams:
-        made.digest(stream)
+        made.of(stream).digest(stream)
         assert sum(map(len, made.batches(2, stream=stream))) == made.samples
     with pytest.raises(ValueError, match=path.name):
         load_shard(path, {"tokens": 5})

@@ -273,8 +273,7 @@ class Calibrated:
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         times = as_times(times, plan.num_steps)
         if plan.start and not same_times(times, self.calibration.times):  # what is left may be what was calibrated
-            left = StepPlan(plan.num_steps - plan.start, (step - plan.start for step in plan.full_steps))
-            made = self.table(left, times[plan.start :])
+            made = self.table(plan.within(plan.start, plan.num_steps - plan.start), times[plan.start :])
             return CoefficientTable(plan, times, made.coefficients, made.bias)
         errors = self.calibration.errors(self.stream, times)
         return PathLeastSquares(errors, path=self.path, history=self.history).table(plan, times)

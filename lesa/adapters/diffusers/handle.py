@@ -250,8 +250,8 @@ def _rehearse(forecasters: Forecasters, plan: StepPlan) -> None:
             forecaster.table(plan, forecaster.times)
         steps = getattr(getattr(forecaster, "config", None), "num_steps", plan.num_steps)
         own = getattr(forecaster, "plan", None)
-        if own is not None and own.num_steps != steps:  # fitted on a stream that takes part in some steps of the plan
-            steps = own.num_steps
+        if own is not None and steps is not None and steps < own.num_steps == plan.num_steps:
+            continue  # fitted on a stream that takes part in some steps of the plan
         if steps not in (None, plan.num_steps):  # None: one that serves any number
             raise ValueError(
                 f"the forecaster was made for {steps} steps, the plan has {plan.num_steps}; give a plan for {steps} "

@@ -88,7 +88,7 @@ gate: $(READY)
 	LESA_GATE=80,90,100 $(BIN)/python -m pytest tests/gate
 
 report: $(READY)
-	$(BIN)/lesa report
+	$(BIN)/python -m benchmarks.report
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -69,10 +69,10 @@ def sample(sampler: Sampler, seeds: range) -> Tensor:
     return torch.cat([images_of(pipeline(**request(labels_of(part).tolist(), part, **options))) for part in parts])
 
 
-def calibrate(sampler: Sampler, seeds: range, *, per_channel: bool = False) -> Calibration:
+def calibrate(sampler: Sampler, seeds: range) -> Calibration:
     pipeline, options = sampler
     call = request(labels_of(seeds).tolist(), seeds, **options)
-    return lesa.calibrate(pipeline, [call], per_channel=per_channel, search=False, progress=False)
+    return lesa.calibrate(pipeline, [call], search=False, progress=False)
 
 
 class Judge:
@@ -89,7 +89,7 @@ class Judge:
 
 def budgets(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
     """Every forecaster on the best plan of every budget, and the default on evenly spaced full steps."""
-    calibration, judge = calibrate(sampler, CALIBRATION, per_channel=True), Judge(sampler, seeds)
+    calibration, judge = calibrate(sampler, CALIBRATION), Judge(sampler, seeds)
     (stream,) = calibration.streams
     default, gram = calibration.forecasters()[stream], calibration.streams[stream].gram
     others: dict[str, Callable[[], Any]] = {
@@ -100,7 +100,6 @@ def budgets(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
         "Hermite 2": lambda: lesa.Hermite(2),
         "FoCa": lesa.FoCa,
         "least squares": lambda: lesa.LeastSquares(gram),
-        "least squares per channel": lambda: lesa.LeastSquares(gram, per_channel=True),
         "path least squares on features": lambda: lesa.PathLeastSquares(ErrorGram.from_gram(gram)),
         "path least squares (default)": lambda: default,
     }

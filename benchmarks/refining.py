@@ -38,7 +38,7 @@ def refined(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
 
 
 def trained(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
-    """LESA by the paper's two stages, from inner products, and by the two stages going on from there."""
+    """LESA by the paper's two stages and from inner products."""
     calibration, judge = calibrate(sampler, CALIBRATION), Judge(sampler, seeds)
     trajectories, gram = collect_digits(sampler[0]), next(iter(calibration.streams.values())).gram
     rows = []
@@ -49,9 +49,6 @@ def trained(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
         ways = {
             "two stages": lesa.fit(trajectories, plan, CONFIG, progress=False),
             "inner products": fitted,
-            "inner products, then two stages": lesa.fit(
-                trajectories, plan, start=fitted, learning_rate=1e-3, progress=False
-            ),
             "least squares": lesa.LeastSquares(gram),
             "path least squares": lesa.PathLeastSquares(calibration.errors()),
         }

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from lesa.calibration.calibrating import calibrate
     from lesa.calibration.collecting import collect
     from lesa.calibration.gram_training import fit_gram
-    from lesa.calibration.live import LiveTrajectories
     from lesa.calibration.refining import refine_plans
     from lesa.calibration.training import fit
     from lesa.evaluation.evaluate import evaluate
@@ -63,7 +62,6 @@ __all__ = [
     "LesaConfig",
     "LesaPredictor",
     "LesaWarning",
-    "LiveTrajectories",
     "PathLeastSquares",
     "Reuse",
     "StepPlan",
@@ -92,7 +90,6 @@ __all__ = [
 
 # Loaded when first asked for, since they need more than torch.
 _lazy = {
-    "LiveTrajectories": "lesa.calibration.live",
     "calibrate": "lesa.calibration.calibrating",
     "collect": "lesa.calibration.collecting",
     "disable": "lesa.adapters.diffusers",

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -84,7 +83,6 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--prompts", type=_file, help="a text file, one prompt a line; 4 to 16 are enough")
     calibrate.add_argument("--steps", type=_count, default=50, help="denoising steps (%(default)s)")
     calibrate.add_argument("--tokens", type=_count, default=1024, help="of each feature that count (%(default)s)")
-    calibrate.add_argument("--per-channel", action="store_true", help="also what coefficients of each channel need")
     calibrate.add_argument(
         "--refine", type=_count, nargs="+", metavar="N", help="try several plans of so many full steps on the prompts"
     )
@@ -140,9 +138,6 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--dtype", choices=("bfloat16", "float32"), help="that features are kept in (as they come)")
     fit.set_defaults(run=_fit)
 
-    report = commands.add_parser("report", help="write the documents' tables and pictures from benchmarks/results")
-    report.set_defaults(run=_report)
-
     convert = commands.add_parser("convert", help="turn a checkpoint of the authors of LESA into safetensors")
     convert.add_argument("checkpoint", type=Path, help="their file; nothing in it is executed")
     convert.add_argument("out", type=Path, help="folder for the predictor, or for a folder for each branch of guidance")
@@ -173,7 +168,6 @@ def _calibrate(options: argparse.Namespace) -> None:
         calls,
         seed=options.seed,
         tokens=options.tokens,
-        per_channel=options.per_channel,
         out=options.out,
         **keywords,
     )
@@ -307,13 +301,6 @@ def _load_pipeline(model: str) -> Any:
     return pipeline.to("cuda" if cuda else "cpu")
 
 
-def _report(_: argparse.Namespace) -> None:
-    root = Path(lesa.__file__).parents[1]
-    if not (root / "benchmarks" / "report").is_dir():
-        raise FileNotFoundError("the report is about a clone of the repository, which this installation is not")
-    subprocess.run([sys.executable, "-m", "benchmarks.report"], cwd=root, check=True)
-
-
 def _convert(options: argparse.Namespace) -> None:
     boundaries = None if options.boundaries is None else tuple(options.boundaries)
     loaded = lesa.load_official(options.checkpoint, knots=options.knots, boundaries=boundaries)
@@ -339,8 +326,8 @@ def _info(options: argparse.Namespace) -> None:
 
 def _describe(predictor: "lesa.LesaPredictor") -> None:
     config = predictor.config
-    steps, parameters = config.num_steps or "any number of", sum(p.numel() for p in predictor.parameters())
-    print(f"LESA predictor for {steps} steps, {parameters:,} parameters")
+    parameters = sum(p.numel() for p in predictor.parameters())
+    print(f"LESA predictor for {config.num_steps} steps, {parameters:,} parameters")
     print(f"stages     {len(config.windows)}, boundaries {config.boundaries}, windows {config.windows}")
     print(f"gates      KAN {config.gate_widths}")
     if predictor.schedule is not None:

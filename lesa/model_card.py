@@ -40,11 +40,11 @@ def describe(
     """
     config, plan = predictor.config, predictor.plan
     where = json.dumps(name or "folder or repository of this card")
-    steps = config.num_steps or 50  # with anchors any number will do
+    steps = config.num_steps
     chosen = "" if plan is not None else f", lesa.StepPlan.paper({steps}, interval=7)"
     parts = [
         MARK,
-        f"# LESA predictor for {config.num_steps or 'any number of'} steps",
+        f"# LESA predictor for {steps} steps",
         "Predicts what the last block of a diffusion transformer gives at the steps that a plan does not run, from the "
         "features of earlier steps ([LESA](https://arxiv.org/abs/2602.20497)).",
         "```python\n"
@@ -56,9 +56,6 @@ def describe(
         _table(["", ""], _facts(predictor, streams)),
         "It belongs to its schedule: for another number of steps, time shift or solver it is refused."
         if predictor.schedule is not None
-        else "Its gates are functions of the time alone: it serves any number of steps and any time shift, as far as "
-        "it was trained on such."
-        if config.anchors is not None
         else "The schedule it was trained on is not known, so a wrong one of as many steps cannot be noticed.",
     ]
     rows = _rows(report)
@@ -80,7 +77,7 @@ def write(card: ModelCard, directory: Path) -> None:
 
 def _facts(predictor: "LesaPredictor", streams: Sequence[tuple[str, str]]) -> list[list[str]]:
     config, plan = predictor.config, predictor.plan
-    facts = [["steps", str(config.num_steps or "any number")]]
+    facts = [["steps", str(config.num_steps)]]
     if plan is not None:
         facts += [
             ["full steps", f"{', '.join(map(str, plan.full_steps))} ({plan.speedup:.2f}x fewer than all)"],

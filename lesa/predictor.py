@@ -34,9 +34,8 @@ from lesa.schedule import as_times, difference, same_times
 from lesa.table import CoefficientTable, unroll
 from lesa_kernels import KAN, combine, kan_predict
 
-MAX_ANCHORS = 10_000  # a config.json could ask for room for any number
-MOST = {  # of each size; the paper's are 50, 256, 8, 4 and 5
-    "num_steps": MAX_ANCHORS,
+MOST = {  # of each size, since a config.json could ask for room for any number; the paper's are 50, 256, 8, 4 and 5
+    "num_steps": 10_000,
     "hidden_dim": 1 << 14,
     "history": 1 << 10,
     "first_history": 1 << 10,
@@ -49,8 +48,7 @@ class LesaConfig:
     """The shape of a :class:`LesaPredictor`.
 
     Args:
-        num_steps: steps of the schedule; the gates see one offset for each, and one for the final time. None with
-            ``anchors``.
+        num_steps: steps of the schedule; the gates see one offset for each, and one for the final time.
         hidden_dim: width of the two hidden layers of a gate.
         history: features that the stages after the first look back on.
         boundaries: times that separate the stages, falling; a step at time t is in the first stage with t above it.
@@ -59,16 +57,12 @@ class LesaConfig:
         grid_size, spline_order, grid_range: the splines of the gates.
         latent: ``"linear"`` as in the paper, or ``"kan"``: window weights and a spline on every feature of the window.
             Such a predictor is not a linear combination of full features, so it has no table.
-        anchors: times that the gates measure their offsets from in place of the schedule's, or how many of them, evenly
-            spread from 1 to 0. A gate is then a function of t alone: one predictor serves any number of steps, time
-            shift and plan, as far as it was trained on them.
 
     Raises:
-        ValueError: for sizes below one, boundaries that do not fall within (0, 1), or anything but one of num_steps and
-            anchors.
+        ValueError: for sizes below one, or boundaries that do not fall within (0, 1).
     """
 
-    num_steps: int | None = None
+    num_steps: int
     hidden_dim: int = 256
     history: int = 8
     boundaries: tuple[float, ...] = (0.9, 0.5)
@@ -77,26 +71,15 @@ class LesaConfig:
     spline_order: int = 3
     grid_range: tuple[float, float] = (-3.0, 3.0)
     latent: Literal["linear", "kan"] = "linear"
-    anchors: tuple[float, ...] | int | None = None
 
     def __post_init__(self) -> None:
-        if (self.num_steps is None) == (self.anchors is None):
-            raise ValueError("a predictor is either for a number of steps, num_steps=, or for any, anchors=")
         for name, most in MOST.items():
-            if getattr(self, name) is not None or name not in ("num_steps", "first_history"):
+            if name != "first_history" or self.first_history is not None:
                 object.__setattr__(self, name, whole(name, getattr(self, name), least=1, most=most))
         whole("spline_order", self.spline_order, least=0, most=MOST["grid_size"])
         low, high = _numbers("grid_range", self.grid_range, 2)
         if not low < high:
             raise ValueError(f"grid_range must rise, not {low:g} to {high:g}")
-        if isinstance(self.anchors, int):
-            whole("anchors", self.anchors, least=1, most=MAX_ANCHORS)
-        if isinstance(self.anchors, int):
-            object.__setattr__(self, "anchors", tuple(torch.linspace(1, 0, self.anchors).tolist()))
-        elif self.anchors is not None:
-            object.__setattr__(self, "anchors", _numbers("anchors", self.anchors))
-        if self.anchors is not None and not self.anchors:
-            raise ValueError("anchors must be at least one time")
         object.__setattr__(self, "boundaries", _numbers("boundaries", self.boundaries))
         object.__setattr__(self, "grid_range", (low, high))
         if self.latent not in ("linear", "kan"):
@@ -112,24 +95,9 @@ class LesaConfig:
         return (first, *(self.history for _ in self.boundaries))
 
     @property
-    def references(self) -> Tensor | None:
-        """The anchors, float64, or None where a schedule's own times take their place."""
-        return None if self.anchors is None else torch.tensor(self.anchors, dtype=torch.float64)
-
-    @property
     def gate_widths(self) -> list[int]:
-        """The layers of a gate: one input for each time it measures an offset from, one output."""
-        references = self.references
-        inputs = (self.num_steps or 0) + 1 if references is None else len(references)
-        return [inputs, self.hidden_dim, self.hidden_dim, 1]
-
-    def known_times(self, times: Tensor | Sequence[float]) -> Tensor:
-        """A schedule as float64 [steps + 1]; with anchors it has to hold the final time.
-
-        Raises:
-            ValueError: for another number of times than ``num_steps`` wants.
-        """
-        return as_times(times, len(times) - 1 if self.num_steps is None else self.num_steps)
+        """The layers of a gate: one input for each time of the schedule and its end, one output."""
+        return [self.num_steps + 1, self.hidden_dim, self.hidden_dim, 1]
 
     def stage(self, time: float) -> int:
         """The stage of a step at ``time``."""
@@ -235,21 +203,16 @@ class LesaPredictor(
         Raises:
             ValueError: for another number of times than the predictor was made for.
         """
-        known = self.config.known_times(times)
+        known = as_times(times, self.config.num_steps)
         parameter = self._layer(0).weight
         asked = known[:-1] if steps is None else known[list(steps)]
-        offsets = self.offsets(asked, known).to(parameter.device, parameter.dtype)
+        offsets = (asked[:, None] - known).to(parameter.device, parameter.dtype)
         stages = torch.tensor([self.config.stage(t) for t in asked.tolist()], device=parameter.device)
         result = parameter.new_zeros(len(asked))
         for stage in stages.unique().tolist():
             (members,) = torch.nonzero(stages == stage, as_tuple=True)
             result = result.index_put((members,), self.timestep[stage](offsets[members]).squeeze(-1))
         return result
-
-    def offsets(self, asked: Tensor, known: Tensor) -> Tensor:
-        """What the gates see at the times asked for, [asked, inputs], on a schedule."""
-        references = self.config.references
-        return asked[:, None] - (known if references is None else references)
 
     def forward(self, history: Tensor | Sequence[Tensor], times: Tensor | Sequence[float], t: float | Tensor) -> Tensor:
         """One closed-loop step of the paper, differentiable.
@@ -266,8 +229,8 @@ class LesaPredictor(
         t = float(t)
         stage = self.config.stage(t)
         parameter = self._layer(stage).weight
-        offsets = self.offsets(torch.tensor([t], dtype=torch.float64), self.config.known_times(times))
-        return self.advance(history, stage, self.timestep[stage](offsets[0].to(parameter.device, parameter.dtype)))
+        offsets = (t - as_times(times, self.config.num_steps)).to(parameter.device, parameter.dtype)
+        return self.advance(history, stage, self.timestep[stage](offsets))
 
     def advance(self, history: Tensor | Sequence[Tensor], stage: int, alpha: Tensor) -> Tensor:
         """``h[last] + alpha z`` over the latest features of ``history``, in the stage given."""
@@ -329,7 +292,7 @@ class LesaPredictor(
     def _first_of(self, plan: StepPlan, times: Tensor | Sequence[float]) -> int | None:
         """The step of a longer schedule where the times that it was fitted on begin; None: it does not hold them."""
         steps = self.config.num_steps
-        if steps is None or self.schedule is None or plan.num_steps <= steps:
+        if self.schedule is None or plan.num_steps <= steps:
             return None
         given = as_times(times, plan.num_steps)
         first = [i for i in range(plan.num_steps - steps + 1) if same_times(given[i : i + steps + 1], self.schedule)]
@@ -353,7 +316,7 @@ class LesaPredictor(
         Raises:
             ValueError: if the plan has another number of steps, or the schedule is not the one it was fitted on.
         """
-        steps = self.config.num_steps or plan.num_steps
+        steps = self.config.num_steps
         if plan.num_steps != steps:
             raise ValueError(
                 f"this predictor was made for {steps} steps, the plan has {plan.num_steps}; sample {steps} steps with "
@@ -471,12 +434,15 @@ class _Described:
 
     @classmethod
     def of(cls, description: Any) -> "_Described":
-        config = LesaConfig(**description["config"])
+        settings = dict(description["config"])
+        if settings.pop("anchors", None) is not None:  # a setting of version 0.1
+            raise ValueError("it has anchors, which this library no longer knows; fit a predictor for its schedule")
+        config = LesaConfig(**settings)
         plan, schedule, losses = (description.get(key) for key in ("plan", "schedule", "losses"))
         return cls(
             config,
             None if plan is None else StepPlan(**plan),
-            None if schedule is None else config.known_times(schedule).tolist(),
+            None if schedule is None else as_times(schedule, config.num_steps).tolist(),
             _curves(losses),
         )
 

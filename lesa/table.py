@@ -16,14 +16,11 @@ from lesa.schedule import as_times, difference, same_times
 class CoefficientTable:
     """``feature[s] = sum_j coefficients[s, j] * full_feature[j] + bias[s]`` for every predicted step s.
 
-    Coefficients are numbers, or every channel (the last axis of a feature) has its own.
-
     Args:
         plan: its predicted steps are the rows, its full steps the columns.
         times: the schedule that the numbers were made for, [steps] or [steps + 1].
-        coefficients: [predicted, full] or [predicted, full, channels]; kept in float64, since a folded table has
-            entries up to +-20 that cancel.
-        bias: [predicted] or [predicted, channels], as the coefficients; None: zeros.
+        coefficients: [predicted, full]; kept in float64, since a folded table has entries up to +-20 that cancel.
+        bias: [predicted]; None: zeros.
 
     Raises:
         ValueError: for shapes that are not the plan's, numbers that are not finite, or a row that uses a full step
@@ -40,14 +37,12 @@ class CoefficientTable:
     ) -> None:
         predicted, full = plan.predicted_steps, plan.full_steps
         coefficients = torch.as_tensor(coefficients).detach().to("cpu", torch.float64)
-        channels = coefficients.shape[2:]
-        bias = torch.zeros(len(predicted), *channels) if bias is None else torch.as_tensor(bias)
+        bias = torch.zeros(len(predicted)) if bias is None else torch.as_tensor(bias)
         bias = bias.detach().to("cpu", torch.float64)
-        shapes = (len(predicted), len(full), *channels), (len(predicted), *channels)
-        if (coefficients.shape, bias.shape) != shapes or len(channels) > 1 or 0 in channels:
+        if (coefficients.shape, bias.shape) != ((len(predicted), len(full)), (len(predicted),)):
             raise ValueError(
                 f"coefficients {list(coefficients.shape)} and bias {list(bias.shape)} do not belong to a plan with "
-                f"{len(predicted)} predicted and {len(full)} full steps; each may have one more axis, the channels"
+                f"{len(predicted)} predicted and {len(full)} full steps"
             )
         if not (coefficients.isfinite().all() and bias.isfinite().all()):
             raise ValueError("a table must not hold NaN or infinite coefficients")
@@ -58,11 +53,6 @@ class CoefficientTable:
         object.__setattr__(self, "times", as_times(times, plan.num_steps))
         object.__setattr__(self, "coefficients", coefficients)
         object.__setattr__(self, "bias", bias)
-
-    @property
-    def channels(self) -> int | None:
-        """How many channels have coefficients of their own; None: all share them."""
-        return None if self.coefficients.ndim == 2 else self.coefficients.shape[2]
 
     @property
     def fingerprint(self) -> str:
@@ -93,7 +83,7 @@ class CoefficientTable:
         """The rows that are left; what they gave to full steps that do not run goes to the first one that does."""
         row = self.plan.predicted_steps.index
         rows = self.coefficients[[row(step) for step in plan.predicted_steps]]
-        coefficients = rows.new_zeros(len(rows), len(plan.full_steps), *rows.shape[2:])
+        coefficients = rows.new_zeros(len(rows), len(plan.full_steps))
         for column, step in zip(rows.unbind(1), self.plan.full_steps, strict=True):
             coefficients[:, plan.full_steps.index(max(step, plan.start))] += column
         return CoefficientTable(plan, self.times, coefficients, self.bias[[row(step) for step in plan.predicted_steps]])

@@ -7,7 +7,6 @@ from importlib.metadata import version
 import pytest
 
 from benchmarks.report import drawing, registry
-from lesa.cli import main
 
 registry.find_parts()
 DOCUMENTS = {path.relative_to(registry.ROOT).as_posix(): path for path in registry.ROOT.glob("docs/*.md")}
@@ -18,7 +17,7 @@ RESULTS = sorted(registry.RESULTS.glob("*.json"))
 @pytest.mark.parametrize("document", registry.documents())
 def test_every_measured_part_comes_from_the_committed_results(document):
     text = DOCUMENTS[document].read_text()
-    assert registry.rendered(document, text) == text, "lesa report writes it anew"
+    assert registry.rendered(document, text) == text, "make report writes it anew"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -37,7 +36,7 @@ def test_every_picture_is_drawn_from_the_committed_results(path):
     drawn = drawing.svg(entry.draw(measured))
     if f"matplotlib=={version('matplotlib')}" not in (registry.ROOT / "constraints.txt").read_text().split():
         pytest.skip("another matplotlib than the pinned one draws the same numbers a little differently")
-    assert drawn == (registry.ROOT / path).read_text(), "lesa report draws it anew"
+    assert drawn == (registry.ROOT / path).read_text(), "make report draws it anew"
 
 
 def test_a_result_that_is_missing_is_said_to_be(monkeypatch, tmp_path):
@@ -77,10 +76,3 @@ def test_results_name_what_they_were_measured_on(path):
     for row in measured if isinstance(measured, list) else [measured]:
         assert {"device", "versions", "commit"} <= row["environment"].keys()
         assert "+changes" not in (row["environment"]["commit"] or "")
-
-
-def test_the_command_says_that_it_is_about_a_clone(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("lesa.__file__", str(tmp_path / "lesa" / "__init__.py"))
-    with pytest.raises(SystemExit, match="2"):
-        main(["report"])
-    assert "clone of the repository" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Writes all measured parts and pictures: ``lesa report``, or ``python -m benchmarks.report``."""
+"""Writes all measured parts and pictures: ``make report``, or ``python -m benchmarks.report``."""
 
 from benchmarks.report import drawing, registry
 

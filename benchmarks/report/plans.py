@@ -33,7 +33,7 @@ def findings(measured: Any) -> str:
 def budgets(measured: Any) -> str:
     """A row for each number of full steps."""
     rows = measured["budgets"]
-    names = list(rows[0]["psnr"])
+    names = [name for name in rows[0]["psnr"] if name != "least squares per channel"]  # no longer in the library
     headings = ["full steps", *names, "evenly spaced, Taylor 2 in time", "predicted"]
     return table(
         headings,
@@ -111,11 +111,10 @@ def refined(measured: Any) -> str:
 def trained(measured: Any) -> str:
     """A row for each plan."""
     rows = measured["trained"]
-    headings = ["10 full steps", *rows[0]["psnr"], "inner products take"]
+    # going on from the fitted predictor with the two stages lost to both, and is no longer in the library
+    names = [name for name in rows[0]["psnr"] if name != "inner products, then two stages"]
+    headings = ["10 full steps", *names, "inner products take"]
     return table(
         headings,
-        (
-            [row["plan"], *(f"{psnr:.1f} dB" for psnr in row["psnr"].values()), f"{row['seconds']:.0f} s"]
-            for row in rows
-        ),
+        ([row["plan"], *(f"{row['psnr'][name]:.1f} dB" for name in names), f"{row['seconds']:.0f} s"] for row in rows),
     )

@@ -30,7 +30,6 @@ def calibrate(
     seed: int = 0,
     tokens: int | None = TOKENS,
     out: str | Path | None = None,
-    per_channel: bool = False,
     search: bool = True,
     progress: bool = True,
     **options: Any,
@@ -48,9 +47,6 @@ def calibrate(
             error of reuse is ``token_error``.
         out: a file or folder that the calibration is saved to after each call. If it is there already, calls that it
             holds are not made again.
-        per_channel: keep the inner products of each channel as well, for ``LeastSquares(..., per_channel=True)``:
-            8 channels (steps + 1)^2 bytes for each stream, 64 MB for 3072 channels and 50 steps, and half of that in
-            the file.
         search: find the best plan for every budget at the end, 10 s on 2 cores for 50 steps; otherwise a plan is
             searched when it is asked for.
         progress: show progress bars.
@@ -61,11 +57,11 @@ def calibrate(
 
     Raises:
         ValueError: if there are no prompts, a call ends early or has another schedule than the first, a feature is not
-            finite, or what is in ``out`` was made for something else, or with another ``per_channel``.
+            finite, or what is in ``out`` was made for something else.
     """
     prompts = prompt_list(prompts)
     path = None if out is None else file_of(out)
-    recorder = _CalibrationRecorder(pipeline, prompts, seed, tokens, None, options, per_channel=per_channel)
+    recorder = _CalibrationRecorder(pipeline, prompts, seed, tokens, None, options)
     if path is not None and path.exists():
         recorder.take_over(Calibration.load(path), path)
     for i in tqdm(range(len(prompts)), desc="calibrating", disable=not progress, delay=2):
@@ -110,14 +106,13 @@ def _hash(module: Any) -> str:
 class _CalibrationRecorder(Recorder):
     """A recorder that adds features up in place of keeping them."""
 
-    def __init__(self, pipeline: Any, *arguments: Any, per_channel: bool) -> None:
+    def __init__(self, pipeline: Any, *arguments: Any) -> None:
         from lesa.adapters.diffusers.handle import find_transformers
 
         super().__init__(pipeline, *arguments)
         self.model = describe_model(find_transformers(pipeline))
         self.calibration: Calibration | None = None
         self._adders: dict[Stream, _Adder] = {}
-        self._per_channel = per_channel
 
     @property
     def result(self) -> Calibration:
@@ -135,10 +130,6 @@ class _CalibrationRecorder(Recorder):
             ValueError: if it is of another model, or was made with other settings; it names them.
         """
         calibration.check_model(self.model)
-        if calibration.per_channel != self._per_channel:
-            raise ValueError(
-                f"{path} was calibrated with per_channel={not self._per_channel}; go on so, or choose another out="
-            )
         mine = self._settings
         theirs = {name: value for name, value in calibration.settings.items() if name != "feature"}
         # files of before these were written have neither
@@ -198,7 +189,7 @@ class _CalibrationRecorder(Recorder):
         self.times, stream = call.times, (call.component, call.branch)
         self._note(stream, call.step)
         if stream not in self._adders:
-            self._adders[stream] = _Adder(len(call.times) - 1, call.step, feature, self._per_channel)
+            self._adders[stream] = _Adder(len(call.times) - 1, call.step, feature)
         self._adders[stream].add(call, feature, self._subset(feature))
         self._features[stream] = feature.new_empty(0)
 
@@ -217,10 +208,9 @@ class _CalibrationRecorder(Recorder):
 class _Adder:
     """The sums of one stream in one call."""
 
-    def __init__(self, num_steps: int, first: int, feature: Tensor, per_channel: bool) -> None:
+    def __init__(self, num_steps: int, first: int, feature: Tensor) -> None:
         check_steps(num_steps)  # before anything is sampled in vain
-        channels = feature.shape[-1] if per_channel else None
-        self.measured = Measured(GramMatrix(num_steps - first, channels=channels), first=first)
+        self.measured = Measured(GramMatrix(num_steps - first), first=first)
         self.samples = len(feature)
         self.shape = list(feature.shape[1:])
         self._recorder: ErrorRecorder | None = None

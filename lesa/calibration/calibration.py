@@ -79,17 +79,11 @@ class Calibration:
     def num_steps(self) -> int:
         return len(self.times) - 1
 
-    @property
-    def per_channel(self) -> bool:
-        """Whether it holds the inner products of each channel."""
-        return any(measured.gram.channels is not None for measured in self.streams.values())
-
     def merge(self, other: "Calibration") -> None:
         """Add what another machine measured on other prompts; plans have to be searched again.
 
         Raises:
-            ValueError: if it was made for another model, schedule or streams, only one of them holds inner products of
-                each channel, or it holds a call that is here already.
+            ValueError: if it was made for another model, schedule or streams, or it holds a call that is here already.
         """
         if other.model != self.model or list(other.streams) != list(self.streams):
             raise ValueError(f"a calibration of {other.describe()} cannot be merged into one of {self.describe()}")
@@ -102,8 +96,6 @@ class Calibration:
                 "these calibrations have streams on different steps, such as guidance that ends at another one; "
                 "calibrate each on its own"
             )
-        if [m.gram.channels for m in other.streams.values()] != [m.gram.channels for m in self.streams.values()]:
-            raise ValueError("only one of these calibrations was made with per_channel=True, or their channels differ")
         if [m.head is None for m in other.streams.values()] != [m.head is None for m in self.streams.values()]:
             raise ValueError(
                 "only one of these calibrations knows the end of the model, which an adapter or another version of "

@@ -122,15 +122,9 @@ class ErrorGram:
         The diagonal holds the mean squared error of each step.
 
         Raises:
-            ValueError: for a table of another number of steps or with coefficients of each channel, or if nothing has
-                been counted.
+            ValueError: for a table of another number of steps, or if nothing has been counted.
         """
         self.check(table.plan)
-        if table.channels is not None:
-            raise ValueError(
-                "these errors are sums over channels and say nothing of coefficients of each channel; "
-                "GramMatrix.table_error does, if it was measured by channel"
-            )
         weights = torch.zeros(self.num_steps, len(self.matrix), dtype=torch.float64)
         for row, step in zip(table.coefficients, table.plan.predicted_steps, strict=True):
             used = torch.tensor([f for f in table.plan.full_steps if f < step])

@@ -103,9 +103,8 @@ def _understand(file: TensorFile) -> tuple[Tensor, Parts, dict[str, Any]]:
 def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int, counts: Any) -> Part:
     name = ".".join(stream)
     check_tensor(tensors, f"{name}.gram", (steps + 1, steps + 1))
-    held = {part: tensors[f"{name}.{part}"] for part in ("gram", "channels") if f"{name}.{part}" in tensors}
     try:
-        gram = GramMatrix.of(held)
+        gram = GramMatrix.of({"gram": tensors[f"{name}.gram"]})
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     if f"{name}.errors" not in tensors:

@@ -7,10 +7,9 @@ Source: Cai et al., https://arxiv.org/abs/2602.20497. The base model is not need
 """
 
 import dataclasses
-import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,14 +21,11 @@ from lesa.arguments import real, whole
 from lesa.calibration.checkpoint import Progress
 from lesa.calibration.interval import interval_error, intervals
 from lesa.calibration.seeding import seeded
-from lesa.calibration.trajectories import Source, Stream, Trajectories
+from lesa.calibration.trajectories import Stream, Trajectories
 from lesa.plan import StepPlan
 from lesa.predictor import LesaConfig, LesaPredictor
 from lesa.runtime.warning import LesaWarning
-from lesa.schedule import same_times
 
-Plans = StepPlan | Sequence[StepPlan]
-Lesson = tuple[Source, list[StepPlan]]
 STAGES = ("guided", "closed loop")
 
 
@@ -46,12 +42,11 @@ class Processes(Protocol):
 
 
 def fit(
-    trajectories: Source | Sequence[tuple[Source, Plans]],
-    plan: Plans | None = None,
+    trajectories: Trajectories,
+    plan: StepPlan,
     config: LesaConfig | None = None,
     *,
     stream: Stream | None = None,
-    start: LesaPredictor | None = None,
     epochs: tuple[int, int] = (3, 3),
     batch: int = 4,
     learning_rate: float = 1e-2,
@@ -65,19 +60,14 @@ def fit(
     """Train a predictor for a plan on the features of one stream.
 
     Features may be of any dtype; parameters, loss and optimizer are float32. An update sees all predicted steps of one
-    interval, in one pass over the features. Where several plans or schedules are learned at once, the loss of an update
-    is the logarithm of its error, so that long intervals, which are hard, do not drown the short ones.
+    interval, in one pass over the features.
 
     Args:
-        trajectories: true features of whole generations: recorded by :func:`lesa.collect`, or
-            :class:`lesa.LiveTrajectories`. Several schedules at once, for a predictor with ``anchors``: pairs of
-            trajectories and a plan or plans.
+        trajectories: true features of whole generations, recorded by :func:`lesa.collect`.
         plan: the full steps that sampling will run, of the whole schedule also where the stream takes part in some of
-            its steps only. Of several plans each batch is trained on one, drawn at random.
-        config: the shape of the predictor; None: that of ``start``, or the paper's for this number of steps.
+            its steps only.
+        config: the shape of the predictor; None: the paper's for this number of steps.
         stream: (component, branch), where several were recorded.
-        start: a predictor to go on from; None: from scratch, as in the paper. Going on from what :func:`lesa.fit_gram`
-            found undoes it: an L1 loss on features knows nothing of the final norm and of errors that cancel.
         epochs: passes over the samples in the guided and in the closed-loop stage.
         batch: samples an update sees, over all processes.
         learning_rate: of AdamW, falling to zero along a cosine over all updates. The released recipe (1e-4, halved
@@ -91,70 +81,57 @@ def fit(
         progress: show a progress bar.
 
     Returns:
-        The predictor, with ``schedule`` the times it was trained on (None with anchors) and ``losses`` the curve of
+        The predictor, with ``schedule`` the times it was trained on and ``losses`` the curve of
         each stage: one mean absolute error for each batch.
 
     Raises:
-        ValueError: if plan, config and trajectories have different numbers of steps, a feature holds NaN, a plan leaves
-            nothing to predict, there are several schedules without anchors, the checkpoint belongs to another training,
-            or ``start`` has another config.
+        ValueError: if plan, config and trajectories have different numbers of steps, a feature holds NaN, the plan
+            leaves nothing to predict, or the checkpoint belongs to another training.
     """
     _check_numbers(epochs, batch, learning_rate, weight_decay, seed)
-    whole_plans = _lessons(trajectories, plan)
-    lessons = [_on_own_steps(source, plans, stream) for source, plans in whole_plans]
-    if start is not None and config not in (None, start.config):
-        raise ValueError("a training goes on with the config of its start; leave config= away")
-    config = config or (LesaConfig(lessons[0][0].num_steps) if start is None else start.config)
-    _check(lessons, config, stream)
-    if config.latent == "kan" and any(
-        plans != whole for (_, plans), (_, whole) in zip(lessons, whole_plans, strict=True)
-    ):
+    _check_kinds(trajectories, plan)
+    stream = trajectories.stream(stream)
+    source, own_plan = _on_own_steps(trajectories, plan, stream)
+    config = config or LesaConfig(source.num_steps)
+    _check_steps(source, own_plan, config)
+    if config.latent == "kan" and own_plan != plan:
         raise ValueError("latent='kan' has no table, which a stream on some steps of the schedule needs; leave it away")
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     if device is None:
         device = accelerator.device if accelerator is not None else "cuda" if torch.cuda.is_available() else "cpu"
     with seeded(seed):
         predictor = LesaPredictor(config).train()
-    if start is not None:
-        predictor.scale = start.scale
-        predictor.load_state_dict(start.state_dict())
-    elif config.latent == "kan":
-        predictor.scale = _scale(next(iter(lessons[0][0].batches(batch, stream=stream))), lessons[0][1][0])
+    if config.latent == "kan":
+        predictor.scale = _scale(next(iter(source.batches(batch, stream=stream))), own_plan)
     predictor.to(device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=learning_rate, weight_decay=weight_decay)
     state = Progress(predictor, optimizer, losses={stage: [] for stage in STAGES})
     arguments = {
         "config": dataclasses.asdict(config),
-        "full_steps": [[p.full_steps for p in plans] for _, plans in lessons],
-        "samples": [source.samples for source, _ in lessons],
-        "stream": [list(source.stream(stream)) for source, _ in lessons],
-        "times": [source.times.tolist() for source, _ in lessons],
-        "features": [source.digest(source.stream(stream)) for source, _ in lessons] if checkpoint is not None else [],
+        "full_steps": own_plan.full_steps,
+        "samples": source.samples,
+        "stream": list(stream),
+        "times": source.times.tolist(),
+        "features": "" if checkpoint is None else source.digest(stream),
         "settings": [epochs, batch, learning_rate, weight_decay, seed],
     }
-    if start is not None:
-        arguments["start"] = _digest(start)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
         state.restore(path, arguments)
 
-    several = sum(len(plans) for _, plans in lessons) > 1
-    batches_per_epoch = sum(source.num_batches(batch) for source, _ in lessons)
+    batches_per_epoch = source.num_batches(batch)
     total = sum(epochs) * batches_per_epoch
     with tqdm(total=total, initial=state.batches, desc="fitting", disable=not progress or rank > 0, delay=2) as bar:
         for epoch in range(state.batches // batches_per_epoch, sum(epochs)):
             stage = STAGES[epoch >= epochs[0]]
             done = state.batches - epoch * batches_per_epoch
-            batches = _batches(lessons, batch, stream, seed=seed + epoch, skip=done, part=(rank, world))
-            for features, times, chosen in batches:
+            for features in source.batches(batch, stream=stream, seed=seed + epoch, skip=done, part=(rank, world)):
                 if not bool(features.isfinite().all()):
                     raise ValueError("a recorded feature holds NaN or infinity; collect these trajectories again")
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * state.batches / total))
                 features = features.to(device, non_blocking=True)
-                loss = _train_on(
-                    state, features, times, chosen, accelerator, closed=stage == STAGES[1], relative=several
-                )
+                loss = _train_on(state, features, source.times, own_plan, accelerator, closed=stage == STAGES[1])
                 if not math.isfinite(loss):
                     raise ValueError(
                         f"the training diverged at batch {state.batches + 1} of {total}: its loss is {loss}; give a "
@@ -168,10 +145,7 @@ def fit(
                     _save(state, path, arguments, last=state.batches == total)
     if not all(bool(p.isfinite().all()) for p in predictor.parameters()):
         raise ValueError(f"the training diverged; give a smaller learning_rate than {learning_rate:g}")
-    if config.anchors is None:
-        predictor.schedule = lessons[0][0].times
-    if len(lessons) == len(lessons[0][1]) == 1:
-        predictor.plan = whole_plans[0][1][0]
+    predictor.schedule, predictor.plan = source.times, plan
     predictor.losses = state.losses
     return predictor.cpu().eval().requires_grad_(False)
 
@@ -199,81 +173,37 @@ def _check_numbers(epochs: Any, batch: Any, learning_rate: Any, weight_decay: An
     whole("seed", seed)
 
 
-def _lessons(trajectories: Source | Sequence[tuple[Source, Plans]], plan: Plans | None) -> list[Lesson]:
-    """Each source of features with the plans to learn on it."""
-    if isinstance(trajectories, str | Path) or not (
-        hasattr(trajectories, "batches") or isinstance(trajectories, Sequence)
-    ):
+def _check_kinds(trajectories: Any, plan: Any) -> None:
+    if not isinstance(trajectories, Trajectories):
         raise ValueError(
             f"trajectories must be what lesa.collect returned, or lesa.Trajectories.load(folder) of its folder, not a "
             f"{type(trajectories).__name__}; inner products are fitted by lesa.fit_gram"
         )
-    if not isinstance(trajectories, Sequence):
-        if plan is None:
-            raise ValueError("say which steps are full: plan=StepPlan.paper(50, interval=7)")
-        trajectories = [(trajectories, plan)]
-    elif plan is not None:
-        raise ValueError("the plans come with the trajectories, as pairs; leave plan= away")
-    return [(source, [plans] if isinstance(plans, StepPlan) else list(plans)) for source, plans in trajectories]
+    if not isinstance(plan, StepPlan):
+        raise ValueError(
+            f"plan must be a StepPlan, such as StepPlan.paper(50, interval=7), not a {type(plan).__name__}"
+        )
 
 
-def _on_own_steps(source: Source, plans: list[StepPlan], stream: Stream | None) -> Lesson:
-    """A lesson on the steps that the stream takes part in."""
-    if not isinstance(source, Trajectories):
-        return source, plans
-    chosen = source.stream(stream)
-    first, own = source.firsts[chosen], source.of(chosen)
+def _on_own_steps(source: Trajectories, plan: StepPlan, stream: Stream) -> tuple[Trajectories, StepPlan]:
+    """The trajectories and the plan of the steps that the stream takes part in."""
+    first, own = source.firsts[stream], source.of(stream)
     if (first, own.num_steps) == (0, source.num_steps):
-        return source, plans
-    for plan in plans:
-        if plan.num_steps != source.num_steps:
-            raise ValueError(
-                f"plan has {plan.num_steps} steps and the schedule {source.num_steps}, of which {'.'.join(chosen)} "
-                f"takes part in {first} to {first + own.num_steps - 1}; give the plan of the whole schedule"
-            )
-    return own, [plan.within(first, own.num_steps) for plan in plans]
+        return source, plan
+    if plan.num_steps != source.num_steps:
+        raise ValueError(
+            f"plan has {plan.num_steps} steps and the schedule {source.num_steps}, of which {'.'.join(stream)} "
+            f"takes part in {first} to {first + own.num_steps - 1}; give the plan of the whole schedule"
+        )
+    return own, plan.within(first, own.num_steps)
 
 
-def _digest(predictor: LesaPredictor) -> str:
-    """Of its weights: another start is another training."""
-    digest = hashlib.sha256()
-    for name, value in sorted(predictor.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check(lessons: list[Lesson], config: LesaConfig, stream: Stream | None) -> None:
-    if not lessons or not all(plans for _, plans in lessons):
-        raise ValueError("there are no trajectories, or no plan for them")
-    for source, plans in lessons:
-        source.stream(stream)
-        for plan in plans:
-            steps = {"plan": plan.num_steps, "trajectories": source.num_steps}
-            steps |= {} if config.anchors else {"config": config.num_steps or 0}
-            if len(set(steps.values())) > 1:
-                raise ValueError(f"plan, config and trajectories must have the same number of steps, not {steps}")
-            if not plan.predicted_steps:
-                raise ValueError("every step of this plan is full; there is nothing to learn")
-    if config.anchors is None and not all(same_times(source.times, lessons[0][0].times) for source, _ in lessons):
-        raise ValueError("these trajectories have several schedules, which takes config=LesaConfig(anchors=16)")
-
-
-def _batches(
-    lessons: list[Lesson], size: int, stream: Stream | None, *, seed: int, skip: int, part: tuple[int, int]
-) -> Iterator[tuple[Tensor, Tensor, StepPlan]]:
-    """All batches of an epoch but the first ``skip``, the lessons in random turns: features, times, and a plan."""
-    generator = torch.Generator().manual_seed(seed)
-    turns = torch.tensor([i for i, (source, _) in enumerate(lessons) for _ in range(source.num_batches(size))])
-    turns = turns[torch.randperm(len(turns), generator=generator)]
-    draws = torch.rand(len(turns), generator=generator)
-    sources = [
-        source.batches(size, stream=stream, seed=seed, skip=int((turns[:skip] == i).sum()), part=part)
-        for i, (source, _) in enumerate(lessons)
-    ]
-    for lesson, draw in zip(turns[skip:].tolist(), draws[skip:].tolist(), strict=True):
-        source, plans = lessons[lesson]
-        yield next(sources[lesson]), source.times, plans[int(draw * len(plans))]
+def _check_steps(source: Trajectories, plan: StepPlan, config: LesaConfig) -> None:
+    steps = {"plan": plan.num_steps, "trajectories": source.num_steps, "config": config.num_steps}
+    if len(set(steps.values())) > 1:
+        raise ValueError(f"plan, config and trajectories must have the same number of steps, not {steps}")
+    if not plan.predicted_steps:
+        raise ValueError("every step of this plan is full; there is nothing to learn")
 
 
 def _train_on(
@@ -284,7 +214,6 @@ def _train_on(
     accelerator: Processes | None,
     *,
     closed: bool,
-    relative: bool,
 ) -> float:
     """One update for each interval, on this process's features [samples, steps, *feature]; the mean error."""
     true = features.transpose(0, 1).contiguous()
@@ -295,17 +224,15 @@ def _train_on(
         state.optimizer.zero_grad()
         error.backward()
         count = torch.tensor(float(true[interval[0]].numel() * len(interval)), dtype=torch.float64)
-        errors.append(_mean_over_all(state.predictor, error.detach(), count, accelerator, relative))
+        errors.append(_mean_over_all(state.predictor, error.detach(), count, accelerator))
         torch.nn.utils.clip_grad_norm_(state.predictor.parameters(), 1.0)
         state.optimizer.step()
     total, count = torch.stack(errors).sum(0).tolist()
     return total / count
 
 
-def _mean_over_all(
-    predictor: LesaPredictor, error: Tensor, count: Tensor, accelerator: Processes | None, relative: bool
-) -> Tensor:
-    """Turns the gradients of a sum over this process's elements into those of the mean over all, or of its logarithm.
+def _mean_over_all(predictor: LesaPredictor, error: Tensor, count: Tensor, accelerator: Processes | None) -> Tensor:
+    """All-reduce: from the gradient of a sum over this process's elements to the gradient of the global mean.
 
     Returns [sum, count] over all. One message for all gradients: each is a few thousand numbers, whose latency would
     add up.
@@ -316,8 +243,7 @@ def _mean_over_all(
     )
     if accelerator is not None:
         message = accelerator.reduce(message, reduction="sum")
-    scale = message[-2].clamp(min=torch.finfo(message.dtype).tiny) if relative else message[-1]
-    parts = (message[:-2] / scale).split([g.numel() for g in gradients])
+    parts = (message[:-2] / message[-1]).split([g.numel() for g in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
     return message[-2:]

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,39 +19,6 @@ from lesa.schedule import as_times, same_times
 KIND = "trajectory"
 ADVICE = "remove it and collect again"
 Shard = Mapping[Stream, Tensor]  # the features [samples, steps, *feature] of one batch of samples
-
-
-class Source(Protocol):
-    """Where a training takes features [samples, steps, *feature] from: a record, or the running model."""
-
-    streams: list[Stream]
-    times: Tensor
-
-    @property
-    def samples(self) -> int: ...
-
-    @property
-    def num_steps(self) -> int: ...
-
-    def stream(self, name: Stream | None = None) -> Stream: ...
-
-    def num_batches(self, size: int) -> int: ...
-
-    def digest(self, stream: Stream) -> str:
-        """Names the features of a stream: equal for equal ones."""
-        ...
-
-    def batches(
-        self,
-        size: int,
-        *,
-        stream: Stream | None = None,
-        seed: int | None = None,
-        skip: int = 0,
-        part: tuple[int, int] = (0, 1),
-    ) -> Iterator[Tensor]:
-        """All samples, in batches of up to ``size``; of each batch the samples of process part[0] of part[1]."""
-        ...
 
 
 class Trajectories:
@@ -126,7 +93,11 @@ class Trajectories:
         Raises:
             ValueError: if it was not recorded, or none was asked for where there are several.
         """
-        return choose_stream(self.streams, name)
+        if name is None and len(self.streams) > 1:
+            raise ValueError(f"choose one of the recorded streams {self.streams}: stream=...")
+        if name is not None and name not in self.streams:
+            raise ValueError(f"{name} was not recorded; there are {self.streams}")
+        return self.streams[0] if name is None else name
 
     def digest(self, stream: Stream) -> str:
         """Names the features of a stream by a few numbers of each, so that little of a file is read."""
@@ -166,15 +137,6 @@ class Trajectories:
         for i in order(len(members)).tolist()[skip:]:
             features, batch = members[i]
             yield features[batch[part[0] :: part[1]]]
-
-
-def choose_stream(streams: list[Stream], name: Stream | None) -> Stream:
-    """The one asked for, or the only one there is; a ValueError if there is no such, or no choice was made."""
-    if name is None and len(streams) > 1:
-        raise ValueError(f"choose one of the recorded streams {streams}: stream=...")
-    if name is not None and name not in streams:
-        raise ValueError(f"{name} was not recorded; there are {streams}")
-    return streams[0] if name is None else name
 
 
 def shard_path(directory: Path, index: int) -> Path:

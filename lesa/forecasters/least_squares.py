@@ -23,16 +23,11 @@ class LeastSquares:
         ridge: relative to the mean diagonal of the matrix; keeps nearly equal features from cancelling with huge
             coefficients. A larger one (1e-4) costs almost 1 dB.
         bias: also fit a constant.
-        per_channel: every channel gets coefficients of its own, for features with as many channels as the matrix.
-
-    Raises:
-        ValueError: for coefficients by channel from a matrix that only holds sums over channels.
     """
 
     gram: GramMatrix
     ridge: float = RIDGE
     bias: bool = True
-    per_channel: bool = False
     needs_times: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -42,8 +37,6 @@ class LeastSquares:
                 "calibration.streams[component, branch].gram"
             )
         real("ridge", self.ridge, least=0)
-        if self.per_channel:
-            self.gram.products(per_channel=True)
 
     def expected_error(self, table: CoefficientTable) -> Tensor:
         """Relative error [steps] of a table on the calibration features; zero at its full steps."""
@@ -51,15 +44,14 @@ class LeastSquares:
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         self.gram.check(plan)
-        channels = (self.gram.channels,) if self.per_channel else ()
-        coefficients = torch.zeros(len(plan.predicted_steps), len(plan.full_steps), *channels, dtype=torch.float64)
-        bias = torch.zeros(len(plan.predicted_steps), *channels, dtype=torch.float64)
+        coefficients = torch.zeros(len(plan.predicted_steps), len(plan.full_steps), dtype=torch.float64)
+        bias = torch.zeros(len(plan.predicted_steps), dtype=torch.float64)
         row = 0
         # the steps between two full ones have one system of equations
         for known, steps in itertools.groupby(plan.predicted_steps, lambda step: bisect(plan.full_steps, step)):
             targets = list(steps)
             used = [*plan.full_steps[:known], *[plan.num_steps] * self.bias]
-            solution = self.gram.solve_all(used, targets, ridge=self.ridge, per_channel=self.per_channel)
+            solution = self.gram.solve_all(used, targets, ridge=self.ridge)
             rows = slice(row, row + len(targets))
             coefficients[rows, :known] = solution[:, :known]
             if self.bias:

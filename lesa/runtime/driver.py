@@ -67,8 +67,7 @@ class Coming(NamedTuple):
     Attributes:
         steps: from the current step on, at most to the last before the next full one.
         history: kept features [m, *feature].
-        coefficients: [steps, m] and bias: [steps] of each step, on the device of the features; or of every channel on
-            its own, [steps, m, 1, ..., D] and [steps, 1, ..., D].
+        coefficients: [steps, m] and bias: [steps] of each step, on the device of the features.
         means: the mean of each token of each kept feature [m, *feature without channels], if they were kept.
         centred: those means have been subtracted from the features.
     """

@@ -64,8 +64,8 @@ class Probes:
     """What would be predicted of each full step from the full steps before it.
 
     Attributes:
-        coefficients: [full, full] or [full, full, channels] float64, as the table's; row 0 is empty.
-        bias: [full] or [full, channels].
+        coefficients: [full, full] float64, as the table's; row 0 is empty.
+        bias: [full].
         expected: the relative error of each that the calibration measured, where it is known.
     """
 
@@ -84,10 +84,7 @@ def make_probes(
     expected = {}
     for slot, step in enumerate(full[1:], start=1):
         table = make_table(StepPlan(plan.num_steps, (*full[:slot], *full[slot + 1 :]), start=plan.start))
-        row, channels = table.plan.predicted_steps.index(step), table.coefficients.shape[2:]
-        if coefficients.shape[2:] != channels:  # the first table tells
-            coefficients = coefficients.new_zeros(len(full), len(full), *channels)
-            bias = bias.new_zeros(len(full), *channels)
+        row = table.plan.predicted_steps.index(step)
         coefficients[slot, :slot] = table.coefficients[row, :slot]
         bias[slot] = table.bias[row]
         if expected_of is not None:

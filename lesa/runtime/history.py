@@ -64,8 +64,7 @@ class FeatureHistory:
         spare: full steps that a revised plan may add; each takes a row more where no feature is ever given back.
         previous: the history of this generation under the plan that this table's replaces, whose memory is taken over.
         centre: predictions enter a layer norm, which takes the mean of each token away. On a CPU, large features that
-            lose nothing by it are kept without: that saves two passes over every prediction. Not where every channel
-            has coefficients of its own: then the mean of a prediction does not follow from the means of the features.
+            lose nothing by it are kept without: that saves two passes over every prediction.
         layouts: remembers how tables were laid out, for the next generation; None: nobody does.
     """
 
@@ -86,7 +85,7 @@ class FeatureHistory:
         self._buffer: Tensor | None = None
         self._features: tuple[Tensor, ...] = ()  # the rows of the buffer
         self._means: Tensor | None = None
-        self._centre = centre and table.channels is None
+        self._centre = centre
         if previous is not None and previous._buffer is not None:
             self._centre = previous._centre  # as the features in it are
             self._take_over(previous._buffer, previous._means)
@@ -113,8 +112,7 @@ class FeatureHistory:
         """Copy the feature of a full step of the plan, if anything will need it.
 
         Raises:
-            ValueError: if it is no float tensor, has another shape than those before it, or other channels than the
-                table has coefficients for.
+            ValueError: if it is no float tensor, or has another shape than those before it.
         """
         if self._buffer is None:
             self._buffer = self._make_room(feature)
@@ -136,18 +134,12 @@ class FeatureHistory:
 
     def _make_room(self, feature: Tensor) -> Tensor:
         """The buffer for features like this one; what is kept of each is decided here."""
-        channels = self._layout.channels
         if not feature.is_floating_point():
             raise ValueError(f"the feature is {feature.dtype}; only features of real numbers are predicted")
-        if channels is not None and feature.shape[-1:] != (channels,):
-            raise ValueError(
-                f"the table has coefficients for each of {channels} channels, the feature is "
-                f"{list(feature.shape)}; fit one to the features of this model"
-            )
         buffer = feature.new_zeros(self.num_rows, *feature.shape)
         large = feature.numel() >= CENTRED_FROM
         self._centre = self._centre and large and feature.device.type == "cpu" and feature.dtype in CENTRED
-        if feature.is_cuda and channels is None:  # the fused kernel normalises in one pass with them
+        if feature.is_cuda:  # the fused kernel normalises in one pass with them
             self._means = buffer.new_zeros(buffer.shape[:-1], dtype=torch.float32)
         return buffer
 
@@ -187,9 +179,6 @@ class FeatureHistory:
         if step == self._plan.start or not self._holds_all_for(step):
             return None
         history, coefficients, bias = self._rows(step, 1)
-        if self._layout.channels is not None:  # the comparison knows one number for each feature
-            history = combine(history, coefficients, bias)
-            coefficients, bias = coefficients.new_ones(1, 1), coefficients.new_zeros(1)
         return residual(history, coefficients[0], feature, bias[0])
 
     def _rows(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor]:

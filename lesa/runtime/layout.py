@@ -22,7 +22,6 @@ class Layout:
         held: the rows and full steps of what is kept already; it stays where it is.
 
     Attributes:
-        channels: how many have coefficients of their own; None: all share them.
         num_rows: as many as are ever needed at once.
         row_of: the row of each full feature that is used, by its step.
         needed: the full features that each step is made of, by their steps; of predicted steps, and of probed ones.
@@ -37,7 +36,6 @@ class Layout:
             steps += full
             coefficients = torch.cat([coefficients, probes.coefficients])
             self._bias = torch.cat([self._bias, probes.bias])
-        self.channels = table.channels
         self._index = {step: index for index, step in enumerate(steps)}
         self.needed = {
             step: frozenset(full[slot] for slot in slots)
@@ -46,7 +44,7 @@ class Layout:
         self.row_of, rows = self._assign_rows(full, dict(held))
         rows += spare if rows == len(self.row_of) else 0
         self.num_rows = max(rows, 1) if steps else rows  # a bias alone has a row of zeros, for its shape
-        self._by_row = torch.zeros(len(steps), self.num_rows, *coefficients.shape[2:], dtype=torch.float64)
+        self._by_row = torch.zeros(len(steps), self.num_rows, dtype=torch.float64)
         for slot, step in enumerate(full):
             if step in self.row_of:
                 self._by_row[:, self.row_of[step]] += coefficients[:, slot]
@@ -74,18 +72,14 @@ class Layout:
     def part(self, step: int, count: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """What ``step`` and the next ones are made of: coefficients [count, rows] of the first rows, and bias [count].
 
-        Of every channel on its own, they are [count, rows, 1, ..., channels] and [count, 1, ..., channels], with as
-        many dimensions as a feature. They lie where the features are. Every part is cut out and moved once.
+        They lie where the features are. Every part is cut out and moved once.
         """
-        key = step, count, features.device, features.dtype, features.ndim
+        key = step, count, features.device, features.dtype
         if key not in self._parts:
             first = self._index[step]
             steps, rows = slice(first, first + count), max(self._extent[first : first + count])
             exact = torch.promote_types(features.dtype, torch.float32)
             coefficients, bias = self._by_row[steps, :rows], self._bias[steps]
-            if self.channels is not None:
-                over_tokens = (*(1,) * (features.ndim - 2), self.channels)
-                coefficients, bias = (t.unflatten(-1, over_tokens) for t in (coefficients, bias))
             self._parts[key] = coefficients.to(features.device, exact), bias.to(features.device, exact)
         return self._parts[key]
 
@@ -114,6 +108,5 @@ class Layouts:
 
 
 def _nonzero(rows: Tensor) -> list[list[int]]:
-    """Which columns of each row hold anything, for any channel."""
-    used = rows != 0 if rows.ndim == 2 else (rows != 0).any(-1)
-    return [row.nonzero().flatten().tolist() for row in used]
+    """Which columns of each row hold anything."""
+    return [row.nonzero().flatten().tolist() for row in rows]

@@ -245,15 +245,6 @@ def test_a_pipeline_whose_output_is_zero_is_calibrated():
     assert handle.records[0].predicted
 
 
-def test_a_predictor_for_any_schedule_is_enabled_on_another_plan_than_its_own():
-    loop = Loop(order=("cond",))
-    predictor = lesa.LesaPredictor(lesa.LesaConfig(anchors=4, hidden_dim=4)).eval()
-    predictor.plan = lesa.StepPlan(20, range(0, 20, 4))
-    with lesa.enable(loop, predictor, lesa.StepPlan(STEPS, [0, 1, 4, 7])) as handle:
-        loop()
-    assert handle.records[0].predicted
-
-
 def test_a_predictor_whose_plan_is_not_that_of_the_generation_is_refused_at_once():
     loop = Loop(order=("cond",))
     predictor = lesa.LesaPredictor(lesa.LesaConfig(5, hidden_dim=4)).eval()

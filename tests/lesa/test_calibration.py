@@ -155,8 +155,8 @@ def test_the_gradient_through_the_loop_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(lambda g: loss(weights, g), gates)
 
 
-def calibration(seed: int = 0, request: str = "a", channels: int | None = None) -> Calibration:
-    gram = lesa.GramMatrix(STEPS, channels=channels)
+def calibration(seed: int = 0, request: str = "a") -> Calibration:
+    gram = lesa.GramMatrix(STEPS)
     for step, feature in enumerate(features(seed)):
         gram.update(step, feature)
     streams = {("transformer", "cond"): Measured(gram, recorded(seed))}
@@ -177,61 +177,12 @@ def test_a_file_brings_back_all_of_it(tmp_path):
         Calibration.load(tmp_path)
 
 
-def test_a_file_brings_back_the_channels_and_its_size_says_whether_it_has_them(tmp_path):
-    made = calibration(channels=12)
-    made.save(tmp_path / "channels.safetensors")
-    calibration().save(tmp_path / "plain.safetensors")
-    read = Calibration.load(tmp_path / "channels.safetensors")
-    (stream,) = made.streams
-    gram, plan = made.streams[stream].gram, lesa.StepPlan(STEPS, [0, 3])
-    tables = [lesa.LeastSquares(g, per_channel=True).table(plan, TIMES) for g in (gram, read.streams[stream].gram)]
-    torch.testing.assert_close(tables[0].coefficients, tables[1].coefficients)
-    assert (read.per_channel, Calibration.load(tmp_path / "plain.safetensors").per_channel) == (True, False)
-    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("channels", "plain")]
-    assert sizes[0] - sizes[1] == pytest.approx(12 * 66 * 8, rel=0.05)  # half of each [11, 11]
-
-
 def test_a_file_with_a_damaged_gram_matrix_is_refused(tmp_path):
     made = calibration()
     made.streams["transformer", "cond"].gram.matrix[2, 3] = float("nan")
     made.save(tmp_path)
     with pytest.raises(ValueError, match=r"calibration\.safetensors is not a complete .*transformer\.cond.*NaN"):
         Calibration.load(tmp_path)
-
-
-def test_channels_are_merged_with_channels_only():
-    made, plain = calibration(channels=12), calibration(1, "b")
-    gram = made.streams["transformer", "cond"].gram
-    before = gram.matrix.clone(), gram.by_channel.clone()
-    for one, other in ((made, plain), (plain, made)):
-        with pytest.raises(ValueError, match="per_channel=True"):
-            one.merge(other)
-    assert torch.equal(gram.matrix, before[0])
-    made.merge(calibration(1, "b", channels=12))
-    torch.testing.assert_close(gram.by_channel.sum(0), gram.matrix)
-    assert not torch.equal(gram.by_channel, before[1])
-
-
-def test_a_pipeline_is_calibrated_channel_by_channel_if_asked(tmp_path):
-    pipeline = tiny.pipeline()
-    calls = [tiny.arguments(seed=seed, guidance=3.0) for seed in range(2)]
-    made = lesa.calibrate(pipeline, calls, tokens=8, search=False, progress=False, per_channel=True, out=tmp_path)
-    plain = lesa.calibrate(pipeline, calls, tokens=8, search=False, progress=False)
-    assert list(made.streams) == [("transformer", "cond"), ("transformer", "uncond")]
-    for stream, measured in made.streams.items():
-        assert measured.gram.channels == 32
-        torch.testing.assert_close(measured.gram.by_channel.sum(0), measured.gram.matrix)
-        torch.testing.assert_close(measured.gram.matrix, plain.streams[stream].gram.matrix)
-        with pytest.raises(ValueError, match="per_channel=True"):
-            lesa.LeastSquares(plain.streams[stream].gram, per_channel=True)
-    with pytest.raises(ValueError, match="calibrated with per_channel=True"):
-        lesa.calibrate(pipeline, calls, progress=False, out=tmp_path)
-    forecasters = {
-        s: lesa.LeastSquares(m.gram, per_channel=True) for s, m in Calibration.load(tmp_path).streams.items()
-    }
-    with lesa.enable(pipeline, forecasters, lesa.StepPlan(10, [0, 1, 4, 7])) as handle:
-        tiny.generate(pipeline, guidance=3.0)
-    assert all(len(record.predicted) == 6 for record in handle.records)
 
 
 def test_calls_are_merged_once():

@@ -124,30 +124,3 @@ def test_a_disk_without_room_is_known_before_anything_is_written(pipeline, tmp_p
     with pytest.raises(ValueError, match="tokens= keeps less"):
         lesa.collect(pipeline, calls(2), out=tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_live_trajectories_train_the_predictor_of_recorded_ones(pipeline):
-    plan, config = lesa.StepPlan(STEPS, [0, 1, 5]), lesa.LesaConfig(STEPS, hidden_dim=4)
-    prompts, options = calls(3), {"tokens": 7, "dtype": torch.bfloat16}
-    live = lesa.LiveTrajectories(pipeline, prompts, **options)
-    assert (live.samples, live.num_steps, live.streams) == (6, STEPS, [("transformer", "cond")])
-    assert [live.num_batches(size) for size in (1, 2, 4, 6)] == [3, 3, 2, 1]
-    recorded = lesa.collect(pipeline, prompts, **options)
-    every = torch.cat(list(live.batches(4)))
-    assert torch.equal(every, torch.cat(list(recorded.batches(6))))
-    assert torch.equal(torch.cat(list(live.batches(4, skip=1))), every[4:])
-    mine, theirs = (list(live.batches(4, part=(i, 2))) for i in (0, 1))
-    assert [len(batch) for batch in mine + theirs] == [2, 2, 2, 0]
-    one = lesa.LiveTrajectories(pipeline, prompts[:1], **options), lesa.collect(pipeline, prompts[:1], **options)
-    ours, same = (lesa.fit(t, plan, config, batch=2, epochs=(2, 2), progress=False) for t in one)
-    assert ours.losses == {k: pytest.approx(v, rel=1e-4) for k, v in same.losses.items()}
-
-
-def test_live_calls_that_differ_from_the_first_are_refused(pipeline):
-    live = lesa.LiveTrajectories(pipeline, [arguments(seed=0), arguments(seed=1, batch=3)])
-    with pytest.raises(ValueError, match="must be alike"):
-        list(live.batches(2))
-    with pytest.raises(ValueError, match="no prompts"):
-        lesa.LiveTrajectories(pipeline, [])
-    with pytest.raises(ValueError, match="tokens must be a whole number of at least 1"):
-        lesa.LiveTrajectories(pipeline, calls(1), tokens=0)

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lesa
-from lesa import GramMatrix, LesaConfig, LesaPredictor, StepPlan, Taylor
+from lesa import LesaConfig, LesaPredictor, StepPlan, Taylor
 from lesa.runtime.history import FeatureHistory
 from lesa_kernels import combine, head
 from lesa_kernels.ops.combine import cpu as combine_cpu
@@ -73,16 +73,6 @@ def test_the_outputs_of_an_interval_allocate_themselves_and_a_tile():
         result = head(history, torch.randn(6, 8), None, modulation, modulation, weight)
     tile = head_cpu.TILE * 4
     assert allocations.largest <= max(result.nbytes, tile) < history[0].nbytes
-
-
-def test_inner_products_of_each_channel_widen_a_part_of_the_features_at_a_time():
-    gram, features = GramMatrix(8, channels=64), torch.randn(8, 1, 1 << 14, 64).bfloat16()
-    for step in range(7):
-        gram.update(step, features[step])
-    with Allocations() as allocations:
-        gram.update(7, features[7])
-    assert gram.count == features[0].numel()
-    assert allocations.largest < 8 * features.numel() / 4  # of all features in float64
 
 
 def test_tables_and_what_was_made_of_them_live_as_long_as_their_accelerator():

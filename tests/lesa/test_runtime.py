@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lesa
-from lesa import GramMatrix, LeastSquares, Reuse, StepPlan, Taylor
+from lesa import Reuse, StepPlan, Taylor
 from lesa.runtime.accelerator import Accelerator
 from lesa.runtime.driver import Call
-from lesa.runtime.guard import make_probes
 from lesa.runtime.history import FeatureHistory
 from lesa.runtime.layout import Layout, Layouts
 from lesa.runtime.window import FeatureWindow
@@ -55,52 +54,6 @@ def test_a_history_predicts_what_its_table_says_from_as_few_rows_as_are_needed(p
         for step in range(plan.num_steps)
     ]
     assert history.num_rows == max(*alive, bool(plan.predicted_steps))
-
-
-@given(plans(max_steps=10), st.sampled_from([(), (4,), (2, 4)]), st.integers(0, 99))
-def test_every_channel_is_predicted_by_its_own_coefficients(plan, tokens, seed):
-    generator = torch.Generator().manual_seed(seed)
-    used = torch.rand(len(plan.predicted_steps), len(plan.full_steps), 3, generator=generator) < 0.3
-    causal = torch.tensor(plan.predicted_steps).unsqueeze(1) > torch.tensor(plan.full_steps)
-    coefficients = torch.randn(used.shape, generator=generator, dtype=torch.float64) * used * causal.unsqueeze(-1)
-    bias = torch.randn(len(used), 3, generator=generator, dtype=torch.float64)
-    table = CoefficientTable(plan, schedule(plan.num_steps), coefficients, bias)
-    features = torch.randn(plan.num_steps, *tokens, 3, dtype=torch.float64, generator=generator)
-    history = FeatureHistory(table, centre=True)
-    made = run(history, plan, features)
-    full = features[list(plan.full_steps)]
-    over_tokens = bias.reshape(-1, *(1,) * len(tokens), 3)
-    expected = torch.einsum("sjd,j...d->s...d", coefficients, full) + over_tokens
-    torch.testing.assert_close(made[list(plan.predicted_steps)], expected)
-    assert history.nbytes == history.num_rows * features[0].nbytes
-
-
-def test_channels_that_the_table_does_not_have_are_refused_at_the_first_full_step():
-    plan = StepPlan(3, [0])
-    table = CoefficientTable(plan, schedule(3), torch.ones(2, 1, 4))
-    history = FeatureHistory(table)
-    with pytest.raises(ValueError, match=r"each of 4 channels, the feature is \[2, 5\]"):
-        history.keep(0, torch.randn(2, 5))
-
-
-def test_a_full_step_is_compared_channel_by_channel():
-    plan, features = StepPlan(8, [0, 2, 5]), torch.randn(8, 4, 3, dtype=torch.float64).cumsum(0)
-    gram = GramMatrix(8, channels=3)
-    for step, feature in enumerate(features):
-        gram.update(step, feature)
-    forecaster = LeastSquares(gram, per_channel=True)
-    probes = make_probes(lambda other: forecaster.table(other, schedule(8)), plan)
-    history = FeatureHistory(forecaster.table(plan, schedule(8)), probes)
-    for slot, step in enumerate(plan.full_steps):
-        figures = history.residual(step, features[step])
-        history.keep(step, features[step])
-        if slot:
-            known = features[list(plan.full_steps[:slot])]
-            predicted = (probes.coefficients[slot, :slot, None] * known).sum(0) + probes.bias[slot]
-            expected = torch.stack([(features[step] - predicted).square().sum(), features[step].square().sum()])
-            torch.testing.assert_close(figures, expected)
-        else:
-            assert figures is None
 
 
 def test_a_prediction_whose_features_were_not_kept_cannot_be_made():
@@ -180,12 +133,10 @@ def test_a_table_and_its_copies_on_devices_go_with_the_history():
     assert [reference() for reference in left] == [None] * len(left)
 
 
-@pytest.mark.parametrize("channels", [None, 5])
 @pytest.mark.parametrize("bias", [0.0, 2.5])
-def test_a_table_of_a_bias_alone_predicts_the_bias(channels, bias):
+def test_a_table_of_a_bias_alone_predicts_the_bias(bias):
     plan, features = StepPlan(6, [0, 3]), torch.randn(6, 4, 5)
-    shape = (4, 2) if channels is None else (4, 2, channels)
-    table = CoefficientTable(plan, schedule(6), torch.zeros(shape), torch.full(shape[:1] + shape[2:], bias))
+    table = CoefficientTable(plan, schedule(6), torch.zeros(4, 2), torch.full((4,), bias))
     history = FeatureHistory(table)
     made = run(history, plan, features)
     assert torch.equal(made[list(plan.predicted_steps)], torch.full((4, 4, 5), bias))

@@ -66,49 +66,6 @@ def test_taylor_of_order_0_is_reuse(plan):
     assert torch.equal(Taylor(0).table(plan, times).coefficients, Reuse().table(plan, times).coefficients)
 
 
-def random_by_channel(plan, channels=3):
-    causal = torch.tensor(plan.predicted_steps).unsqueeze(1) > torch.tensor(plan.full_steps)
-    rows = torch.randn(len(plan.predicted_steps), len(plan.full_steps), channels, dtype=torch.float64)
-    bias = torch.randn(len(rows), channels, dtype=torch.float64)
-    return CoefficientTable(plan, schedule(plan.num_steps), rows * causal.unsqueeze(-1), bias)
-
-
-def of_channel(whole, channel):
-    return CoefficientTable(whole.plan, whole.times, whole.coefficients[..., channel], whole.bias[:, channel])
-
-
-def test_every_channel_may_have_coefficients_of_its_own():
-    whole = random_by_channel(PLAN)
-    assert (whole.channels, table().channels) == (3, None)
-    assert whole.fingerprint == table().fingerprint  # it names plan and schedule
-    assert not CoefficientTable(PLAN, schedule(5), whole.coefficients).bias.any()
-    with pytest.raises(ValueError, match="before it"):
-        CoefficientTable(PLAN, schedule(5), whole.coefficients + torch.tensor([0, 0, 1]))
-    with pytest.raises(ValueError, match="NaN"):
-        CoefficientTable(PLAN, schedule(5), whole.coefficients, whole.bias * float("inf"))
-    for coefficients, bias in (
-        (whole.coefficients, torch.zeros(3)),
-        (whole.coefficients, torch.zeros(3, 2)),
-        (whole.coefficients[..., 0], whole.bias),
-        (whole.coefficients[..., None], whole.bias[..., None]),
-        (whole.coefficients[..., :0], whole.bias[:, :0]),
-    ):
-        with pytest.raises(ValueError, match="3 predicted and 2 full"):
-            CoefficientTable(PLAN, schedule(5), coefficients, bias)
-
-
-@given(plans(max_steps=12), st.integers(0, 11), st.integers(1, 5))
-def test_a_table_by_channel_is_limited_and_started_part_way_channel_by_channel(plan, start, limit):
-    start %= plan.num_steps
-    whole, rest = random_by_channel(plan), plan.starting_at(start)
-    for change in (lambda t: t.limited(limit), lambda t: t.table(rest, t.times), lambda t: t.table(plan, t.times)):
-        changed = change(whole)
-        for channel in range(3):
-            alone = change(of_channel(whole, channel))
-            torch.testing.assert_close(changed.coefficients[..., channel], alone.coefficients)
-            torch.testing.assert_close(changed.bias[:, channel], alone.bias)
-
-
 @pytest.mark.parametrize("times", [[1.0, 0.5, 0.7], [1.0, float("nan"), 0.0], [1.0, 0.5], [[1.0, 0.5, 0.2]]])
 def test_times_that_are_no_schedule_of_3_steps_are_refused(times):
     with pytest.raises(ValueError, match="times"):

@@ -1,5 +1,3 @@
-from contextlib import nullcontext
-
 import pytest
 import torch
 from safetensors import safe_open
@@ -7,7 +5,7 @@ from safetensors.torch import save_file
 
 import lesa.calibration.checkpoint as checkpoint
 import lesa.calibration.training as training
-from lesa import LeastSquares, LesaConfig, LesaPredictor, Reuse, StepPlan, Trajectories, fit
+from lesa import LeastSquares, LesaConfig, Reuse, StepPlan, Trajectories, fit
 from lesa.demo.run import gram_of
 from tests.lesa.strategies import schedule
 
@@ -121,19 +119,3 @@ def test_features_in_bf16_train_parameters_in_float32():
     predictor = fit(rounded, PLAN, CONFIG, epochs=(3, 5), progress=False)
     assert {p.dtype for p in predictor.parameters()} == {torch.float32}
     assert error(predictor, unseen) < 1.1 * error(fit(exact, PLAN, CONFIG, epochs=(3, 5), progress=False), unseen)
-
-
-def test_a_training_may_go_on_from_a_predictor():
-    first = fit(smooth(), PLAN, CONFIG, epochs=(1, 0), progress=False)
-    same = fit(smooth(), PLAN, start=first, epochs=(1, 0), learning_rate=0.0, progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(same.parameters(), first.parameters(), strict=True))
-    with pytest.raises(ValueError, match="config of its start"):
-        fit(smooth(), PLAN, LesaConfig(STEPS, hidden_dim=5), start=first)
-
-
-def test_a_checkpoint_belongs_to_the_start_of_its_training(tmp_path):
-    path, first = tmp_path / "state.safetensors", LesaPredictor(CONFIG)
-    for start, config in ((first, None), (first, None), (LesaPredictor(CONFIG), None), (None, CONFIG)):
-        belongs = nullcontext() if start is first else pytest.raises(ValueError, match="with other arguments")
-        with belongs:
-            fit(smooth(), PLAN, config, start=start, epochs=(1, 0), checkpoint=path, progress=False)

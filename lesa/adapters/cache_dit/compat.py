@@ -1,7 +1,7 @@
 """Every private name of cache-dit that this library touches, and nothing else.
 
 cache-dit makes its calibrators in a factory with a fixed list of types. The name of that factory is replaced where
-cache-dit looks it up by one that knows ours as well. A cache-dit with ``register_calibrator`` is simply told.
+cache-dit looks it up by one that knows ours as well.
 """
 
 import dataclasses
@@ -33,7 +33,6 @@ def changed(what: str) -> ImportError:
 
 
 try:
-    import cache_dit
     from cache_dit.caching.cache_contexts import cache_context
     from cache_dit.caching.cache_contexts.calibrators import CalibratorBase, CalibratorConfig
 except ImportError as error:
@@ -68,9 +67,6 @@ def install(kind: str, calibrator: type[CalibratorBase]) -> None:
     Raises:
         ImportError: if cache-dit has changed so that this cannot be done.
     """
-    if hasattr(cache_dit, "register_calibrator"):
-        cache_dit.register_calibrator(kind, calibrator)
-        return
     check(cache_context, CalibratorBase, CalibratorConfig)
     theirs: Any = cache_context.Calibrator
     if hasattr(theirs, "ours"):

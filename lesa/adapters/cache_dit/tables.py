@@ -68,9 +68,5 @@ class Tables:
             while len(self._made) >= MAX_TABLES:
                 del self._made[next(iter(self._made))]
             table = self.forecaster.table(plan, times)
-            if table.channels is not None:
-                raise ValueError(
-                    "inside cache-dit coefficients are shared by all channels; leave per_channel=True away"
-                )
             self._made[key] = table if self._max_history is None else table.limited(self._max_history)
         return self._made[key]

@@ -1,6 +1,5 @@
 """Outputs made ahead: all predicted steps until the next full one, in one pass over the kept features."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,14 +8,11 @@ from torch import Tensor, nn
 from lesa.adapters.diffusers.clock import Moment
 from lesa.adapters.diffusers.endings import Arguments, Ending, Modulation, norm_eps
 from lesa.runtime.driver import Coming
-from lesa_kernels import combine, head
+from lesa_kernels import head
 
 # Up to this many numbers the scale and shift of all steps of a generation are made at once: 40 small operators a
 # generation instead of an interval. Beyond, leaving out the full steps and staying in the cache is worth more.
 MODULATION_ELEMENTS = 1 << 18
-# Predictions that are written before they enter the head, where every channel has coefficients of its own: as many as
-# the kernel makes from one reading of the features, so that a long interval takes no more memory and hardly more time.
-WRITTEN = 6
 
 
 class Ahead:
@@ -45,12 +41,7 @@ class Ahead:
         return self._outputs.pop(step)
 
     def make(self, arguments: Arguments, moment: Moment, coming: Coming) -> None:
-        """The outputs at the coming steps, in one allocation or, by channel, in one for every few steps."""
-        self._outputs = {}
-        for part in _for_head(coming):
-            self._outputs |= self._through_head(arguments, moment, part)
-
-    def _through_head(self, arguments: Arguments, moment: Moment, coming: Coming) -> dict[int, Tensor]:
+        """The outputs at the coming steps, in one allocation."""
         projection: Any = getattr(self._transformer, self._ending.projection)
         tokens = head(
             coming.history,
@@ -64,7 +55,7 @@ class Ahead:
             centred=coming.centred,
         )
         parts = [self._ending.unpack(self._transformer, arguments, part) for part in tokens.unbind(0)]
-        return dict(zip(coming.steps, parts, strict=True))
+        self._outputs = dict(zip(coming.steps, parts, strict=True))
 
     def _modulations(self, arguments: Arguments, moment: Moment, steps: list[int]) -> Modulation:
         """Multiplier and addend [steps, B or 1, D]."""
@@ -86,22 +77,6 @@ class Ahead:
 
 
 def one_step(prediction: Tensor, step: int) -> Coming:
-    """A prediction that is there already, as a combination of itself."""
-    return _themselves([step], prediction.unsqueeze(0))
-
-
-def _for_head(coming: Coming) -> Iterator[Coming]:
-    """The coming steps as the head takes them, which knows one number for each feature; else the sums are written."""
-    if coming.coefficients.ndim == 2:
-        yield coming
-        return
-    for first in range(0, len(coming.steps), WRITTEN):
-        part = slice(first, first + WRITTEN)
-        bias = None if coming.bias is None else coming.bias[part]
-        yield _themselves(coming.steps[part], combine(coming.history, coming.coefficients[part], bias))
-
-
-def _themselves(steps: list[int], predictions: Tensor) -> Coming:
-    """Predictions [steps, *feature] that are there already, as combinations of themselves."""
-    exact = torch.promote_types(predictions.dtype, torch.float32)
-    return Coming(steps, predictions, torch.eye(len(steps), dtype=exact, device=predictions.device), None)
+    """A prediction that was made one step at a time, with an identity coefficient."""
+    exact = torch.promote_types(prediction.dtype, torch.float32)
+    return Coming([step], prediction.unsqueeze(0), torch.ones(1, 1, dtype=exact, device=prediction.device), None)

@@ -9,14 +9,13 @@ import cache_dit
 import pytest
 import torch
 from cache_dit.caching.cache_contexts import cache_context
-from cache_dit.caching.cache_contexts.calibrators import CalibratorBase, FoCaCalibrator, TaylorSeerCalibrator
+from cache_dit.caching.cache_contexts.calibrators import CalibratorBase
 from hypothesis import given
 
 from lesa import L2P, AdamsBashforth, FoCa, Hermite, LeastSquares, LesaConfig, LesaPredictor, Reuse, StepPlan, Taylor
 from lesa.adapters.cache_dit import ForecasterCalibrator, ForecasterConfig, GramConfig, compat, steps_mask
 from lesa.adapters.cache_dit.calibrator import Stream
 from lesa.adapters.cache_dit.tables import Tables
-from lesa.table import CoefficientTable
 from tests.lesa.adapters.tiny import STEPS, arguments, generate, pipeline
 from tests.lesa.strategies import plans, schedule
 
@@ -173,13 +172,6 @@ def test_cache_dits_own_calibrators_are_made_as_before():
     assert ForecasterConfig(Taylor(1), 50).strify() == "lesa.Taylor(order=1, variable='step')"
 
 
-def test_a_cache_dit_that_can_be_told_is_told(monkeypatch):
-    told = {}
-    monkeypatch.setattr(cache_dit, "register_calibrator", told.__setitem__, raising=False)
-    compat.install("lesa", ForecasterCalibrator)
-    assert told == {"lesa": ForecasterCalibrator}
-
-
 class OldBase:
     def reset_cache(self): ...
 
@@ -254,33 +246,6 @@ def test_a_calibrator_that_is_reset_begins_a_new_generation():
         assert calibrator.approximate(name="a").tolist() == [value, value]
 
 
-def test_cache_dits_foca_overshoots_a_straight_line():
-    """What docs/cache-dit.md says of it."""
-    theirs, stream = FoCaCalibrator(), Stream(Tables(FoCa(), 9), schedule(9))
-    for step in range(5):
-        theirs.mark_step_begin()
-        if step in (0, 2, 4):
-            theirs.update(torch.tensor([float(step)]))
-            stream.keep(step, torch.tensor([float(step)]))
-    theirs.mark_step_begin()
-    assert (stream.predict(5).item(), theirs.approximate().item()) == (5, 6)
-
-
-def test_cache_dits_taylorseer_has_no_slope_before_its_fourth_full_step():
-    """What docs/cache-dit.md says of it."""
-    theirs, ours = (TaylorSeerCalibrator(n_derivatives=1), ForecasterCalibrator(Tables(Taylor(1), 9)))
-    for full in (3, 4):
-        predictions = []
-        for calibrator in (theirs, ours):
-            calibrator = copy.deepcopy(calibrator)
-            for step in range(full + 1):
-                calibrator.mark_step_begin()
-                if step < full:
-                    calibrator.update(torch.tensor([float(step)]))
-            predictions.append(calibrator.approximate().item())
-        assert predictions == [full - 1 if full == 3 else full, full]
-
-
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_least_squares_is_fitted_to_what_cache_dit_predicts(guidance):
     recording, every = GramConfig(STEPS), StepPlan(STEPS, range(STEPS))
@@ -301,15 +266,3 @@ def test_nothing_is_predicted_while_features_are_measured():
         pytest.raises(RuntimeError, match=r"steps_computation_mask=\[1\] \* 10"),
     ):
         generate(made)
-
-
-def test_coefficients_of_each_channel_are_refused():
-    class OfEachChannel:
-        needs_times = False
-
-        def table(self, plan, times):
-            return CoefficientTable(plan, times, torch.zeros(len(plan.predicted_steps), len(plan.full_steps), 3))
-
-    tables = Tables(OfEachChannel(), STEPS)
-    with pytest.raises(ValueError, match="shared by all channels"):
-        tables.table([0], tables.begin()[1])

@@ -32,7 +32,7 @@ from benchmarks.demo_loop import timed_calls
 from lesa.adapters.cache_dit import ForecasterConfig, steps_mask
 from lesa.demo.measure import labels_of
 from lesa.demo.model import load_pipeline, request, unpack
-from lesa.environment import describe_environment
+from lesa.reports.environment import describe_environment
 
 THEIRS: dict[str, Callable[[], Any]] = {
     "no calibrator": lambda: None,

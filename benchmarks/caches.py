@@ -11,12 +11,13 @@ import lesa
 from benchmarks.architectures import Loop
 from benchmarks.problems.interval import ClosedLoop
 from lesa import LesaConfig, LesaPredictor, StepPlan, Taylor
+from lesa.runtime.driver import Driver
 
 INTERVAL = 7
 FULL_SAMPLER = "full sampler"
 
 
-class StepByStep:
+class StepByStep(Driver):
     """The released predictor as a driver: a window of features, eager operators, every prediction written back."""
 
     def __init__(self, predictor: LesaPredictor, plan: StepPlan) -> None:
@@ -43,11 +44,6 @@ class StepByStep:
     def _remember(self, feature: Tensor) -> None:
         self.window = [*self.window, feature][-self.predictor.config.history :]
 
-    def coming(self, head: str) -> None:
-        return None
-
-    def end(self, *, failed: bool) -> None: ...
-
     def reset(self, session: object = None) -> None:
         self.window = []
 
@@ -68,9 +64,9 @@ def methods(loop: Loop) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
 
 
 def _observed(loop: Loop, predictor: LesaPredictor, plan: StepPlan) -> AbstractContextManager[Any]:
-    from lesa.adapters.diffusers import observe
+    from lesa.adapters.diffusers import Attachment
 
-    return observe(loop, StepByStep(predictor, plan))
+    return Attachment(loop, StepByStep(predictor, plan))
 
 
 @contextmanager

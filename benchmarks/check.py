@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks import exact, ratios
 from benchmarks.memory import keep_freed_memory
 from benchmarks.problems.problem import Problem
-from lesa.environment import describe_environment
+from lesa.reports.environment import describe_environment
 
 EXPECTATIONS = Path(__file__).parent / "expectations.json"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -19,7 +19,7 @@ from benchmarks.clocks import Timer, WallClock, make_clock
 from benchmarks.memory import keep_freed_memory
 from benchmarks.problems.problem import Problem
 from benchmarks.shapes import SHAPES, SMOKE, Shape
-from lesa.environment import describe_environment
+from lesa.reports.environment import describe_environment
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLOCKS = ("device", "wall") if DEVICE == "cuda" else ("wall",)

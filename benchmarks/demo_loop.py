@@ -32,7 +32,7 @@ from lesa.demo.measure import labels_of
 from lesa.demo.model import load_pipeline, request
 from lesa.demo.run import load_predictor
 from lesa.demo.taylorseer import count_full_steps
-from lesa.environment import describe_environment
+from lesa.reports.environment import describe_environment
 
 STEPS, INTERVAL = 50, 7
 PLAN = lesa.StepPlan.paper(STEPS, INTERVAL)

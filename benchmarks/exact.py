@@ -1,4 +1,4 @@
-"""Figures that are the same in every run: operators and bytes, launches, and what the machine code shows."""
+"""Numbers that are the same in every run: operators and bytes, launches, and what the machine code shows."""
 
 import json
 import os

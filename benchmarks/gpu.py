@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.clocks import WallClock, copy_bandwidth, measure
-from lesa.environment import describe_environment
+from lesa.reports.environment import describe_environment
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "triton", "diffusers", "cache-dit", "inkan")
@@ -142,7 +142,7 @@ def kernels(run: Run) -> Iterator[Row]:
             lambda backend, s=few: kan_predict.predictions(s, run.device, s.coming, backend),
             lambda backend, s=shape: interval.predicted_step(s, run.device, backend),
             lambda backend, s=shape: interval.interval(s, run.device, backend),
-            lambda backend, s=shape: combine.gradients(s, run.device, s.coming),
+            lambda backend, s=shape: combine.gradients(s, run.device, s.predict_interval),
         ]
         for make in makers:
             if run.left < 0:

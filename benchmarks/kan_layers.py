@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.peers.efficient_kan import EfficientKANLinear
-from lesa.environment import describe_environment
+from lesa.reports.environment import describe_environment
 from lesa_kernels import KANLinear
 
 RANGE, ORDER = (-3.0, 3.0), 3

@@ -22,7 +22,7 @@ from benchmarks.memory import keep_freed_memory
 from benchmarks.problems import interval
 from benchmarks.problems.problem import OURS
 from benchmarks.shapes import SHAPES, Shape
-from lesa.environment import describe_environment
+from lesa.reports.environment import describe_environment
 
 ROUNDS = 9
 STAGES = (interval.CLOSED_LOOP, interval.KNOWN_GATES, interval.STEP_BY_STEP, interval.ONE_PASS, OURS)

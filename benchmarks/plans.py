@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 import lesa
 from lesa.calibration.calibration import Calibration
-from lesa.calibration.errors import ErrorGram
 from lesa.demo.measure import labels_of
 from lesa.demo.model import build_pipeline, images_of, load_pipeline, request
-from lesa.environment import describe_environment
 from lesa.evaluation.metrics import psnr
+from lesa.reports.environment import describe_environment
+from lesa.statistics.output_errors import OutputErrorGram
 
 CALIBRATION = range(10_000, 10_096)
 HELD_OUT = range(512)
@@ -100,7 +100,7 @@ def budgets(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
         "Hermite 2": lambda: lesa.Hermite(2),
         "FoCa": lesa.FoCa,
         "least squares": lambda: lesa.LeastSquares(gram),
-        "path least squares on features": lambda: lesa.PathLeastSquares(ErrorGram.from_gram(gram)),
+        "path least squares on features": lambda: lesa.PathLeastSquares(OutputErrorGram.from_gram(gram)),
         "path least squares (default)": lambda: default,
     }
     rows = []

@@ -18,7 +18,7 @@ from benchmarks.plans import CALIBRATION, HELD_OUT, Judge, Sampler, calibrate, s
 from lesa.demo.measure import labels_of
 from lesa.demo.model import request
 from lesa.demo.run import CONFIG, collect_digits
-from lesa.environment import describe_environment
+from lesa.reports.environment import describe_environment
 
 SEEDS = HELD_OUT[:256]
 

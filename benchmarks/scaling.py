@@ -23,7 +23,7 @@ import lesa
 from benchmarks.clocks import measure
 from benchmarks.memory import keep_freed_memory
 from lesa import GramMatrix, LeastSquares, LesaConfig, LesaPredictor, StepPlan, Taylor
-from lesa.environment import describe_environment
+from lesa.reports.environment import describe_environment
 from lesa_kernels import combine, gram_row, head
 
 CHANNELS, OUTPUTS, KEPT, COMING = 64, 16, 8, 6

@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lesa
-from lesa.calibration.checkpoint import Progress
-from lesa.calibration.footprint import trajectory_bytes
-from lesa.calibration.training import STAGES, _train_on
 from lesa.demo.measure import call_of
 from lesa.demo.model import images_of, load_pipeline
 from lesa.demo.run import CALIBRATION_SEEDS, CONFIG, HELD_OUT_SEEDS
-from lesa.environment import describe_environment
 from lesa.evaluation import metrics
+from lesa.reports.environment import describe_environment
+from lesa.training.checkpoint import TrainingState
+from lesa.training.footprint import trajectory_bytes
+from lesa.training.two_stage import STAGES, _train_on
 
 STEPS, CHANNELS, INTERVAL = 50, 3072, 7
 PLAN = lesa.StepPlan.paper(STEPS, INTERVAL)
@@ -66,7 +66,7 @@ def seconds(run: Callable[[], Any], rounds: int) -> float:
 def ours(tokens: int, *, closed: bool, rounds: int) -> float:
     predictor = lesa.LesaPredictor(lesa.LesaConfig(STEPS))
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=1e-4)
-    state, sample = Progress(predictor, optimizer, {stage: [] for stage in STAGES}), features(tokens)
+    state, sample = TrainingState(predictor, optimizer, {stage: [] for stage in STAGES}), features(tokens)
     return seconds(
         lambda: _train_on(state, sample, times(), PLAN, None, closed=closed, relative=False),
         rounds,

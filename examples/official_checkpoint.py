@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import lesa
-from lesa.cli import main
+from lesa.cli.commands import main
 from lesa.demo.model import WEIGHTS, load_pipeline, sample
 
 

@@ -7,11 +7,9 @@ into predictions; an adapter puts both into somebody's transformer.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lesa.calibration.calibration import Calibration
-from lesa.calibration.errors import ErrorGram
-from lesa.calibration.gram import GramMatrix
-from lesa.calibration.planning import optimize_plan, sample_error
-from lesa.calibration.trajectories import Trajectories
+from lesa.api.folders import load, push_to_hub, save
+from lesa.calibration.calibration import Calibration, optimize_plan
+from lesa.calibration.planning import sample_error
 from lesa.forecasters import (
     L2P,
     AdamsBashforth,
@@ -25,24 +23,28 @@ from lesa.forecasters import (
     make_forecaster,
     register_forecaster,
 )
-from lesa.plan import StepPlan
-from lesa.predictor import LesaConfig, LesaPredictor
+from lesa.predictor.config import LesaConfig
+from lesa.predictor.predictor import LesaPredictor
+from lesa.runtime.driver import LesaWarning
 from lesa.runtime.guard import Guard
 from lesa.runtime.history import FeatureHistory
-from lesa.runtime.warning import LesaWarning
-from lesa.sharing import load, push_to_hub, save
-from lesa.table import CoefficientTable, unroll
+from lesa.statistics.gram import GramMatrix
+from lesa.statistics.output_errors import OutputErrorGram
+from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable, unroll
+from lesa.training.trajectories import Trajectories
 
 if TYPE_CHECKING:
-    from lesa.adapters.diffusers import disable, enable, from_taylorseer_config
-    from lesa.adapters.modules import enable_module
-    from lesa.adapters.official import load_official
-    from lesa.calibration.calibrating import calibrate
-    from lesa.calibration.collecting import collect
-    from lesa.calibration.gram_training import fit_gram
-    from lesa.calibration.refining import refine_plans
-    from lesa.calibration.training import fit
+    from lesa.adapters.any_module import enable_module
+    from lesa.adapters.diffusers.taylorseer import from_taylorseer_config
+    from lesa.api.enable import disable, enable
+    from lesa.api.official import load_official
+    from lesa.calibration.calibrate import calibrate
+    from lesa.calibration.refine import refine_plans
     from lesa.evaluation.evaluate import evaluate
+    from lesa.training.collect import collect
+    from lesa.training.from_gram import fit_gram
+    from lesa.training.two_stage import fit
 
 __version__ = "0.1.0"
 
@@ -51,7 +53,6 @@ __all__ = [
     "AdamsBashforth",
     "Calibration",
     "CoefficientTable",
-    "ErrorGram",
     "FeatureHistory",
     "FoCa",
     "Forecaster",
@@ -62,6 +63,7 @@ __all__ = [
     "LesaConfig",
     "LesaPredictor",
     "LesaWarning",
+    "OutputErrorGram",
     "PathLeastSquares",
     "Reuse",
     "StepPlan",
@@ -90,17 +92,17 @@ __all__ = [
 
 # Loaded when first asked for, since they need more than torch.
 _lazy = {
-    "calibrate": "lesa.calibration.calibrating",
-    "collect": "lesa.calibration.collecting",
-    "disable": "lesa.adapters.diffusers",
-    "enable": "lesa.adapters.diffusers",
-    "enable_module": "lesa.adapters.modules",
+    "calibrate": "lesa.calibration.calibrate",
+    "collect": "lesa.training.collect",
+    "disable": "lesa.api.enable",
+    "enable": "lesa.api.enable",
+    "enable_module": "lesa.adapters.any_module",
     "evaluate": "lesa.evaluation.evaluate",
-    "fit": "lesa.calibration.training",
-    "fit_gram": "lesa.calibration.gram_training",
-    "from_taylorseer_config": "lesa.adapters.diffusers",
-    "load_official": "lesa.adapters.official",
-    "refine_plans": "lesa.calibration.refining",
+    "fit": "lesa.training.two_stage",
+    "fit_gram": "lesa.training.from_gram",
+    "from_taylorseer_config": "lesa.adapters.diffusers.taylorseer",
+    "load_official": "lesa.api.official",
+    "refine_plans": "lesa.calibration.refine",
 }
 
 

@@ -1,5 +1,5 @@
 """``python -m lesa``."""
 
-from lesa.cli import main
+from lesa.cli.commands import main
 
 main()

@@ -27,7 +27,7 @@ PROVIDERS = (OURS, ONE_PASS, STEP_BY_STEP, KNOWN_GATES, CLOSED_LOOP)
 EPS = 1e-6
 
 
-class Ending:
+class HeadProblem:
     """Final norm, modulation and projection of a model, in its dtype."""
 
     def __init__(self, shape: Shape, device: str) -> None:
@@ -93,7 +93,7 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
     predictor = LesaPredictor(LesaConfig(PLAN.num_steps)).requires_grad_(False)
     times = torch.linspace(1, 0, PLAN.num_steps + 1, dtype=torch.float64)
     table = predictor.table(PLAN, times)
-    ending = Ending(shape, device)
+    ending = HeadProblem(shape, device)
     loop = ClosedLoop(predictor, times, device, shape.dtype)
     full = [step for step in PLAN.full_steps if step <= AFTER]
 
@@ -112,7 +112,7 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
         return history, [features[step] for step in range(AFTER + 1)]
 
     def ahead(history: FeatureHistory, _: list[Tensor]) -> Tensor:
-        coming = history.coming(STEPS[0])
+        coming = history.predict_interval(STEPS[0])
         assert coming.bias is not None
         return head(
             coming.history,
@@ -130,7 +130,7 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
         return torch.stack([ending(history.predict(step), p) for p, step in enumerate(steps)])
 
     def one_pass(history: FeatureHistory, _: list[Tensor]) -> Tensor:
-        coming = history.coming(STEPS[0])
+        coming = history.predict_interval(STEPS[0])
         assert coming.bias is not None
         predictions = combine(
             coming.history, coming.coefficients[: len(steps)], coming.bias[: len(steps)], backend=backend

@@ -4,7 +4,7 @@ import statistics
 from typing import Any
 
 from benchmarks.report.registry import part, table
-from lesa.evaluation.columns import LEFT, cells
+from lesa.reports.columns import LEFT, cells
 
 
 @part("README.md", "demo table", "demo.json", command="lesa demo")

@@ -7,7 +7,7 @@ A part stands in its document between ``<!-- NAME -->`` and ``<!-- end of NAME -
         return table(["layer", "time"], [[row["layer"], f"{row['ms']:.2f} ms"] for row in rows])
 
 The registry adds on what it was measured and by which command. A result that is not there yet is said to be missing.
-A result is JSON: rows that each have an ``environment`` (``lesa.environment``), or one object that has it.
+A result is JSON: rows that each have an ``environment`` (``lesa.reports.environment``), or one object that has it.
 """
 
 import importlib

@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.report.registry import part, table
-from lesa.calibration.footprint import readable, trajectory_bytes
+from lesa.training.footprint import readable, trajectory_bytes
 
 COST = "training_cost.json"
 COMMAND = "python -m benchmarks.training_cost"

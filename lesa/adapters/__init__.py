@@ -1,1 +1,1 @@
-"""Ways into other people's code. Only the modules below here (and the demo) import diffusers."""
+"""Ways into other people's code: each folder serves one library. Only these (and the demo) import diffusers."""

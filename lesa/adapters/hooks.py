@@ -1,36 +1,38 @@
-"""What is put on the modules of a transformer, by one recipe for all models.
+"""The hooks on the modules of a transformer, the same for all models.
 
-While the control says skip, each block hands its inputs through, and the head, the final norm, gets the driver's
-prediction in place of what came through. On a full step the head's input is the feature that is kept.
+On predicted steps every block returns its inputs, and the head (the final norm) gets the driver's prediction as its
+input. On full steps the input of the head is the feature that is kept.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lesa.adapters.interception import intercept
 from lesa.runtime.driver import Call, Driver
 
+Answer = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]  # (forward, args, kwargs) -> output
 
-class Control:
-    """What the hooks of one transformer share. Plain values, which compiled code is guarded on."""
+
+class SkipState:
+    """What the hooks of one transformer share. Plain values, since compiled code is guarded on them."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
-        self.inside = False  # a call is going through the forward, under a driver that has been asked
+        self.inside = False  # a call that the driver knows is inside the forward
         self.skip = False
-        self.shapes = 0  # which of the signatures seen so far this call has
-        self.split = False  # blocks may return fewer tokens than they are given: the others are another process's
-        self.heads: list[Head] = []
-        self._dtype: torch.dtype | None = None  # that the transformer is called with
+        self.shapes = 0  # the index of this call's signature among those seen so far
+        self.split = False  # context parallelism: blocks may return fewer tokens than they are given
+        self.heads: list[HeadHook] = []
+        self._dtype: torch.dtype | None = None  # of the transformer's input
         self._branch = ""
         self._signature: Hashable = None
         self._signatures: dict[Hashable, int] = {}
 
     def begin(self, call: Call, dtype: torch.dtype | None) -> None:
-        """Ask the driver what becomes of a call."""
+        """Ask the driver what this call does."""
         self._dtype, self._branch = dtype, call.branch
         if call.signature is not self._signature:
             self._signature = call.signature
@@ -38,9 +40,9 @@ class Control:
         self.skip = self.driver.begin(call)
 
     def run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Go through the forward, and give the driver the features of a full step.
+        """Run the forward, and give the driver the features of a full step.
 
-        It is asked before and told after, so that a compiled forward is one graph.
+        The driver is called before and after the forward, not inside, so that a compiled forward is one graph.
         """
         for head in self.heads:
             predicted = self.skip and self._branch in head.reached_by
@@ -52,12 +54,12 @@ class Control:
             if not self.skip:
                 (head.reached_by.discard if feature is None else head.reached_by.add)(self._branch)
             if feature is not None:
-                # Wan's family widens the feature to float32 for its norm: what is kept need not be
+                # Wan widens the feature to float32 for its norm; it is kept in the dtype of the input
                 self.driver.keep(head.name, feature if self._dtype is None else feature.to(self._dtype))
         return output
 
     def end(self, *, failed: bool) -> None:
-        """The call is over; ``failed``: by an exception."""
+        """The call is over; ``failed``: it raised an exception."""
         self.inside = self.skip = False
         if failed:
             for head in self.heads:
@@ -65,71 +67,71 @@ class Control:
         self.driver.end(failed=failed)
 
 
-class Block:
-    """Answers the calls of a block: hands its inputs through while the control says skip.
+class BlockHook:
+    """On predicted steps a block returns its inputs.
 
-    For each output of the first full call with inputs of certain shapes it notes which input has the same shape. The
-    values do not matter, since the head's input is replaced. A block that changes shapes keeps running, but for one
-    that context parallelism has split the tokens of: of these it hands through as many as it would have returned.
+    At the first full call with inputs of certain shapes it notes, for each output, an input of the same shape. The
+    values do not matter, since the input of the head is replaced. A block that changes shapes keeps running, except
+    where context parallelism has split its tokens: then it returns as many of its input's tokens as it would have.
     """
 
-    def __init__(self, control: Control) -> None:
-        self._control = control
-        self._sources: dict[int, Sources | None] = {}  # by the shapes of the transformer's inputs
+    def __init__(self, state: SkipState) -> None:
+        self._state = state
+        self._pass_through: dict[int, PassThrough | None] = {}  # by the signature of the transformer's inputs
 
     def __call__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        control = self._control
-        if not control.inside:
+        state = self._state
+        if not state.inside:
             return forward(*args, **kwargs)
-        sources = self._sources.get(control.shapes)
-        if control.skip and sources is not None:
-            return sources.pick(args, kwargs)
+        pass_through = self._pass_through.get(state.shapes)
+        if state.skip and pass_through is not None:
+            return pass_through.outputs(args, kwargs)
         outputs = forward(*args, **kwargs)
-        if control.shapes not in self._sources:
-            self._sources[control.shapes] = Sources.of(outputs, args, kwargs, split=control.split)
+        if state.shapes not in self._pass_through:
+            self._pass_through[state.shapes] = PassThrough.of(outputs, args, kwargs, split=state.split)
         return outputs
 
 
-class Source(NamedTuple):
-    """The input of a block that stands in for one of its outputs."""
+class BlockInput(NamedTuple):
+    """The input of a block that is returned in place of one of its outputs."""
 
     key: int | str  # its position or name
-    tokens: int | None = None  # how many of them; None: all
+    tokens: int | None = None  # how many of its tokens; None: all
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         value: Tensor = args[self.key] if isinstance(self.key, int) else kwargs[self.key]
         return value if self.tokens is None else value[:, : self.tokens]
 
 
-class Sources:
-    """Which input of a block stands in for each of its outputs.
+class PassThrough:
+    """Which input of a block is returned in place of each output.
 
     Args:
-        sources: one for each output, or None where the output is None.
+        inputs: one for each output, or None where the output is None.
         kind: tuple or list, or None if the block returns one tensor.
     """
 
-    def __init__(self, sources: list[Source | None], kind: type | None) -> None:
-        self._sources = sources
+    def __init__(self, inputs: list[BlockInput | None], kind: type | None) -> None:
+        self._inputs = inputs
         self._kind = kind
 
     @classmethod
     def of(
         cls, outputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, split: bool = False
-    ) -> "Sources | None":
-        """For each output an input of its shape, each input once if possible; None if some output has no match.
+    ) -> "PassThrough | None":
+        """For each output an input of its shape, each input once if possible; None if an output has no match.
 
-        ``split``: where there is none, an input with more tokens will do.
+        ``split``: where there is none, an input with more tokens is used.
         """
         kind = type(outputs) if isinstance(outputs, tuple | list) else None
         natural = {"hidden_states": 0, "encoder_hidden_states": 1}  # so that equal lengths do not swap image and text
         given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         given = sorted(given, key=lambda item: natural.get(str(item[0]), 2))
         tensors = {key: value for key, value in given if isinstance(value, Tensor)}
-        sources: list[Source | None] = []
+        inputs: list[BlockInput | None] = []
         for output in outputs if kind else (outputs,):
             if output is None:
-                sources.append(None)
+                inputs.append(None)
                 continue
             shape, tokens = getattr(output, "shape", None), None
             fitting = [key for key, value in tensors.items() if value.shape == shape]
@@ -137,48 +139,48 @@ class Sources:
                 fitting, tokens = [key for key, value in tensors.items() if _is_part(output, value)], output.shape[1]
             if not fitting:
                 return None
-            taken = [source.key for source in sources if source is not None]
+            taken = [used.key for used in inputs if used is not None]
             fresh = [key for key in fitting if key not in taken]
-            sources.append(Source((fresh or fitting)[0], tokens))
-        return cls(sources, kind)
+            inputs.append(BlockInput((fresh or fitting)[0], tokens))
+        return cls(inputs, kind)
 
-    def pick(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the block would have returned, as far as shapes go."""
-        picked = [None if source is None else source.take(args, kwargs) for source in self._sources]
+    def outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Inputs in the shapes of the outputs."""
+        picked = [None if source is None else source.take(args, kwargs) for source in self._inputs]
         return picked[0] if self._kind is None else self._kind(picked)
 
 
 def _is_part(some: Tensor, whole: Tensor) -> bool:
-    """Whether [B, fewer tokens, ...] can be some of [B, tokens, ...]."""
+    """Whether [B, fewer tokens, ...] can be some tokens of [B, tokens, ...]."""
     a, b = some.shape, whole.shape
     return len(a) == len(b) > 2 and a[1] < b[1] and (a[0], *a[2:]) == (b[0], *b[2:])
 
 
-class Head:
-    """Native hook before the final norm: takes the feature of a full step, puts in the prediction of another.
+class HeadHook:
+    """A forward pre-hook on the final norm: takes the feature of a full step, puts in the prediction of another.
 
     Attributes:
         name: of the head.
         prediction: what to put in.
         feature: what was taken in this call.
-        reached_by: branches whose latest full step came by; of several heads some may not be used.
+        reached_by: branches whose latest full step ran this head; a model with several heads may not use all.
     """
 
-    def __init__(self, control: Control, name: str) -> None:
+    def __init__(self, state: SkipState, name: str) -> None:
         self.name = name
         self.prediction: Tensor | None = None
         self.feature: Tensor | None = None
         self.reached_by: set[str] = set()
-        self._control = control
+        self._state = state
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self._control.inside:
+        if not self._state.inside:
             return None
         key = None if args else next(iter(kwargs))
         feature = args[0] if key is None else kwargs[key]
-        if not self._control.skip:
+        if not self._state.skip:
             self.feature = feature
             return None
         assert self.prediction is not None, "no step is predicted before a feature was taken here"
@@ -186,20 +188,65 @@ class Head:
         return ((prediction, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: prediction})
 
 
-def hook_blocks(control: Control, blocks: Iterable[nn.Module]) -> list[Callable[[], None]]:
-    """Let blocks hand their inputs through on predicted steps; returns what undoes it."""
-    return [intercept(block, Block(control)) for block in dict.fromkeys(blocks)]
+def hook_blocks(state: SkipState, blocks: Iterable[nn.Module]) -> list[Callable[[], None]]:
+    """Let blocks return their inputs on predicted steps; returns the functions that undo it."""
+    return [intercept(block, BlockHook(state)) for block in dict.fromkeys(blocks)]
 
 
-def hook_heads(control: Control, heads: Mapping[str, nn.Module]) -> list[Callable[[], None]]:
-    """Keep or replace what enters each head; returns what undoes it."""
-    control.heads = [Head(control, name) for name in heads]
-    hooks = zip(control.heads, heads.values(), strict=True)
+def hook_heads(state: SkipState, heads: Mapping[str, nn.Module]) -> list[Callable[[], None]]:
+    """Keep or replace the input of each head; returns the functions that undo it."""
+    state.heads = [HeadHook(state, name) for name in heads]
+    hooks = zip(state.heads, heads.values(), strict=True)
     return [module.register_forward_pre_hook(head, with_kwargs=True).remove for head, module in hooks]
 
 
 def needs_gradients(module: nn.Module, inputs: Iterable[Tensor]) -> bool:
-    """Whether somebody may differentiate through a call: then it runs as it is."""
+    """Whether gradients may be needed through a call; then it runs unchanged."""
     if not torch.is_grad_enabled():
         return False
     return any(t.requires_grad for t in inputs) or any(p.requires_grad for p in module.parameters())
+
+
+def intercept(module: nn.Module, answer: Answer) -> Callable[[], None]:
+    """Let ``answer(forward, args, kwargs)`` handle every call of one module instance; returns what undoes it.
+
+    The class of the instance becomes a subclass of itself. A replaced ``forward`` would be lost when accelerate puts an
+    older one back, a forward hook cannot keep the forward from running, and a compiled module stays compiled.
+
+    Others do the same on top of it (FSDP2, parametrisation). After the undo their class still has ours among its bases;
+    it finds no answer on the instance, and a call is what it was before.
+    """
+    original: Any = type(module)
+    module.__dict__["_lesa_answer"] = answer
+    taken = _answering(original)
+    module.__class__ = taken
+
+    def restore() -> None:
+        if module.__dict__.get("_lesa_answer") is not answer:
+            return
+        del module.__dict__["_lesa_answer"]
+        if type(module) is taken:
+            module.__class__ = original
+
+    return restore
+
+
+@functools.cache
+def _answering(original: Any) -> Any:
+    """The subclass: one for all instances, since torch.compile compiles for each class again."""
+
+    forward = original.__call__  # looked up here, since torch.compile cannot do it
+    reduce = original.__reduce_ex__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if "_lesa_answer" not in self.__dict__:
+            return forward(self, *args, **kwargs)
+        return self._lesa_answer(functools.partial(forward, self), args, kwargs)
+
+    def refuse(self: Any, protocol: Any) -> Any:
+        if "_lesa_answer" not in self.__dict__:
+            return reduce(self, protocol)
+        raise TypeError(f"this {original.__name__} cannot be copied or pickled while lesa is enabled; disable it first")
+
+    names = {"__call__": call, "__reduce_ex__": refuse, "__module__": original.__module__, "__doc__": original.__doc__}
+    return type(original.__name__, (original,), names)

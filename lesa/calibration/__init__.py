@@ -1,1 +1,1 @@
-"""What is measured while a model samples normally, and what is learned from it."""
+"""Calibration: statistics of a model's features, and the best plan and coefficients for every budget."""

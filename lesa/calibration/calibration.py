@@ -1,54 +1,27 @@
-"""What a calibration knows: inner products for each stream, and the best plan for every budget."""
+"""A calibration: statistics for each stream, and the best plan for every budget."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lesa.arguments import real, whole
-from lesa.budget import Budget
 from lesa.calibration import storing
-from lesa.calibration.errors import ErrorGram
-from lesa.calibration.gram import GramMatrix
+from lesa.calibration.budget import Budget
+from lesa.calibration.calibrated import CalibratedForecaster
+from lesa.calibration.measured import Measured
 from lesa.calibration.planning import sample_error, search_plans
-from lesa.calibration.resampling import resample
-from lesa.forecasters.least_squares import relative_error
-from lesa.forecasters.path_least_squares import PathLeastSquares
-from lesa.hub import CALIBRATION_FILE
-from lesa.plan import StepPlan
-from lesa.runtime.driver import Stream
-from lesa.schedule import TOLERANCE, as_times, same_times
-from lesa.table import CoefficientTable
+from lesa.files.hub import CALIBRATION_FILE
+from lesa.statistics.gram import GramMatrix
+from lesa.statistics.output_errors import OutputErrorGram
+from lesa.tables.forecaster import Forecaster, Stream
+from lesa.tables.plan import StepPlan
+from lesa.tables.times import as_times, same_times
 
 FEWEST_SAVED = 2  # a plan with less than two full steps saved is no plan worth keeping
-
-
-@dataclass
-class Measured:
-    """Of one stream: inner products of its features, and of their errors behind the head where that is known.
-
-    A stream may take part in some steps of the schedule only, from ``first`` on: a second transformer, guidance that
-    ends early.
-    """
-
-    gram: GramMatrix
-    head: ErrorGram | None = None
-    first: int = 0
-    _of_features: tuple[Tensor, int, ErrorGram] | None = field(default=None, init=False, repr=False, compare=False)
-
-    @property
-    def errors(self) -> ErrorGram:
-        """Behind the head, or else those of the features."""
-        if self.head is not None:
-            return self.head
-        matrix = self.gram.matrix
-        if self._of_features is None or self._of_features[:2] != (matrix, matrix._version):
-            self._of_features = matrix, matrix._version, ErrorGram.from_gram(self.gram)
-        return self._of_features[2]
 
 
 @dataclass(repr=False)
@@ -104,16 +77,13 @@ class Calibration:
         if set(self.requests) & set(other.requests):
             raise ValueError("both calibrations hold the same call; give each machine other prompts or another seed")
         for stream, measured in self.streams.items():
-            theirs = other.streams[stream]
-            measured.gram.merge(theirs.gram)
-            if measured.head is not None and theirs.head is not None:
-                measured.head.merge(theirs.head)
+            measured.merge(other.streams[stream])
         self.token_error = max(self.token_error, other.token_error)
         self.requests += other.requests
         self.samples += other.samples
         self.plans = {}
 
-    def errors(self, stream: Stream | None = None, times: Tensor | None = None) -> ErrorGram:
+    def errors(self, stream: Stream | None = None, times: Tensor | None = None) -> OutputErrorGram:
         """Errors of one stream, or of all together, on the calibrated schedule or another one.
 
         Raises:
@@ -122,35 +92,23 @@ class Calibration:
         if stream is not None and stream not in self.streams:
             raise ValueError(f"nothing was calibrated for {stream}, only for {sorted(self.streams)}")
         chosen = list(self.streams.values()) if stream is None else [self.streams[stream]]
-        if times is None or same_times(as_times(times, len(times) - 1), self.times):
-            parts = [measured.errors.within(measured.first, self.num_steps) for measured in chosen]
-        else:
-            parts = [self._at_other_times(measured, as_times(times, len(times) - 1)) for measured in chosen]
+        times = self.times if times is None else as_times(times, len(times) - 1)
+        parts = [measured.errors_at(times, self.times) for measured in chosen]
         if len(parts) == 1:
             return parts[0]
-        total = ErrorGram.empty(parts[0].num_steps)
+        total = OutputErrorGram.empty(parts[0].num_steps)
         for part in parts:
             total.merge(part)
         return total
 
-    def _at_other_times(self, measured: Measured, times: Tensor) -> ErrorGram:
-        """The errors of a stream on another schedule; of one that takes part in some steps, at the times of these."""
-        steps, first = measured.gram.num_steps, measured.first
-        own = self.times[first : first + steps + 1]
-        if steps == self.num_steps:
-            return ErrorGram.from_gram(resample(measured.gram, own, times))
-        known = own[:-1]
-        near = (times[:-1] <= known.max() + TOLERANCE) & (times[:-1] >= known.min() - TOLERANCE)
-        inside = near.nonzero().flatten()
-        if not len(inside):
-            return ErrorGram.empty(len(times) - 1)
-        begin, end = int(inside[0]), int(inside[-1]) + 1
-        part = ErrorGram.from_gram(resample(measured.gram, own, times[begin : end + 1]))
-        return part.within(begin, len(times) - 1)
-
-    def forecasters(self) -> dict[Stream, "Calibrated"]:
+    def forecasters(self) -> dict[Stream, "CalibratedForecaster"]:
         """The default forecaster of each stream."""
-        return {stream: Calibrated(self, stream) for stream in self.streams}
+        return {s: CalibratedForecaster(s, m, self.times, self.model) for s, m in self.streams.items()}
+
+    def check_model(self, model: Mapping[str, str]) -> None:
+        """Raise a ValueError if it was made for other transformers than these (class and configuration, by name)."""
+        for forecaster in self.forecasters().values():
+            forecaster.check_model(model)
 
     def plan(
         self,
@@ -220,22 +178,14 @@ class Calibration:
     def __repr__(self) -> str:
         return f"<lesa.Calibration of {self.describe()}>"
 
-    def check_model(self, model: Mapping[str, str]) -> None:
-        """Raises a ValueError if a calibration was made for other transformers than these."""
-        for component, kind in self.model.items():
-            if model.get(component) != kind:
-                raise ValueError(
-                    f"this calibration was made for {component} {kind}, the pipeline has {model.get(component)}; "
-                    "calibrate it: lesa.calibrate(pipeline, prompts)"
-                )
-
     def save(self, path: str | Path) -> None:
         """Write a safetensors file: all numbers, and the rest as JSON in its header. A folder gets the usual name.
 
         Raises:
             OSError: that names the file, if it cannot be written.
         """
-        storing.save(self, storing.file_of(path))
+        fields = {name: getattr(self, name) for name in ("model", "settings", "requests", "samples", "token_error")}
+        storing.save(storing.file_of(path), self.times, self.streams, list(self.plans.values()), fields)
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
@@ -247,48 +197,55 @@ class Calibration:
         """
         path = Path(path)
         path = path / CALIBRATION_FILE if path.is_dir() else path
-        times, parts, fields = storing.load(path)
-        streams = {stream: Measured(*part) for stream, part in parts.items()}
+        times, streams, fields = storing.load(path)
         return cls(times, streams, **fields)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Calibrated:
-    """The default forecaster of a calibrated stream: least squares along the path, for any schedule it knows."""
+def optimize_plan(
+    measured: GramMatrix | OutputErrorGram | Calibration,
+    num_full: int | None = None,
+    *,
+    max_error: float | None = None,
+    times: Tensor | Sequence[float] | None = None,
+    forecaster: Forecaster | None = None,
+) -> StepPlan:
+    """The full steps with the smallest predicted error of the sample.
 
-    calibration: Calibration
-    stream: Stream
-    path: float = 1.0
-    history: int | None = None
-    needs_times: ClassVar[bool] = True
+    Args:
+        measured: what was calibrated; of a plain Gram matrix, errors count on the features themselves.
+        num_full: how many steps run in full.
+        max_error: in its place, the fewest full steps with a :func:`sample_error` of at most this.
+        times: the schedule, [steps] or [steps + 1]; None: the calibrated one, or steps of equal length.
+        forecaster: the plan is for this one; None: for :class:`PathLeastSquares`, the best of all tables.
 
-    def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
-        times = as_times(times, plan.num_steps)
-        if plan.start and not same_times(times, self.calibration.times):  # what is left may be what was calibrated
-            made = self.table(plan.within(plan.start, plan.num_steps - plan.start), times[plan.start :])
-            return CoefficientTable(plan, times, made.coefficients, made.bias)
-        errors = self.calibration.errors(self.stream, times)
-        return PathLeastSquares(errors, path=self.path, history=self.history).table(plan, times)
+    Raises:
+        ValueError: for none or both of the two, a number that is not 1 ... steps, or a bound that no plan keeps.
+    """
+    if (num_full is None) == (max_error is None):
+        raise ValueError("say one of num_full and max_error")
+    if max_error is not None:
+        real("max_error", max_error, least=0)
+    if isinstance(measured, GramMatrix):
+        measured = OutputErrorGram.from_gram(measured)
+    if isinstance(measured, OutputErrorGram):
+        errors = measured
+        times = torch.linspace(1, 0, errors.num_steps + 1, dtype=torch.float64) if times is None else times
+    else:
+        times = measured.times if times is None else _with_end(times, measured.num_steps)
+        if num_full is not None and forecaster is None:
+            return measured.plan(num_full, times=times)  # which knows plans that were refined
+        errors = measured.errors(times=times)
+    times = as_times(times, errors.num_steps)
+    if num_full is not None:
+        return search_plans(errors, times, [num_full], forecaster=forecaster, progress=False)[num_full]
+    for plan in search_plans(errors, times, range(1, errors.num_steps + 1), forecaster=forecaster).values():
+        if sample_error(errors, plan, times, forecaster) <= (max_error or 0):
+            return plan
+    raise ValueError(f"no plan keeps an error of {max_error}")
 
-    @property
-    def state(self) -> tuple[int, ...]:
-        """Changes when something is merged into the calibration, so that no older table is used."""
-        measured = self.calibration.streams[self.stream]
-        held = [measured.gram.matrix, *([] if measured.head is None else [measured.head.matrix])]
-        return tuple(number for matrix in held for number in (id(matrix), matrix._version))
 
-    def expected_error(self, table: CoefficientTable) -> Tensor:
-        """Relative error [steps] of a table on the calibrated features, for :class:`lesa.Guard`."""
-        gram, times = self.calibration.streams[self.stream].gram, self.calibration.times
-        if gram.num_steps != len(times) - 1 or table.plan.start:  # known for some of its steps only
-            return torch.full((table.plan.num_steps,), torch.inf, dtype=torch.float64)
-        if not same_times(table.times, times):
-            gram = resample(gram, times, table.times)
-        return relative_error(gram, table)
-
-    def __repr__(self) -> str:
-        return f"Calibrated({self.calibration!r}, {self.stream})"
-
-    def limited(self, history: int) -> "Calibrated":
-        """With predictions from the latest ``history`` full features only."""
-        return dataclasses.replace(self, history=min(whole("history", history, least=1), self.history or history))
+def _with_end(times: Tensor | Sequence[float], num_steps: int) -> Tensor:
+    """Times [steps + 1] of a schedule that may lack its end; one of ``num_steps`` steps has one number more with it."""
+    given = torch.as_tensor(times, dtype=torch.float64)
+    ends = len(given) == num_steps + 1 or (len(given) != num_steps and float(given[-1]) == 0)
+    return as_times(given, len(given) - ends)

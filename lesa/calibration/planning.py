@@ -8,22 +8,17 @@ of squared errors, evenly spaced full steps, and the plan with one full step les
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lesa.arguments import real, whole
-from lesa.calibration.errors import ErrorGram, path_weights
-from lesa.calibration.gram import GramMatrix
-from lesa.forecasters.base import Forecaster
+from lesa.arguments import whole
 from lesa.forecasters.path_least_squares import RIDGE, PathLeastSquares
-from lesa.plan import StepPlan
-from lesa.schedule import as_times
-
-if TYPE_CHECKING:
-    from lesa.calibration.calibration import Calibration
+from lesa.statistics.output_errors import OutputErrorGram, path_weights
+from lesa.tables.forecaster import Forecaster
+from lesa.tables.plan import StepPlan
+from lesa.tables.times import as_times
 
 LAST = 3  # features that the first stage counts; one more costs as many times more as there are steps
 MOVES = (1, -1, 2, -2, 4, -4)
@@ -31,51 +26,8 @@ MOVES = (1, -1, 2, -2, 4, -4)
 Cost = Callable[[StepPlan], float]
 
 
-def optimize_plan(
-    measured: "GramMatrix | ErrorGram | Calibration",
-    num_full: int | None = None,
-    *,
-    max_error: float | None = None,
-    times: Tensor | Sequence[float] | None = None,
-    forecaster: Forecaster | None = None,
-) -> StepPlan:
-    """The full steps with the smallest predicted error of the sample.
-
-    Args:
-        measured: what was calibrated; of a plain Gram matrix, errors count on the features themselves.
-        num_full: how many steps run in full.
-        max_error: in its place, the fewest full steps with a :func:`sample_error` of at most this.
-        times: the schedule, [steps] or [steps + 1]; None: the calibrated one, or steps of equal length.
-        forecaster: the plan is for this one; None: for :class:`PathLeastSquares`, the best of all tables.
-
-    Raises:
-        ValueError: for none or both of the two, a number that is not 1 ... steps, or a bound that no plan keeps.
-    """
-    if (num_full is None) == (max_error is None):
-        raise ValueError("say one of num_full and max_error")
-    if max_error is not None:
-        real("max_error", max_error, least=0)
-    if isinstance(measured, GramMatrix):
-        measured = ErrorGram.from_gram(measured)
-    if isinstance(measured, ErrorGram):
-        errors = measured
-        times = torch.linspace(1, 0, errors.num_steps + 1, dtype=torch.float64) if times is None else times
-    else:
-        times = measured.times if times is None else _with_end(times, measured.num_steps)
-        if num_full is not None and forecaster is None:
-            return measured.plan(num_full, times=times)  # which knows plans that were refined
-        errors = measured.errors(times=times)
-    times = as_times(times, errors.num_steps)
-    if num_full is not None:
-        return search_plans(errors, times, [num_full], forecaster=forecaster, progress=False)[num_full]
-    for plan in search_plans(errors, times, range(1, errors.num_steps + 1), forecaster=forecaster).values():
-        if sample_error(errors, plan, times, forecaster) <= (max_error or 0):
-            return plan
-    raise ValueError(f"no plan keeps an error of {max_error}")
-
-
 def search_plans(
-    errors: ErrorGram,
+    errors: OutputErrorGram,
     times: Tensor | Sequence[float],
     budgets: Sequence[int],
     *,
@@ -111,14 +63,7 @@ def search_plans(
     return {budget: plans[budget] for budget in sorted(budgets)}
 
 
-def _with_end(times: Tensor | Sequence[float], num_steps: int) -> Tensor:
-    """Times [steps + 1] of a schedule that may lack its end; one of ``num_steps`` steps has one number more with it."""
-    given = torch.as_tensor(times, dtype=torch.float64)
-    ends = len(given) == num_steps + 1 or (len(given) != num_steps and float(given[-1]) == 0)
-    return as_times(given, len(given) - ends)
-
-
-def candidate_plans(errors: ErrorGram, times: Tensor, plan: StepPlan, count: int) -> list[StepPlan]:
+def candidate_plans(errors: OutputErrorGram, times: Tensor, plan: StepPlan, count: int) -> list[StepPlan]:
     """A plan and its best rivals: where other starts end, and plans a move away, by the cost that the search minimises.
 
     The cost does not see that full steps run on a slightly different path, so the cheapest plan need not make the best
@@ -131,7 +76,7 @@ def candidate_plans(errors: ErrorGram, times: Tensor, plan: StepPlan, count: int
     return [plan, *sorted(rivals, key=cost)[: count - 1]]
 
 
-def plan_cost(errors: ErrorGram, times: Tensor, forecaster: Forecaster | None = None) -> Cost:
+def plan_cost(errors: OutputErrorGram, times: Tensor, forecaster: Forecaster | None = None) -> Cost:
     """What the search minimises, as a function of the plan."""
     if forecaster is None:
         best = PathLeastSquares(errors)
@@ -144,7 +89,7 @@ def plan_cost(errors: ErrorGram, times: Tensor, forecaster: Forecaster | None = 
     return cost
 
 
-def sample_error(errors: ErrorGram, plan: StepPlan, times: Tensor, forecaster: Forecaster | None = None) -> float:
+def sample_error(errors: OutputErrorGram, plan: StepPlan, times: Tensor, forecaster: Forecaster | None = None) -> float:
     """Predicted distance of the final sample from the full sampler's: root mean square, in units of the latents.
 
     To first order: what the errors of all predicted steps add up to, without what later full steps make of it. Pure
@@ -156,7 +101,7 @@ def sample_error(errors: ErrorGram, plan: StepPlan, times: Tensor, forecaster: F
     return float((length @ errors.errors(table) @ length).clamp(min=0).sqrt())
 
 
-def _starts(errors: ErrorGram, times: Tensor, most: int) -> dict[int, list[StepPlan]]:
+def _starts(errors: OutputErrorGram, times: Tensor, most: int) -> dict[int, list[StepPlan]]:
     """Where descents begin, for each number of full steps."""
     programmed = [_dynamic_programming(errors, times, most, power) for power in (1, 2)]
     return {n: [*(plans[n] for plans in programmed), StepPlan.even(times, n)] for n in range(1, most + 1)}
@@ -194,7 +139,7 @@ def _insert(plan: StepPlan, cost: Cost) -> StepPlan:
     return min((StepPlan(plan.num_steps, [*plan.full_steps, step]) for step in plan.predicted_steps), key=cost)
 
 
-def _dynamic_programming(errors: ErrorGram, times: Tensor, most: int, power: int) -> dict[int, StepPlan]:
+def _dynamic_programming(errors: OutputErrorGram, times: Tensor, most: int, power: int) -> dict[int, StepPlan]:
     """For each number of full steps the plan that minimises ``sum_s d_s |e_s|**power``, from three full features each.
 
     State [a, b, c]: the last three full steps, each one more than its number; 0 where there are fewer.
@@ -222,7 +167,7 @@ def _backtrack(state: int, choices: list[Tensor], size: int) -> list[int]:
     return [*full, c - 1]
 
 
-def _interval_costs(errors: ErrorGram, length: Tensor, power: int) -> Tensor:
+def _interval_costs(errors: OutputErrorGram, length: Tensor, power: int) -> Tensor:
     """``sum d_s |e_s|**power`` over the steps between full steps c and d, [a, b, c, d] each one more than its number.
 
     The last d is the end. Infinite where d is not after c, or a < b < c does not hold.
@@ -243,7 +188,7 @@ def _interval_costs(errors: ErrorGram, length: Tensor, power: int) -> Tensor:
     return result
 
 
-def _step_errors(errors: ErrorGram, step: int, states: Tensor) -> Tensor:
+def _step_errors(errors: OutputErrorGram, step: int, states: Tensor) -> Tensor:
     """``|e_s|`` of the best prediction of a step from each of some states [n, 3]."""
     used = (states - 1).clamp(min=0)
     missing = (states == 0).double()

@@ -1,28 +1,25 @@
-"""The file of a calibration: what it holds, and what it has to be to be believed."""
+"""The file of a calibration, and the checks of what it holds."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lesa.arguments import real, whole
-from lesa.calibration.errors import ErrorGram, check_steps
-from lesa.calibration.gram import GramMatrix
+from lesa.calibration.measured import Measured
 from lesa.files import TensorFile, check_tensor, read_tensors, write_tensors
+from lesa.files.hub import CALIBRATION_FILE
 from lesa.files.tensors import damaged
-from lesa.hub import CALIBRATION_FILE
-from lesa.plan import StepPlan
-from lesa.runtime.driver import Stream
-from lesa.schedule import as_times
-
-if TYPE_CHECKING:
-    from lesa.calibration.calibration import Calibration
+from lesa.statistics.gram import GramMatrix
+from lesa.statistics.output_errors import OutputErrorGram, check_steps
+from lesa.tables.forecaster import Stream
+from lesa.tables.plan import StepPlan
+from lesa.tables.times import as_times
 
 KIND = "calibration"
-Part = tuple[GramMatrix, ErrorGram | None, int]  # of a stream: what was measured, and the first of its steps
-Parts = dict[Stream, Part]
+Streams = dict[Stream, Measured]
 
 
 def file_of(path: str | Path) -> Path:
@@ -31,11 +28,15 @@ def file_of(path: str | Path) -> Path:
     return path if path.suffix == ".safetensors" else path / CALIBRATION_FILE
 
 
-def save(calibration: "Calibration", path: Path) -> None:
-    """Write a calibration."""
-    tensors: dict[str, Tensor] = {"times": calibration.times}
+def save(path: Path, times: Tensor, streams: Streams, plans: list[StepPlan], fields: dict[str, Any]) -> None:
+    """Write a calibration; ``fields`` are what JSON can hold of it.
+
+    Raises:
+        OSError: that names the file, if it cannot be written.
+    """
+    tensors: dict[str, Tensor] = {"times": times}
     counts = {}
-    for (component, branch), measured in calibration.streams.items():
+    for (component, branch), measured in streams.items():
         name = f"{component}.{branch}"
         tensors |= {f"{name}.{part}": tensor for part, tensor in measured.gram.tensors().items()}
         head = measured.head
@@ -44,19 +45,18 @@ def save(calibration: "Calibration", path: Path) -> None:
             tensors |= {f"{name}.errors": head.matrix[lower[0], lower[1]], f"{name}.lengths": head.lengths}
             tensors[f"{name}.power"] = head.power
             counts[name] = [head.count, head.tokens]
-    names = ("model", "settings", "requests", "samples", "token_error")
     description = {
-        "streams": [list(stream) for stream in calibration.streams],
+        "streams": [list(stream) for stream in streams],
         "counts": counts,
-        "steps": calibration.num_steps,
-        "ranges": [[measured.first, measured.gram.num_steps] for measured in calibration.streams.values()],
-        "plans": [plan.full_steps for plan in calibration.plans.values()],
-        **{name: getattr(calibration, name) for name in names},
+        "steps": len(times) - 1,
+        "ranges": [[measured.first, measured.gram.num_steps] for measured in streams.values()],
+        "plans": [plan.full_steps for plan in plans],
+        **fields,
     }
     write_tensors(path, tensors, description, kind=KIND)
 
 
-def load(path: Path) -> tuple[Tensor, Parts, dict[str, Any]]:
+def load(path: Path) -> tuple[Tensor, Streams, dict[str, Any]]:
     """Times, what was measured of each stream, and the other fields of a calibration.
 
     Raises:
@@ -70,7 +70,7 @@ def load(path: Path) -> tuple[Tensor, Parts, dict[str, Any]]:
         raise ValueError(damaged(path, KIND, error)) from error
 
 
-def _understand(file: TensorFile) -> tuple[Tensor, Parts, dict[str, Any]]:
+def _understand(file: TensorFile) -> tuple[Tensor, Streams, dict[str, Any]]:
     description = file.description
     if description is None and "calibration" in file.metadata:  # as it was before there were versions
         description = json.loads(file.metadata["calibration"])
@@ -100,7 +100,7 @@ def _understand(file: TensorFile) -> tuple[Tensor, Parts, dict[str, Any]]:
     return times, parts, _fields(description, steps)
 
 
-def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int, counts: Any) -> Part:
+def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int, counts: Any) -> Measured:
     name = ".".join(stream)
     check_tensor(tensors, f"{name}.gram", (steps + 1, steps + 1))
     try:
@@ -108,7 +108,7 @@ def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     if f"{name}.errors" not in tensors:
-        return gram, None, first
+        return Measured(gram, None, first)
     pairs = steps * (steps - 1) // 2
     half = check_tensor(tensors, f"{name}.errors", (pairs * (pairs + 1) // 2,))  # before room is made for the whole
     lengths = check_tensor(tensors, f"{name}.lengths", (steps, steps))
@@ -120,7 +120,7 @@ def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int
         raise ValueError(
             f"counts of {name} are output values and tokens, of which there are not more: {count}, {tokens}"
         )
-    head = ErrorGram.empty(steps)
+    head = OutputErrorGram.empty(steps)
     lower = torch.tril_indices(*head.matrix.shape)
     head.matrix[lower[0], lower[1]] = half
     head.matrix = head.matrix + head.matrix.tril(-1).T
@@ -129,7 +129,7 @@ def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int
     if not _are_inner_products(head.matrix):
         raise ValueError(f"{name}: errors holds no inner products: a sum of squares would be negative")
     head.lengths, head.power, head.count, head.tokens = lengths, power, count, tokens
-    return gram, head, first
+    return Measured(gram, head, first)
 
 
 def _are_inner_products(matrix: Tensor) -> bool:

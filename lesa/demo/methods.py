@@ -3,17 +3,18 @@
 import dataclasses
 from collections.abc import Iterable
 
-from lesa.calibration.calibration import Calibrated, Calibration
-from lesa.calibration.gram import GramMatrix
-from lesa.calibration.gram_training import fit_gram
-from lesa.calibration.training import fit
-from lesa.calibration.trajectories import Trajectories
-from lesa.choosing import UNCALIBRATED
+from lesa.api.choose import UNCALIBRATED
+from lesa.calibration.calibration import Calibration
 from lesa.demo.taylorseer import taylorseer
 from lesa.evaluation.methods import FULL, Method, predicted
 from lesa.forecasters import Forecaster, LeastSquares, Reuse, Taylor
-from lesa.plan import StepPlan
-from lesa.predictor import LesaConfig, LesaPredictor
+from lesa.predictor.config import LesaConfig
+from lesa.predictor.predictor import LesaPredictor
+from lesa.statistics.gram import GramMatrix
+from lesa.tables.plan import StepPlan
+from lesa.training.from_gram import fit_gram
+from lesa.training.trajectories import Trajectories
+from lesa.training.two_stage import fit
 
 NUM_STEPS = 50
 INTERVALS = (5, 7, 10)
@@ -74,7 +75,7 @@ def calibrated_methods(
         forecasters: dict[str, Forecaster] = {
             "Taylor 2": Taylor(2),
             "least squares": LeastSquares(calibration.streams[stream].gram),
-            DEFAULT: Calibrated(calibration, stream),
+            DEFAULT: calibration.forecasters()[stream],
         }
         if interval == LIVE_INTERVAL:
             forecasters["LESA, paper's training"] = fit(trajectories, best, config)

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from lesa.evaluation.pictures import INK, strips
-from lesa.plan import StepPlan
+from lesa.tables.plan import StepPlan
 
 COLOURS = {
     "reuse": "#9a9a9a",

@@ -11,21 +11,22 @@ from diffusers import FluxPipeline
 from rich.console import Console
 
 from lesa.arguments import whole
-from lesa.calibration.calibrating import calibrate
+from lesa.calibration.calibrate import calibrate
 from lesa.calibration.calibration import Calibration
-from lesa.calibration.collecting import collect
-from lesa.calibration.gram import GramMatrix
-from lesa.calibration.training import fit
-from lesa.calibration.trajectories import Trajectories
 from lesa.demo.measure import call_of, compare, error_along_the_way
 from lesa.demo.methods import DEFAULT, INTERVALS, LIVE_INTERVAL, NUM_STEPS, all_methods, calibrated_methods
 from lesa.demo.model import WEIGHTS, images_of, load_pipeline
 from lesa.demo.pictures import draw_comparison, draw_plans
-from lesa.evaluation.columns import console_table
 from lesa.evaluation.methods import Method
 from lesa.files import write_text
-from lesa.plan import StepPlan
-from lesa.predictor import LesaConfig, LesaPredictor
+from lesa.predictor.config import LesaConfig
+from lesa.predictor.predictor import LesaPredictor
+from lesa.reports.columns import console_table
+from lesa.statistics.gram import GramMatrix
+from lesa.tables.plan import StepPlan
+from lesa.training.collect import collect
+from lesa.training.trajectories import Trajectories
+from lesa.training.two_stage import fit
 
 CALIBRATION_SEEDS = range(10_000, 10_096)
 HELD_OUT_SEEDS = range(512)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lesa.adapters.diffusers.recorder import Prompt, call_arguments, prompt_list
 from lesa.arguments import whole
-from lesa.calibration.recorder import Prompt, call_arguments, prompt_list
-from lesa.environment import describe_environment
 from lesa.evaluation.images import images_of
 from lesa.evaluation.methods import FULL, Method
 from lesa.evaluation.metrics import Metric, choose_metrics, scoring_models
 from lesa.files import write_text
+from lesa.reports.environment import describe_environment
 
 EVALUATION_FILE = "evaluation.json"
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def evaluate(
     if len({(method.name, method.plan) for method in everything}) < len(everything):
         raise ValueError("two methods have the same name and plan, so that their rows could not be told apart")
     chosen = _chosen(metrics)
-    figures = {method: Figures() for method in everything}
+    figures = {method: Measurements() for method in everything}
     environment = describe_environment()
     total = rounds * len(prompts) * len(everything)
     with tqdm(total=total, desc="evaluating", disable=not progress, delay=2) as bar:
@@ -107,7 +107,7 @@ def evaluate(
 
 
 @dataclass
-class Figures:
+class Measurements:
     """What has been measured of one method."""
 
     seconds: list[float] = field(default_factory=list)
@@ -139,7 +139,7 @@ class Figures:
             if call.get("prompt") or not metric.needs_prompts:
                 self.scores[metric.name] += metric.measure(images, reference, call).double().tolist()
 
-    def row(self, method: Method, whole: "Figures") -> Row:
+    def row(self, method: Method, whole: "Measurements") -> Row:
         """The row of a method, where ``whole`` is the full sampler."""
         scores = {name: statistics.fmean(values) for name, values in self.scores.items()}
         row: Row = {

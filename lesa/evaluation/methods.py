@@ -1,11 +1,13 @@
 """What is compared: a method is a name, a plan and a way to put it into a pipeline."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from lesa.runtime.accelerator import Forecasters, Plan
+from lesa.adapters.diffusers.attachment import Attachment
+from lesa.forecasters.base import Forecasters
+from lesa.runtime.accelerator import Accelerator, Plan
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,8 @@ class Method:
     Attributes:
         name: of the forecaster.
         plan: of the full steps.
-        enabled: the method as a context manager on a pipeline; it yields a handle, or None where another library's
-            cache is at work.
+        enabled: the method as a context manager on a pipeline; it yields an object with the ``records`` of the latest
+            generation, or None if another library's cache is used.
         timed: whether its speed is measured; otherwise one generation, for its images, has to do.
     """
 
@@ -32,9 +34,10 @@ FULL = Method("full sampler", "every step", lambda _: nullcontext())
 def predicted(name: str, forecaster: Forecasters, plan: Plan, called: str) -> Method:
     """A forecaster, or one for each stream, on a plan."""
 
-    def enabled(pipeline: Any) -> AbstractContextManager[Any]:
-        from lesa.adapters.diffusers import enable
-
-        return enable(pipeline, forecaster, plan)
+    @contextmanager
+    def enabled(pipeline: Any) -> Iterator[Accelerator]:
+        accelerator = Accelerator(forecaster, plan)
+        with Attachment(pipeline, accelerator):
+            yield accelerator
 
     return Method(name, called, enabled)

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lesa.calibration.calibration import Calibration
-from lesa.calibration.gram import GramMatrix
+from lesa.statistics.gram import GramMatrix
 
 INK, PALE = "#1f4e79", "#d6e0ea"
 COLOURS = ("#9a9a9a", "#e0a030", "#c05020", INK, "#3a8f5c", "#7a3f9d", "#b03060", "#507080")

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from lesa.arguments import whole
 from lesa.forecasters.differences import Variable, check_variable, differences, last_full, positions
-from lesa.plan import StepPlan
-from lesa.table import CoefficientTable, unroll
+from lesa.tables.forecaster import Forecaster
+from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable, unroll
 
 
 @dataclass(frozen=True)
-class AdamsBashforth:
+class AdamsBashforth(Forecaster):
     """Adams-Bashforth of some order; the first predictions use as many slopes as there are.
 
     Args:

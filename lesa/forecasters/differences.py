@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lesa.plan import StepPlan
-from lesa.schedule import as_times
+from lesa.tables.plan import StepPlan
+from lesa.tables.times import as_times
 
 Variable = Literal["step", "time"]  # what distances are measured in
 

@@ -14,21 +14,21 @@ second reading the jump at a full step counts as slope: on the demo's features w
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from lesa.forecasters.differences import last_full
-from lesa.plan import StepPlan
-from lesa.table import CoefficientTable, unroll
+from lesa.tables.forecaster import Forecaster
+from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable, unroll
 
 
 @dataclass(frozen=True)
-class FoCa:
+class FoCa(Forecaster):
     """FoCa, which has no parameters; with two full features it follows their line, with one it is reuse."""
 
-    needs_times: ClassVar[bool] = False
-    reach: ClassVar[int] = 4
+    needs_times = False
+    reach = 4
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         full = plan.full_steps

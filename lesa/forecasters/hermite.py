@@ -11,19 +11,19 @@ its slope: half of it at the published scale of 0.5, all of it at sqrt(1/2).
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lesa.arguments import real, whole
 from lesa.forecasters.differences import differences, last_full, positions
-from lesa.plan import StepPlan
-from lesa.table import CoefficientTable, unroll
+from lesa.tables.forecaster import Forecaster
+from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable, unroll
 
 
 @dataclass(frozen=True)
-class Hermite:
+class Hermite(Forecaster):
     """HiCache of some order; the first predictions use as many differences as there are.
 
     Args:
@@ -33,7 +33,7 @@ class Hermite:
 
     order: int = 2
     scale: float = 0.5
-    needs_times: ClassVar[bool] = False
+    needs_times = False
 
     def __post_init__(self) -> None:
         whole("order", self.order, least=0)

@@ -7,17 +7,17 @@ before, and run on what there is of them: features at full steps, its own predic
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lesa.plan import StepPlan
-from lesa.table import CoefficientTable, unroll
+from lesa.tables.forecaster import Forecaster
+from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable, unroll
 
 
 @dataclass(frozen=True, eq=False)
-class L2P:
+class L2P(Forecaster):
     """A matrix that was learned elsewhere. It belongs to a number of steps and to the feature it was learned on.
 
     Args:
@@ -29,7 +29,7 @@ class L2P:
     """
 
     weights: Tensor
-    needs_times: ClassVar[bool] = False
+    needs_times = False
 
     def __init__(self, weights: Tensor) -> None:
         weights = torch.as_tensor(weights).detach().to("cpu", torch.float64)

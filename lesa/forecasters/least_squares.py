@@ -3,19 +3,19 @@
 import itertools
 from bisect import bisect
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lesa.arguments import real
-from lesa.calibration.gram import RIDGE, GramMatrix
-from lesa.plan import StepPlan
-from lesa.table import CoefficientTable
+from lesa.statistics.gram import RIDGE, GramMatrix
+from lesa.tables.forecaster import Forecaster
+from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable
 
 
 @dataclass(frozen=True)
-class LeastSquares:
+class LeastSquares(Forecaster):
     """``G_AA^-1 G_As``: no linear forecaster has a smaller mean squared error on the calibration features.
 
     Args:
@@ -28,7 +28,7 @@ class LeastSquares:
     gram: GramMatrix
     ridge: float = RIDGE
     bias: bool = True
-    needs_times: ClassVar[bool] = False
+    needs_times = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.gram, GramMatrix):
@@ -40,7 +40,7 @@ class LeastSquares:
 
     def expected_error(self, table: CoefficientTable) -> Tensor:
         """Relative error [steps] of a table on the calibration features; zero at its full steps."""
-        return relative_error(self.gram, table)
+        return self.gram.relative_error(table)
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         self.gram.check(plan)
@@ -58,9 +58,3 @@ class LeastSquares:
                 bias[rows] = solution[:, -1]
             row += len(targets)
         return CoefficientTable(plan, times, coefficients, bias)
-
-
-def relative_error(gram: GramMatrix, table: CoefficientTable) -> Tensor:
-    """What a table makes of the calibration features [steps]: length of the error over length of the true feature."""
-    size = gram.matrix.diagonal()[:-1] / gram.count
-    return (gram.table_error(table) / size).sqrt()

@@ -1,8 +1,8 @@
 """Least squares along the path: coefficients whose errors cancel where the sampler would notice them.
 
 A solver adds up its steps, so what a full step sees of the predictions before it is the sum of their errors, each times
-the length of its step. With ``y_sj`` the error that feature j makes alone at step s (:mod:`lesa.calibration.errors`)
-and ``e_s = sum_j c_sj y_sj``, all coefficients of a plan together minimise
+the length of its step. With ``y_sj`` the error that feature j makes alone at step s
+(:mod:`lesa.statistics.output_errors`) and ``e_s = sum_j c_sj y_sj``, all coefficients of a plan together minimise
 
     sum_s |d_s e_s|^2  +  path * sum_f w_f | sum_{s < f} d_s e_s |^2        f: every full step, and the end
 
@@ -13,41 +13,40 @@ at any budget.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lesa.arguments import real, whole
-from lesa.calibration.errors import ErrorGram, path_weights
-from lesa.plan import StepPlan
-from lesa.table import CoefficientTable
+from lesa.statistics.output_errors import OutputErrorGram, path_weights
+from lesa.tables.forecaster import Forecaster
+from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable
 
 RIDGE = 1e-6  # relative to the mean square of the outputs
 
 
 @dataclass(frozen=True)
-class PathLeastSquares:
+class PathLeastSquares(Forecaster):
     """The best table for a plan, by the error that arrives in the sample.
 
     Args:
-        errors: from :func:`lesa.calibrate`, or ``ErrorGram.from_gram`` of a plain Gram matrix.
+        errors: from :func:`lesa.calibrate`, or ``OutputErrorGram.from_gram`` of a plain Gram matrix.
         path: weight of the accumulated errors; from 0.3 to 3 the demo's images are within 1 dB.
         ridge: on the squares of the coefficients, relative to the mean square of the outputs.
         history: how many of the latest full features a prediction may use; None: all.
     """
 
-    errors: ErrorGram
+    errors: OutputErrorGram
     path: float = 1.0
     ridge: float = RIDGE
     history: int | None = None
-    needs_times: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.errors, ErrorGram):
+        if not isinstance(self.errors, OutputErrorGram):
             raise ValueError(
-                f"errors must be an ErrorGram, not a {type(self.errors).__name__}; of a calibration they are "
-                "calibration.errors((component, branch)), of a GramMatrix ErrorGram.from_gram(gram)"
+                f"errors must be an OutputErrorGram, not a {type(self.errors).__name__}; of a calibration they are "
+                "calibration.errors((component, branch)), of a GramMatrix OutputErrorGram.from_gram(gram)"
             )
         real("path", self.path, least=0)
         real("ridge", self.ridge, least=0)

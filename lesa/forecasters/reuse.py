@@ -1,20 +1,20 @@
 """The plainest forecaster: the last full feature again."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from lesa.plan import StepPlan
-from lesa.table import CoefficientTable, unroll
+from lesa.tables.forecaster import Forecaster
+from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable, unroll
 
 
 @dataclass(frozen=True)
-class Reuse:
+class Reuse(Forecaster):
     """``feature[s] = feature[last full step]``."""
 
-    needs_times: ClassVar[bool] = False
-    reach: ClassVar[int] = 1
+    needs_times = False
+    reach = 1
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         return unroll(plan, times, lambda step, rows: rows[step - 1])

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from lesa.arguments import whole
 from lesa.forecasters.differences import Variable, check_variable, differences, last_full, positions
-from lesa.plan import StepPlan
-from lesa.table import CoefficientTable, unroll
+from lesa.tables.forecaster import Forecaster
+from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable, unroll
 
 
 @dataclass(frozen=True)
-class Taylor:
+class Taylor(Forecaster):
     """TaylorSeer of some order; the first predictions use as many differences as there are.
 
     Args:

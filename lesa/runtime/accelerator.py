@@ -4,107 +4,105 @@ import functools
 import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lesa.forecasters import Forecaster
-from lesa.plan import StepPlan
-from lesa.predictor import LesaPredictor
-from lesa.runtime.driver import ONLY, Call, Coming, Session, Stream
-from lesa.runtime.generation import Generation, Record
-from lesa.runtime.guard import Guard, Probes, Watch, expected_error, make_probes
-from lesa.runtime.history import FeatureHistory, Memory
-from lesa.runtime.layout import Layouts
-from lesa.runtime.warning import Warnings
-from lesa.runtime.window import FeatureWindow
-from lesa.table import CoefficientTable
+from lesa.forecasters.base import as_forecasters, forecaster_list
+from lesa.runtime.buffer_layout import BufferLayouts
+from lesa.runtime.driver import ONLY_SESSION, Call, Driver, Session, Warnings
+from lesa.runtime.generation import Generation
+from lesa.runtime.guard import Guard, GuardMonitor, Probes, make_probes
+from lesa.runtime.history import FeatureHistory
+from lesa.runtime.record import Record
+from lesa.tables.forecaster import Forecaster, Stream
+from lesa.tables.memory import IntervalPrediction, Memory
+from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable
 
 log = logging.getLogger("lesa")
 
-Forecasters = Forecaster | Mapping[Stream, Forecaster]
 Plan = StepPlan | Callable[[Tensor], StepPlan]
 
 T = TypeVar("T")
-MAX_TABLES = 16  # a server meets few schedules at a time; folding a LESA predictor takes milliseconds
+MAX_TABLES = 16  # a server has few schedules at a time; folding a LESA predictor takes milliseconds
 
 
 @dataclass
-class Open:
+class OpenGeneration:
     """The generation of one session.
 
     Attributes:
-        identity: lasts as long as the generation.
-        generations: its state in each stream that goes on.
+        identity: the same object for all calls of the generation.
+        branches: the state of each stream that goes on.
         records: of all its streams.
     """
 
     identity: object
-    generations: dict[Stream, Generation] = field(default_factory=dict)
+    branches: dict[Stream, Generation] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
 
 
-class Accelerator:
+class Accelerator(Driver):
     """Runs the full steps of a plan and predicts the others, for every stream of a pipeline.
 
-    A plan is made, and a forecaster asked for a table, once for each schedule and not for each generation.
+    A plan and a table are made once for each schedule, not for each generation.
 
     Args:
-        forecasters: one for all streams, or one for each (component, branch).
+        forecasters: one for all streams, or one for each (component, branch); anything with ``table(plan, times)``.
         plan: fixed, or a function of a generation's times [steps + 1] that returns one. A stream that starts part-way
-            (image to image, a second transformer, guidance that begins late) takes the part of a fixed plan from its
-            first step on, which is full as well; a function is asked with the remaining times.
-        max_history: full features that a prediction may look back on; None: as many as its table wants.
-        guard: compares predictions with the truth at every full step; None: nobody does.
+            (image to image, a second transformer, guidance that begins late) uses a fixed plan from its first step on,
+            which is full as well; a function is called with the remaining times.
+        max_history: full features that a prediction may use; None: as many as its table needs.
+        guard: compares predictions with the truth at every full step; None: no comparison.
         strict: a generation that predicts nothing although its plan has predicted steps is an error, not a warning.
 
     Attributes:
         records: of the generation that began last.
-        warnings: what was said of all generations so far, each thing once.
+        warnings: all warnings so far, each once.
 
     Raises:
-        ValueError: for a guard beside a fixed table, which says nothing of its full steps.
+        ValueError: for what is no forecaster, or a guard with a fixed table, which has no row for its full steps.
     """
 
     def __init__(
         self,
-        forecasters: Forecasters,
+        forecasters: Any,
         plan: Plan,
         max_history: int | None = None,
         guard: Guard | None = None,
         *,
         strict: bool = False,
     ) -> None:
-        every = forecasters.values() if isinstance(forecasters, Mapping) else [forecasters]
-        if guard is not None and any(isinstance(forecaster, CoefficientTable) for forecaster in every):
+        self.forecasters = as_forecasters(forecasters)
+        if guard is not None and any(forecaster.only_own_plan for forecaster in forecaster_list(self.forecasters)):
             raise ValueError(
                 "a table does not say what would be predicted of its full steps; a guard needs the forecaster behind it"
             )
-        self.forecasters = forecasters
         self.plan = plan
         self.max_history = max_history
         self.guard = guard
         self.strict = strict
         self.records: list[Record] = []
         self.warnings = Warnings()
-        self._open: WeakKeyDictionary[Session, Open] = WeakKeyDictionary()
-        self._current: tuple[Open, Generation] | None = None
+        self._open: WeakKeyDictionary[Session, OpenGeneration] = WeakKeyDictionary()
+        self._current: tuple[OpenGeneration, Generation] | None = None
         self._plans: dict[Hashable, StepPlan] = {}
         self._tables: dict[Hashable, CoefficientTable] = {}
         self._probes: dict[Hashable, Probes] = {}
-        self._layouts = Layouts()
-        self._noted: set[str] = set()
+        self._layouts = BufferLayouts()
+        self._logged: set[str] = set()
 
     @property
     def going_on(self) -> list[Stream]:
         """The streams whose features are kept at the moment, of all sessions."""
-        return [stream for opened in self._open.values() for stream in opened.generations]
+        return [stream for opened in self._open.values() for stream in opened.branches]
 
     def begin(self, call: Call) -> bool:
-        opened, stream = self._of_session(call), (call.component, call.branch)
-        generation = opened.generations.get(stream)
+        opened, stream = self._opened(call), (call.component, call.branch)
+        generation = opened.branches.get(stream)
         if generation is None or not generation.continues_with(call):
             generation = self._start(opened, call, generation)
         self._current = opened, generation
@@ -118,40 +116,49 @@ class Accelerator:
         assert self._current is not None, "begin comes first"
         return self._current[1].predict(head)
 
-    def coming(self, head: str) -> Coming | None:
+    def predict_interval(self, head: str) -> IntervalPrediction | None:
         assert self._current is not None, "begin comes first"
-        return self._current[1].coming(head)
+        return self._current[1].predict_interval(head)
 
     def end(self, *, failed: bool) -> None:
         current, self._current = self._current, None
         if current is None:
             if failed:
-                self._drop_all()
+                for opened in self._open.values():
+                    self._drop(opened, list(opened.branches))
             return
         opened, generation = current
         if failed:
-            self._drop(opened, list(opened.generations))  # nothing of it is going on
+            self._drop(opened, list(opened.branches))
             return
         generation.end()
         if generation.is_over:
-            self._finish(opened, _left_by(opened, generation))
+            self._finish(opened, _finished_with(opened, generation))
 
     def reset(self, session: Session | None = None) -> None:
         self._current = None
         for opened in [opened for key, opened in self._open.items() if session in (None, key)]:
-            self._finish(opened, list(opened.generations))
+            self._finish(opened, list(opened.branches))
 
-    def _of_session(self, call: Call) -> Open:
+    def check_shared_tokens(self) -> None:
+        """Refuse extra full steps: each process would decide by the errors of its own tokens."""
+        if self.guard is not None and self.guard.extra_steps:
+            raise ValueError(
+                "under context parallelism each process sees the errors of its own tokens, and one that runs an extra "
+                "full step would wait for the others; give lesa.Guard(extra_steps=0)"
+            )
+
+    def _opened(self, call: Call) -> OpenGeneration:
         """The generation that a call belongs to; a new one ends the one before it of the same session."""
         opened = self._open.get(call.session)
         if opened is None or opened.identity is not call.generation:
             if opened is not None:
-                self._finish(opened, list(opened.generations))
-            opened = self._open[call.session] = Open(call.generation)
+                self._finish(opened, list(opened.branches))
+            opened = self._open[call.session] = OpenGeneration(call.generation)
             self.records = opened.records
         return opened
 
-    def _start(self, opened: Open, call: Call, before: Generation | None) -> Generation:
+    def _start(self, opened: OpenGeneration, call: Call, before: Generation | None) -> Generation:
         """The state of a stream that begins with ``call``, where its state so far was ``before``."""
         stream = (call.component, call.branch)
         if before is not None:
@@ -161,24 +168,20 @@ class Accelerator:
                     "predicted: the scheduler of its pipeline does not go on, or one branch takes several calls a step"
                 )
             self._finish(opened, [stream])
-        generation = opened.generations[stream] = self._make(call)
+        generation = opened.branches[stream] = self._make(call)
         opened.records.append(generation.record)
         return generation
 
-    def _finish(self, opened: Open, streams: list[Stream]) -> None:
-        """Free their features; say so if one of them went by without a single prediction."""
-        complaints = [opened.generations[stream].complaint for stream in streams]
+    def _finish(self, opened: OpenGeneration, streams: list[Stream]) -> None:
+        """Free the features of some streams; warn if one of them had no prediction at all."""
+        complaints = [opened.branches[stream].complaint for stream in streams]
         self._drop(opened, streams)
         for complaint in filter(None, complaints):
             self._complain(complaint)
 
-    def _drop(self, opened: Open, streams: list[Stream]) -> None:
+    def _drop(self, opened: OpenGeneration, streams: list[Stream]) -> None:
         for stream in streams:
-            opened.generations.pop(stream).close()
-
-    def _drop_all(self) -> None:
-        for opened in self._open.values():
-            self._drop(opened, list(opened.generations))
+            opened.branches.pop(stream).close()
 
     def _complain(self, what: str) -> None:
         if self.strict:
@@ -188,22 +191,17 @@ class Accelerator:
     def _make(self, call: Call) -> Generation:
         plan, times, forecaster = self._plan(call), call.times, self._forecaster(call)
         if times is None:
-            if getattr(forecaster, "needs_times", True):
+            if forecaster.needs_times:
                 raise ValueError(f"{forecaster!r} needs the times of the steps: enable(..., times=scheduler.sigmas)")
-            times = torch.linspace(1, 0, plan.num_steps + 1, dtype=torch.float64)  # any times serve who counts steps
+            times = torch.linspace(1, 0, plan.num_steps + 1, dtype=torch.float64)  # any will do
         where = f"{call.component} ({call.branch})"
-        watch = None if self.guard is None else Watch(self.guard, where, self.warnings)
-        rows = max(forecaster.config.windows) * 2 if _has_window(forecaster) else None
-        if rows is None:
-            table = self._table(call, forecaster, plan, times)  # what cannot be made is an error before the first step
-            rows = FeatureHistory(table, layouts=self._layouts).num_rows if log.isEnabledFor(logging.INFO) else 0
-        log.info("%s: %s (# full, . predicted); at most %d features are kept", where, plan, rows)
+        monitor = None if self.guard is None else GuardMonitor(self.guard, where, self.warnings)
         note = getattr(self.plan, "note", lambda plan: "")(plan)
-        if note and note not in self._noted:
-            self._noted.add(note)
+        if note and note not in self._logged:
+            self._logged.add(note)
             log.warning("%s: %s", where, note)
-        what = call._replace(session=ONLY, head=None)  # these would hold their own keys, and the conditions of the call
-        generation = Generation(call, plan, functools.partial(self._memory, what, forecaster, times, watch), watch)
+        call = call._replace(session=ONLY_SESSION, head=None)  # the generation must not keep these two alive
+        generation = Generation(call, plan, functools.partial(self._memory, call, forecaster, times, monitor), monitor)
         generation.record.note = note
         return generation
 
@@ -212,42 +210,25 @@ class Accelerator:
         call: Call,
         forecaster: Forecaster,
         times: Tensor,
-        watch: Watch | None,
+        monitor: GuardMonitor | None,
         plan: StepPlan,
         previous: Memory | None,
     ) -> Memory:
-        """What remembers the features of one head under a plan, and goes on where ``previous`` was under another."""
-        if _has_window(forecaster):
-            assert previous is None or isinstance(previous, FeatureWindow)
-            return FeatureWindow(forecaster, plan, times, previous)
-        table = self._table(call, forecaster, plan, times)
-        if self.guard is None or watch is None:
+        """The memory of one head under a plan, which takes over the features of ``previous``."""
+        own = forecaster.make_memory(plan, times, previous)
+        if own is not None:
+            return own
+        key = (call.component, call.branch, plan, tuple(times.tolist()), forecaster.state)
+        table = _cached(self._tables, key, lambda: forecaster.table(plan, times))
+        if self.guard is None or monitor is None:
             return FeatureHistory(table, centre=call.layer_norm, layouts=self._layouts)
         assert previous is None or isinstance(previous, FeatureHistory)
-        probes = self._probes_of(call, forecaster, plan, times)
-        watch.expected = probes.expected
+        expected = self.guard.expected_error(forecaster, (call.component, call.branch), plan)
+        probes = _cached(
+            self._probes, key, lambda: make_probes(lambda other: forecaster.table(other, times), plan, expected)
+        )
+        monitor.expected = probes.expected
         return FeatureHistory(table, probes, spare=self.guard.extra_steps, previous=previous, layouts=self._layouts)
-
-    def _table(self, call: Call, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> CoefficientTable:
-        key = (call.component, call.branch, plan, tuple(times.tolist()), _state_of(forecaster))
-        return _once(self._tables, key, lambda: self._make_table(forecaster, plan, times))
-
-    def _probes_of(self, call: Call, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> Probes:
-        def make() -> Probes:
-            assert self.guard is not None
-            expected = expected_error(self.guard, forecaster, (call.component, call.branch), plan)
-            return make_probes(lambda other: self._make_table(forecaster, other, times), plan, expected)
-
-        key = (call.component, call.branch, plan, tuple(times.tolist()), _state_of(forecaster))
-        return _once(self._probes, key, make)
-
-    def _make_table(self, forecaster: Forecaster, plan: StepPlan, times: Tensor) -> CoefficientTable:
-        if self.max_history is None:
-            return forecaster.table(plan, times)
-        if hasattr(forecaster, "limited"):  # better than to leave out of a table what others were made for
-            limited: Forecaster = forecaster.limited(self.max_history)
-            return limited.table(plan, times)
-        return forecaster.table(plan, times).limited(self.max_history)
 
     def _plan(self, call: Call) -> StepPlan:
         """The plan of the steps from ``call`` on, counted from step 0 of the schedule."""
@@ -255,7 +236,7 @@ class Accelerator:
             if call.times is None:
                 raise ValueError("a plan that depends on the times needs them: enable(..., times=...)")
             make = functools.partial(_planned, self.plan, call.times, call.step)
-            return _once(self._plans, (call.step, tuple(call.times.tolist())), make)
+            return _cached(self._plans, (call.step, tuple(call.times.tolist())), make)
         steps = self.plan.num_steps if call.times is None else len(call.times) - 1
         if steps != self.plan.num_steps:
             raise ValueError(
@@ -270,43 +251,32 @@ class Accelerator:
         return self.plan.starting_at(call.step) if call.step > 0 else self.plan
 
     def _forecaster(self, call: Call) -> Forecaster:
-        if isinstance(self.forecasters, Mapping):
+        forecaster = self.forecasters
+        if isinstance(forecaster, Mapping):
             stream = (call.component, call.branch)
-            if stream not in self.forecasters:
-                raise ValueError(f"no forecaster for {stream}; there are forecasters for {sorted(self.forecasters)}")
-            return self.forecasters[stream]
-        return self.forecasters
+            if stream not in forecaster:
+                raise ValueError(f"no forecaster for {stream}; there are forecasters for {sorted(forecaster)}")
+            forecaster = forecaster[stream]
+        return forecaster if self.max_history is None else forecaster.limited(self.max_history)
 
 
-def _left_by(opened: Open, last: Generation) -> list[Stream]:
-    """The stream of a generation at its end, and those that no longer take part: the first of two transformers, a
-    branch whose guidance ended early.
+def _finished_with(opened: OpenGeneration, last: Generation) -> list[Stream]:
+    """The stream that is at its end, and those that no longer take part: the first of two transformers, a branch whose
+    guidance ended early.
     """
-    return [s for s, g in opened.generations.items() if g is last or g.last_step < last.last_step - 1]
-
-
-def _state_of(forecaster: Forecaster) -> Hashable:
-    """What a table follows from beside the plan and the times, where that may change: weights, inner products."""
-    if isinstance(forecaster, nn.Module):
-        return tuple((id(p), p._version) for p in forecaster.parameters() if not p.is_inference())
-    return getattr(forecaster, "state", None)
-
-
-def _has_window(forecaster: Forecaster) -> TypeGuard[LesaPredictor]:
-    """Whether this is a predictor without a table, whose predictions are its own past."""
-    return isinstance(forecaster, LesaPredictor) and forecaster.config.latent == "kan"
+    return [s for s, g in opened.branches.items() if g is last or g.last_step < last.last_step - 1]
 
 
 def _planned(plan: Callable[[Tensor], StepPlan], times: Tensor, start: int) -> StepPlan:
-    """What a function makes of the times from ``start`` on."""
+    """The plan that a function makes of the times from ``start`` on."""
     rest, steps = plan(times[start:]), len(times) - 1 - start
     if not isinstance(rest, StepPlan) or rest.num_steps != steps:
         raise ValueError(f"the function plan= was asked for a StepPlan of {steps} steps and returned {rest!r}")
     return StepPlan(start + steps, (start + step for step in rest.full_steps), start=start)
 
 
-def _once(made: dict[Hashable, T], key: Hashable, make: Callable[[], T]) -> T:
-    """What ``make`` gives for a key; the latest few are remembered."""
+def _cached(made: dict[Hashable, T], key: Hashable, make: Callable[[], T]) -> T:
+    """What ``make`` returns for a key; the latest few are cached."""
     if key not in made:
         while len(made) >= MAX_TABLES:
             del made[next(iter(made))]

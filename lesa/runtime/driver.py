@@ -1,35 +1,52 @@
-"""The contract between an adapter, which is inside somebody's transformer, and whoever decides what it does."""
+"""The contract between an adapter, which intercepts a transformer, and a driver, which decides what each call does."""
 
+import sys
+import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-Stream = tuple[str, str]  # (component, branch), such as ("transformer", "cond")
+from lesa.statistics.output_errors import LinearHead
+from lesa.tables.memory import IntervalPrediction
 
 
-class LinearHead(NamedTuple):
-    """The end of a transformer at one step: ``norm(feature) * multiplier @ weight.T``, what it adds left out.
+class LesaWarning(UserWarning):
+    """Something runs, but not as fast or as well as was asked for."""
 
-    multiplier [B or 1, D], weight [O, D], eps of the norm.
+
+class Warnings:
+    """Gives each warning once, and remembers it.
+
+    Python shows a warning of the same text and place once in a process, so the second of two handles would be silent.
+    Here each handle warns for itself.
+
+    Attributes:
+        given: the warnings so far, in order.
     """
 
-    multiplier: Tensor
-    weight: Tensor
-    eps: float
+    def __init__(self) -> None:
+        self.given: list[str] = []
+
+    def __call__(self, text: str) -> None:
+        """Warn with a :class:`LesaWarning`, unless this text was given before."""
+        if text not in self.given:
+            self.given.append(text)
+            frame = sys._getframe(1)
+            warnings.warn_explicit(text, LesaWarning, frame.f_code.co_filename, frame.f_lineno, registry={})
 
 
 class Session:
-    """One user of a transformer at a time: a scheduler, or a thread where nobody knows the scheduler.
+    """One user of a transformer: a scheduler, or a thread where the scheduler is not known.
 
-    Several may have a generation open at once; each has one at most. Whatever belongs to a session is kept weakly by
-    it, so that it goes when the scheduler or the thread does.
+    Several sessions may have a generation at the same time; each has one at most. State is stored in weak dictionaries
+    under the session, so it is freed with the scheduler or the thread.
     """
 
     __slots__ = ("__weakref__",)
 
 
-ONLY = Session()  # of an adapter that serves one user
+ONLY_SESSION = Session()  # of an adapter that serves one user
 
 
 class Call(NamedTuple):
@@ -39,14 +56,14 @@ class Call(NamedTuple):
         component: the transformer's name in its pipeline.
         branch: the branch of guidance, such as ``"cond"``.
         step: its index in the schedule.
-        times: noise levels [steps + 1] float64 of the generation, or None where nobody knows them.
-        generation: an object that lasts as long as the generation does.
-        signature: shapes and dtypes of the inputs; features of another signature do not mix.
-        layer_norm: the head begins with a layer norm, which takes the mean of each token's feature away.
-        must_run: why this step has to run in full and nothing kept before it may be used, such as conditions that are
-            no longer those of the steps before; empty: it may be predicted.
-        head: evaluates the end of the transformer at this step; None, or a result of None: it is not known.
-        session: whose generation it is.
+        times: noise levels [steps + 1] float64 of the generation; None: they are not known.
+        generation: an object that is the same for all calls of a generation.
+        signature: shapes and dtypes of the inputs; features of different signatures are never combined.
+        layer_norm: the output head begins with a layer norm, so the channel mean of a feature has no effect.
+        must_run: why this step has to run in full and the features kept so far are invalid, such as changed
+            conditions; empty: it may be predicted.
+        head: evaluates the output head at this step; None, or a result of None: it is not known.
+        session: the user whose generation this is.
     """
 
     component: str
@@ -58,51 +75,36 @@ class Call(NamedTuple):
     layer_norm: bool = False
     must_run: str = ""
     head: Callable[[], LinearHead | None] | None = None
-    session: Session = ONLY
+    session: Session = ONLY_SESSION
 
 
-class Coming(NamedTuple):
-    """The features of the coming predicted steps, not yet combined.
+class Driver:
+    """Decides for each call whether the blocks run, and takes or makes the feature that enters each head.
 
-    Attributes:
-        steps: from the current step on, at most to the last before the next full one.
-        history: kept features [m, *feature].
-        coefficients: [steps, m] and bias: [steps] of each step, on the device of the features.
-        means: the mean of each token of each kept feature [m, *feature without channels], if they were kept.
-        centred: those means have been subtracted from the features.
+    An adapter calls :meth:`begin`, then :meth:`keep` or :meth:`predict` for each head, then :meth:`end`. This base
+    class runs every step in full and keeps nothing.
     """
 
-    steps: list[int]
-    history: Tensor
-    coefficients: Tensor
-    bias: Tensor | None
-    means: Tensor | None = None
-    centred: bool = False
-
-
-class Driver(Protocol):
-    """Decides for each call whether the blocks run, and takes or gives the feature that enters each head."""
-
     def begin(self, call: Call) -> bool:
-        """A call starts; True: its blocks are skipped and :meth:`predict` will be asked."""
-        ...
+        """A call starts. True: its blocks are skipped, and :meth:`predict` is called for each head."""
+        return False
 
     def keep(self, head: str, feature: Tensor) -> None:
-        """The true feature of the current call, which the driver may read but must copy to keep."""
-        ...
+        """The true feature [*feature] of the current call at a head; copy it to keep it."""
 
     def predict(self, head: str) -> Tensor:
-        """The predicted feature of the current call."""
-        ...
+        """The predicted feature [*feature] of the current call at a head."""
+        raise NotImplementedError(f"{type(self).__name__} predicts no step")
 
-    def coming(self, head: str) -> Coming | None:
-        """The current and all following predicted steps at once, or None if they cannot be known yet."""
-        ...
+    def predict_interval(self, head: str) -> IntervalPrediction | None:
+        """The predictions of the current step and the steps until the next full one; None: make them one by one."""
+        return None
 
     def end(self, *, failed: bool) -> None:
-        """The call is over; ``failed``: by an exception."""
-        ...
+        """The call is over; ``failed``: it raised an exception."""
 
     def reset(self, session: Session | None = None) -> None:
-        """Forget everything of a session, whose pipeline is done, or of all."""
-        ...
+        """Drop all state of a session, whose pipeline call is done, or of all sessions."""
+
+    def check_shared_tokens(self) -> None:
+        """Called if several processes share the tokens: raise a ValueError if they could run different steps."""

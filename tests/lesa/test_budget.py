@@ -7,14 +7,25 @@ import pytest
 import torch
 
 import lesa
-from lesa import Calibration, ErrorGram, GramMatrix, Guard, LeastSquares, PathLeastSquares, Reuse, StepPlan, Taylor
-from lesa.budget import Budget
-from lesa.calibration.calibrating import describe_model
+from lesa import (
+    Calibration,
+    GramMatrix,
+    Guard,
+    LeastSquares,
+    OutputErrorGram,
+    PathLeastSquares,
+    Reuse,
+    StepPlan,
+    Taylor,
+)
+from lesa.adapters.diffusers.pipeline import describe_model
+from lesa.calibration.budget import Budget
 from lesa.calibration.calibration import Measured
-from lesa.calibration.errors import path_weights
 from lesa.calibration.planning import search_plans
-from lesa.calibration.resampling import resample
 from lesa.runtime.accelerator import Accelerator
+from lesa.runtime.driver import Call
+from lesa.statistics.output_errors import path_weights
+from lesa.statistics.resampling import resample
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.tiny import STEPS, generate
 
@@ -56,7 +67,7 @@ def test_a_schedule_too_short_for_a_budget_has_the_full_steps_it_needs(steps, wi
 
 
 def test_eight_steps_on_a_calibration_run_more_than_one_in_full(pipeline, caplog):
-    made = calibration(model=describe_model({"transformer": pipeline.transformer}))
+    made = calibration(model=describe_model(pipeline.transformer))
     with caplog.at_level(logging.WARNING, "lesa"), lesa.enable(pipeline, made, speedup=5) as handle:
         for _ in range(2):
             generate(pipeline, steps=8)
@@ -100,7 +111,7 @@ def test_short_generations_run_in_somebodys_pipeline(pipeline, steps, wish):
 def test_numbers_that_make_no_sense_are_refused_by_the_arguments_name(pipeline, name, value):
     untouched = generate(pipeline)
     plan = {"plan": StepPlan(STEPS, [0, 1])} if name == "max_history" else {}
-    made = calibration(model=describe_model({"transformer": pipeline.transformer}))
+    made = calibration(model=describe_model(pipeline.transformer))
     for forecaster in (made, Taylor(1)):
         with pytest.raises(ValueError, match=f"^{name}"):
             lesa.enable(pipeline, forecaster, **plan, **{name: value})
@@ -138,8 +149,8 @@ def test_wrong_arguments_of_enable_say_what_to_give(pipeline, arguments, message
         (lambda: Guard(extra_steps=1.5), "extra_steps"),
         (lambda: Guard(max_error=float("nan")), "max_error"),
         (lambda: LeastSquares(calibration()), "gram must be a GramMatrix, not a Calibration"),
-        (lambda: PathLeastSquares(measured()), "errors must be an ErrorGram, not a GramMatrix"),
-        (lambda: PathLeastSquares(ErrorGram.from_gram(measured()), history=0), "history"),
+        (lambda: PathLeastSquares(measured()), "errors must be an OutputErrorGram, not a GramMatrix"),
+        (lambda: PathLeastSquares(OutputErrorGram.from_gram(measured()), history=0), "history"),
         (lambda: lesa.refine_plans(None, calibration(), ["a"], [4], candidates=0), "candidates"),
         (lambda: calibration().plan(full_steps=2.7), "full_steps"),
         (lambda: calibration().plan(speedup=0), "speedup"),
@@ -167,7 +178,7 @@ def test_a_plan_does_not_depend_on_what_was_searched_before(count):
         assert other.plan(count) == expected
     assert lesa.optimize_plan(calibration(6), count) == expected
     times = torch.linspace(1, 0, 7)
-    assert lesa.optimize_plan(ErrorGram.from_gram(measured(6)), count, times=times) == expected
+    assert lesa.optimize_plan(OutputErrorGram.from_gram(measured(6)), count, times=times) == expected
 
 
 def test_a_plan_is_searched_on_the_calibrated_times_with_or_without_their_end():
@@ -203,12 +214,12 @@ def test_errors_follow_what_is_merged():
     before = a.errors(stream).matrix.clone()
     a.merge(b)
     assert not torch.equal(a.errors(stream).matrix, before)
-    torch.testing.assert_close(a.errors(stream).matrix, ErrorGram.from_gram(a.streams[stream].gram).matrix)
+    torch.testing.assert_close(a.errors(stream).matrix, OutputErrorGram.from_gram(a.streams[stream].gram).matrix)
 
 
 def test_a_calibration_that_lacks_the_end_of_the_model_is_not_merged_into_one_that_has_it():
     a, b = calibration(seed=0), calibration(seed=1)
-    a.streams["transformer", "cond"].head = ErrorGram.from_gram(measured())
+    a.streams["transformer", "cond"].head = OutputErrorGram.from_gram(measured())
     for one, other in ((a, b), (b, a)):
         with pytest.raises(ValueError, match="only one of these calibrations knows the end"):
             one.merge(other)
@@ -218,7 +229,7 @@ def test_features_that_are_zero_have_plans_and_tables():
     gram = GramMatrix(6)
     for step in range(6):
         gram.update(step, torch.zeros(8))
-    errors = ErrorGram.from_gram(gram)
+    errors = OutputErrorGram.from_gram(gram)
     times = torch.linspace(1, 0, 7)
     for plan in search_plans(errors, times, range(1, 7), progress=False).values():
         table = PathLeastSquares(errors).table(plan, times)
@@ -226,7 +237,7 @@ def test_features_that_are_zero_have_plans_and_tables():
 
 
 def test_more_steps_than_can_be_calibrated_are_refused_before_room_is_made():
-    for make in (lambda: ErrorGram.empty(1000), lambda: ErrorGram.from_gram(GramMatrix(1000))):
+    for make in (lambda: OutputErrorGram.empty(1000), lambda: OutputErrorGram.from_gram(GramMatrix(1000))):
         with pytest.raises(ValueError, match="at most 100 steps, not 1000"):
             make()
 
@@ -240,14 +251,21 @@ def test_a_short_history_is_made_for_its_length():
     assert lesa.sample_error(errors, plan, made.times, forecaster.limited(2)) < float("inf")
     weights = path_weights(plan, made.times, 1.0)
     assert (errors.errors(limited) * weights).sum() < (errors.errors(cut) * weights).sum()
-    accelerator = Accelerator(forecaster, plan, max_history=2)
-    assert torch.equal(accelerator._make_table(forecaster, plan, made.times).coefficients, limited.coefficients)
+    accelerator, generation, features = Accelerator(forecaster, plan, max_history=2), object(), torch.randn(STEPS, 4)
+    features = features.double()
+    for step in range(STEPS):
+        if accelerator.begin(Call("transformer", "cond", step, made.times, generation, ())):
+            row = limited.coefficients[plan.predicted_steps.index(step)]
+            torch.testing.assert_close(accelerator.predict("head"), row @ features[list(plan.full_steps)])
+        else:
+            accelerator.keep("head", features[step])
+        accelerator.end(failed=False)
 
 
 @pytest.mark.filterwarnings("ignore::lesa.LesaWarning")
 def test_a_guard_on_a_calibration_knows_what_error_to_expect(pipeline):
     """Of features unlike the calibrated ones a guard spends the full steps that it was given."""
-    model = describe_model({"transformer": pipeline.transformer})
+    model = describe_model(pipeline.transformer)
     made = calibration(model=model)
     forecaster = made.forecasters()["transformer", "cond"]
     table = forecaster.table(StepPlan(STEPS, [0, 1, 4, 7]), made.times)

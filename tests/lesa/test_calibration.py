@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 import lesa
 from lesa.calibration.calibration import Calibration, Measured
-from lesa.calibration.errors import ErrorGram, ErrorRecorder, path_weights
-from lesa.calibration.gram_training import PathLoss, fit_gram
 from lesa.calibration.planning import candidate_plans, plan_cost, search_plans
-from lesa.calibration.resampling import resample
 from lesa.runtime.driver import LinearHead
+from lesa.statistics.output_errors import ErrorRecorder, OutputErrorGram, path_weights
+from lesa.statistics.resampling import resample
+from lesa.training.from_gram import PathLoss, fit_gram
 from tests.lesa.adapters import tiny
 
 STEPS = 10
@@ -40,8 +40,8 @@ def heads(steps: int = STEPS) -> list[LinearHead]:
     ]
 
 
-def recorded(seed: int = 0) -> ErrorGram:
-    gram = ErrorGram.empty(STEPS)
+def recorded(seed: int = 0) -> OutputErrorGram:
+    gram = OutputErrorGram.empty(STEPS)
     recorder = ErrorRecorder(gram)
     for step, (feature, head) in enumerate(zip(features(seed), heads(), strict=True)):
         recorder.update(step, feature, head)
@@ -78,7 +78,7 @@ def test_a_broken_off_batch_leaves_everything_as_it_was():
 
 def test_merging_is_measuring_both():
     one, two = recorded(0), recorded(1)
-    both = ErrorGram.empty(STEPS)
+    both = OutputErrorGram.empty(STEPS)
     recorder = ErrorRecorder(both)
     for seed in (0, 1):
         for step in range(STEPS):

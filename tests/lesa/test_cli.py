@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lesa
-from lesa.cli import main
+from lesa.cli.commands import main
 from tests.lesa.adapters import tiny
 
 
@@ -54,7 +54,7 @@ def test_mistakes_end_in_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch)
     def load(model):
         raise AssertionError("the model was loaded before the arguments were looked at")
 
-    monkeypatch.setattr("lesa.cli._load_pipeline", load)
+    monkeypatch.setattr("lesa.cli.commands._load_pipeline", load)
     (tmp_path / "file").write_text("a cat")
     (tmp_path / "empty").write_text("")
     file, out = tmp_path / "file", tmp_path / "out"
@@ -102,7 +102,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 
 def test_fit_trains_a_predictor_for_a_saved_pipeline(tmp_path, monkeypatch, capsys):
     pipeline = tiny.pipeline()
-    monkeypatch.setattr("lesa.cli._load_pipeline", lambda model: pipeline)
+    monkeypatch.setattr("lesa.cli.commands._load_pipeline", lambda model: pipeline)
     # this pipeline has no text encoder: the two prompts stand for two embeddings
     embeddings = {text: tiny.arguments(seed=i) for i, text in enumerate(("a cat", "a dog"))}
     call = type(pipeline).__call__

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import lesa
-import lesa.calibration.collecting as collecting
-from lesa.calibration.footprint import readable, trajectory_bytes
+import lesa.training.collect as collecting
+from lesa.training.footprint import readable, trajectory_bytes
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.tiny import STEPS, arguments
 

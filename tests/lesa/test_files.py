@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import lesa
 from lesa import Calibration, GramMatrix, LesaConfig, LesaPredictor, StepPlan
+from lesa.adapters.diffusers.recorder import prompt_list
 from lesa.arguments import real
-from lesa.calibration.recorder import prompt_list
-from lesa.calibration.trajectories import load_shard, save_shard
 from lesa.files import locked, read_tensors, write_tensors, write_text
+from lesa.training.trajectories import load_shard, save_shard
 from lesa_kernels import KANLinear
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.tiny import arguments
@@ -91,11 +91,11 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
 
 
 def test_errors_that_no_prediction_makes_are_a_value_error():
-    errors = lesa.ErrorGram.from_gram(measured())
+    errors = lesa.OutputErrorGram.from_gram(measured())
     errors.matrix[1:, 0] = errors.matrix[0, 1:] = 1e3 * errors.matrix.diagonal().max()
     with pytest.raises(ValueError, match="no inner products of errors; calibrate again"):
         lesa.PathLeastSquares(errors).table(StepPlan(errors.num_steps, [0, 2]), TIMES)
-    errors = lesa.ErrorGram.from_gram(measured())
+    errors = lesa.OutputErrorGram.from_gram(measured())
     errors.lengths.mul_(1e-300)
     with pytest.raises(ValueError, match="lengths that nothing can keep; calibrate again"):
         lesa.PathLeastSquares(errors).table(StepPlan(errors.num_steps, [0, 2]), TIMES)
@@ -263,7 +263,7 @@ def test_a_report_that_is_none_is_named_before_anything_is_written(tmp_path, tex
 )
 def test_a_calibration_whose_numbers_do_not_fit_is_refused(tmp_path, change):
     made = calibration()
-    made.streams["transformer", "cond"].head = lesa.ErrorGram.from_gram(measured())
+    made.streams["transformer", "cond"].head = lesa.OutputErrorGram.from_gram(measured())
     made.save(tmp_path)
     path = tmp_path / "calibration.safetensors"
     header = read_tensors(path, kind="calibration").metadata

@@ -7,7 +7,7 @@ import torch
 
 import lesa
 from lesa import GramMatrix, LesaConfig, LesaWarning, StepPlan, Trajectories
-from lesa.calibration.checkpoint import Progress
+from lesa.training.checkpoint import TrainingState
 from tests.lesa.strategies import schedule
 from tests.lesa.test_budget import calibration, measured
 
@@ -65,12 +65,12 @@ def test_a_finished_training_is_not_lost_for_want_of_room(tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "no room")
 
     expected = lesa.fit(trajectories(), PLAN, CONFIG, stream=STREAMS[0], **QUICK)
-    save = Progress.save
+    save = TrainingState.save
 
     def last_only(self, path, arguments, *, only_if_due):
         return save(self, path, arguments, only_if_due=only_if_due) if only_if_due else full()
 
-    monkeypatch.setattr(Progress, "save", last_only)
+    monkeypatch.setattr(TrainingState, "save", last_only)
     with pytest.warns(LesaWarning, match="the training is done"):
         made = lesa.fit(trajectories(), PLAN, CONFIG, stream=STREAMS[0], checkpoint=tmp_path / "x", **QUICK)
     assert torch.equal(weights(made), weights(expected))

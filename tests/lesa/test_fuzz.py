@@ -13,8 +13,8 @@ from safetensors.torch import load, load_file, save, save_file
 
 import lesa
 from lesa import GramMatrix, LesaConfig, LesaPredictor, StepPlan
-from lesa.calibration.checkpoint import Progress
-from lesa.calibration.trajectories import load_shard, save_shard
+from lesa.training.checkpoint import TrainingState
+from lesa.training.trajectories import load_shard, save_shard
 from tests.lesa.strategies import changed, changes
 from tests.lesa.test_budget import calibration, measured
 
@@ -26,7 +26,7 @@ ROOM = 1 << 26  # bytes that reading a file of a few kilobytes may ask for at on
 
 def a_calibration(folder):
     made = calibration(STEPS)
-    made.streams["transformer", "cond"].head = lesa.ErrorGram.from_gram(measured(STEPS))
+    made.streams["transformer", "cond"].head = lesa.OutputErrorGram.from_gram(measured(STEPS))
     made.plan(2)
     made.save(folder)
     return folder / "calibration.safetensors"
@@ -99,7 +99,7 @@ def use_stream(path):
 def progress():
     predictor = LesaPredictor(LesaConfig(STEPS, hidden_dim=2))
     optimizer = torch.optim.AdamW(predictor.parameters())
-    return Progress(predictor, optimizer, {"guided": [], "closed loop": []})
+    return TrainingState(predictor, optimizer, {"guided": [], "closed loop": []})
 
 
 def a_checkpoint(folder):

@@ -9,7 +9,6 @@ from lesa.demo.run import gram_of
 from lesa.runtime import history as history_module
 from lesa.runtime.guard import make_probes
 from lesa.runtime.history import FeatureHistory
-from lesa.runtime.window import FeatureWindow
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.tiny import STEPS, generate
 from tests.lesa.strategies import plans, schedule
@@ -49,7 +48,7 @@ def test_a_full_step_is_compared_with_what_a_plan_without_it_predicts(plan, name
     features = torch.randn(plan.num_steps, 2, 3, dtype=torch.float64)
     history = FeatureHistory(made_by.table(plan, times), probes_of(made_by, plan, times))
     for slot, step in enumerate(plan.full_steps):
-        figures = history.residual(step, features[step])
+        figures = history.prediction_error(step, features[step])
         history.keep(step, features[step])
         if step == 0:
             assert figures is None
@@ -81,7 +80,7 @@ def test_a_revised_plan_goes_on_with_the_features_that_are_kept(plan, name, seed
             assert history._buffer is first._buffer  # nothing is copied
         if revised.is_full(step) and (step >= at or plan.is_full(step)):
             if step > 0:
-                assert history.residual(step, features[step]) is not None
+                assert history.prediction_error(step, features[step]) is not None
             history.keep(step, features[step])
         elif step > at:
             row = revised.predicted_steps.index(step)
@@ -102,14 +101,14 @@ def test_probes_take_no_memory_where_features_are_kept_anyway():
 def test_a_window_is_compared_too():
     plan, predictor = StepPlan(10, [0, 1, 5]), kan_predictor()
     features = torch.randn(10, 2, 6, dtype=torch.float64)
-    window = FeatureWindow(predictor, plan, schedule(10))
-    assert window.residual(0, features[0]) is None
+    window = predictor.make_memory(plan, schedule(10), None)
+    assert window.prediction_error(0, features[0]) is None
     for step in range(5):
         window.keep(step, features[step]) if plan.is_full(step) else window.predict(step)
     with torch.no_grad():
         predicted = closed_loop(predictor, StepPlan(10, [0, 1]), schedule(10), features)[3]
-    torch.testing.assert_close(window.residual(5, features[5])[0], (features[5] - predicted).square().sum())
-    moved = FeatureWindow(predictor, StepPlan(10, [0, 1, 5, 7]), schedule(10), window)
+    torch.testing.assert_close(window.prediction_error(5, features[5])[0], (features[5] - predicted).square().sum())
+    moved = predictor.make_memory(StepPlan(10, [0, 1, 5, 7]), schedule(10), window)
     moved.keep(5, features[5])
     assert moved.can_predict(6)
     assert not moved.can_predict(7)
@@ -149,7 +148,7 @@ def test_extra_steps_are_spent_one_interval_after_a_large_error(pipeline, name):
             result = generate(pipeline)
         (record,) = handle.records
     # that step 1 is off is known at 4, which halves 4..7; that 4 is off is known at 5
-    assert record.watch.extra == [5, 6]
+    assert record.monitor.extra == [5, 6]
     assert record.full == [0, 1, 4, 5, 6, 7]
     assert list(handle.report()[STREAM]) == [1, 4, 5, 6, 7]
     fixed = StepPlan(STEPS, record.full)
@@ -181,10 +180,10 @@ def test_a_gram_matrix_tells_the_error_to_expect_of_any_forecaster(pipeline):
             generate(pipeline, seed=0)
             (record,) = handle.records
             # the same latents as in the calibration, but for what the predictions have changed
-            assert record.watch.expected == pytest.approx(handle.report()[STREAM], rel=0.2)
+            assert record.monitor.expected == pytest.approx(handle.report()[STREAM], rel=0.2)
     with lesa.enable(pipeline, Taylor(1), StepPlan(6, [0, 2, 4]), guard=Guard(calibration=gram)) as handle:
         generate(pipeline, steps=6)
-        assert handle.records[0].watch.expected == {}  # of another number of steps it knows nothing
+        assert handle.records[0].monitor.expected == {}  # of another number of steps it knows nothing
         assert list(handle.report()[STREAM]) == [2, 4]
 
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lesa import LesaConfig, StepPlan
-from lesa.calibration.interval import interval_error, intervals
+from lesa.training.interval import interval_error, intervals
 from tests.lesa.strategies import plans, schedule
 from tests.lesa.test_predictor import kan_predictor, trained_size
 

@@ -11,7 +11,7 @@ import torch
 
 import lesa
 from lesa import LesaPredictor, Trajectories
-from lesa.calibration.trajectories import save_shard, shard_path
+from lesa.training.trajectories import save_shard, shard_path
 from tests.lesa.adapters import tiny
 from tests.lesa.test_training import CONFIG, PLAN, STREAM, smooth
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 import lesa
 from lesa import Reuse, StepPlan, Taylor
+from lesa.predictor.window import FeatureWindow
 from lesa.runtime.accelerator import Accelerator
+from lesa.runtime.buffer_layout import BufferLayout, BufferLayouts
 from lesa.runtime.driver import Call
 from lesa.runtime.history import FeatureHistory
-from lesa.runtime.layout import Layout, Layouts
-from lesa.runtime.window import FeatureWindow
-from lesa.table import CoefficientTable
+from lesa.tables.table import CoefficientTable
 from lesa_kernels import combine
 from tests.lesa.strategies import plans, schedule
 from tests.lesa.test_predictor import closed_loop, kan_predictor
@@ -83,7 +83,7 @@ def test_a_window_is_the_closed_loop(plan):
     predictor, features = kan_predictor(), torch.randn(10, 2, 3, 6, dtype=torch.float64)
     with torch.no_grad():
         expected = closed_loop(predictor, plan, schedule(10), features)
-    window = FeatureWindow(predictor, plan, schedule(10))
+    window = predictor.make_memory(plan, schedule(10), None)
     made = run(window, plan, features)[list(plan.predicted_steps)]
     torch.testing.assert_close(made, expected)
     assert window.nbytes == 16 * features[0].nbytes
@@ -98,21 +98,21 @@ def test_a_window_longer_than_its_buffer_slides():
         for layer in predictor.latent:
             layer.weight.mul_(0.05)
         expected = closed_loop(predictor, plan, schedule(40), features)
-    torch.testing.assert_close(run(FeatureWindow(predictor, plan, schedule(40)), plan, features)[2:], expected)
+    torch.testing.assert_close(run(predictor.make_memory(plan, schedule(40), None), plan, features)[2:], expected)
 
 
 def test_a_table_is_laid_out_once_for_all_generations_and_devices_of_an_owner(monkeypatch):
-    plan, features, layouts = StepPlan(10, [0, 3, 6]), torch.randn(10, 4, 5), Layouts()
+    plan, features, layouts = StepPlan(10, [0, 3, 6]), torch.randn(10, 4, 5), BufferLayouts()
     table = Taylor(1).table(plan, schedule(10))
     expected = run(FeatureHistory(table, layouts=layouts), plan, features)
-    monkeypatch.delattr(Layout, "__init__")  # a second one could not be made
+    monkeypatch.delattr(BufferLayout, "__init__")  # a second one could not be made
     assert torch.equal(run(FeatureHistory(table, layouts=layouts), plan, features), expected)
     made = run(FeatureHistory(table, layouts=layouts), plan, features.double())
     torch.testing.assert_close(made, expected.double())
 
 
 def test_as_many_layouts_are_remembered_as_were_used_lately():
-    layouts, plan = Layouts(most=2), StepPlan(10, [0, 3, 6])
+    layouts, plan = BufferLayouts(most=2), StepPlan(10, [0, 3, 6])
     tables = [forecaster.table(plan, schedule(10)) for forecaster in (Reuse(), Taylor(1), Taylor(2))]
     first, second = (layouts.find(table, None, 0, ()) for table in tables[:2])
     assert layouts.find(tables[0], None, 0, ()) is first
@@ -126,9 +126,9 @@ def test_a_table_and_its_copies_on_devices_go_with_the_history():
     table = Taylor(1).table(plan, schedule(10))
     history = FeatureHistory(table)
     run(history, plan, torch.randn(10, 4, 5))
-    parts = [part for pair in history._layout._parts.values() for part in pair]
-    left = [weakref.ref(thing) for thing in (table, history, *parts)]
-    del table, history, parts
+    coming = history.predict_interval(7)
+    left = [weakref.ref(thing) for thing in (table, history, coming.coefficients, coming.history)]
+    del table, history, coming
     gc.collect()
     assert [reference() for reference in left] == [None] * len(left)
 
@@ -141,7 +141,7 @@ def test_a_table_of_a_bias_alone_predicts_the_bias(bias):
     made = run(history, plan, features)
     assert torch.equal(made[list(plan.predicted_steps)], torch.full((4, 4, 5), bias))
     assert history.nbytes == features[0].nbytes
-    coming = history.coming(4)
+    coming = history.predict_interval(4)
     assert coming.steps == [4, 5]
     assert torch.equal(combine(coming.history, coming.coefficients, coming.bias), torch.full((2, 4, 5), bias))
 
@@ -149,16 +149,16 @@ def test_a_table_of_a_bias_alone_predicts_the_bias(bias):
 def test_a_prediction_whose_features_were_not_kept_is_refused_and_says_which():
     plan = StepPlan(10, [0, 1, 4, 7])
     history = FeatureHistory(Taylor(1).table(plan, schedule(10)))
-    for ask in (history.predict, history.coming):
+    for ask in (history.predict, history.predict_interval):
         with pytest.raises(ValueError, match=r"step 5 is made of the features of the full steps 1, 4"):
             ask(5)
     history.keep(4, torch.randn(3))
-    for ask in (history.predict, history.coming):
+    for ask in (history.predict, history.predict_interval):
         with pytest.raises(ValueError, match=r"step 5 is made of the features of the full steps 1,"):
             ask(5)
         with pytest.raises(ValueError, match=r"nothing is predicted of step 7"):
             ask(7)
-    window = FeatureWindow(kan_predictor(), plan, schedule(10))
+    window = kan_predictor().make_memory(plan, schedule(10), None)
     with pytest.raises(ValueError, match=r"step 2 is made of the steps before it"):
         window.predict(2)
     window.keep(0, torch.randn(3))
@@ -171,7 +171,7 @@ def test_coming_steps_end_where_features_are_missing():
     coefficients = torch.tensor([[1.0, 0], [0, 1], [0, 1], [1, 1]])
     history = FeatureHistory(CoefficientTable(plan, schedule(6), coefficients))
     history.keep(2, torch.ones(3))  # step 0 was of another prompt
-    coming = history.coming(3)
+    coming = history.predict_interval(3)
     assert coming.steps == [3, 4]
     assert len(coming.coefficients) == 2
     assert not history.can_predict(5)
@@ -183,7 +183,7 @@ def test_features_of_another_batch_or_shape_are_refused(make):
     memory = (
         FeatureHistory(Taylor(1).table(plan, schedule(10)))
         if make is FeatureHistory
-        else FeatureWindow(kan_predictor(), plan, schedule(10))
+        else kan_predictor().make_memory(plan, schedule(10), None)
     )
     feature = torch.randn(2, 4, 6)
     memory.keep(0, feature)
@@ -198,7 +198,7 @@ def test_features_of_whole_numbers_are_refused():
     plan = StepPlan(4, [0, 2])
     for memory in (
         FeatureHistory(Reuse().table(plan, schedule(4))),
-        FeatureWindow(kan_predictor(4), plan, schedule(4)),
+        kan_predictor(4).make_memory(plan, schedule(4), None),
     ):
         with pytest.raises(ValueError, match=r"the feature is torch\.int64"):
             memory.keep(0, torch.ones(3, dtype=torch.int64))
@@ -214,7 +214,7 @@ def test_large_features_for_a_layer_norm_are_kept_without_their_means_where_noth
         for step in plan.full_steps:
             plain.keep(step, features[step])
             history.keep(step, features[step])
-        assert history.coming(5).centred == centred
+        assert history.predict_interval(5).centred == centred
         assert (history.predict(5).mean(-1).abs().max() < 1e-4) == centred
         expected, given = (torch.nn.functional.layer_norm(h.predict(5), (64,)) for h in (plain, history))
         torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
@@ -225,12 +225,24 @@ def test_weights_that_change_between_generations_are_those_of_the_next_table():
     predictor = lesa.LesaPredictor(lesa.LesaConfig(6, hidden_dim=2))
     plan, times = lesa.StepPlan(6, [0, 1, 3]), torch.linspace(1, 0, 7, dtype=torch.float64)
     accelerator = Accelerator(predictor, plan)
-    call = Call("transformer", "cond", 0, times, object(), ())
-    before = accelerator._table(call, predictor, plan, times)
-    assert accelerator._table(call, predictor, plan, times) is before
+    features = torch.randn(6, 4, dtype=torch.float64)
+
+    def predicted():
+        generation, made = object(), {}
+        for step in range(6):
+            if accelerator.begin(Call("transformer", "cond", step, times, generation, ())):
+                made[step] = accelerator.predict("head").clone()
+            else:
+                accelerator.keep("head", features[step])
+            accelerator.end(failed=False)
+        return torch.stack([made[step] for step in plan.predicted_steps])
+
+    before = predicted()
+    assert torch.equal(predicted(), before)
     with torch.no_grad():
         for layer in predictor.latent:
             layer.weight.add_(0.5)
-    after = accelerator._table(call, predictor, plan, times)
-    assert torch.equal(after.coefficients, predictor.table(plan, times).coefficients)
-    assert not torch.equal(after.coefficients, before.coefficients)
+    after, table = predicted(), predictor.table(plan, times)
+    expected = table.coefficients @ features[list(plan.full_steps)] + table.bias[:, None]
+    torch.testing.assert_close(after, expected)
+    assert not torch.equal(after, before)

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 import lesa
-from lesa import hub
+from lesa.files import hub
 from tests.lesa.adapters import tiny
 from tests.lesa.strategies import schedule
 
@@ -83,8 +83,8 @@ class Hub:
 def the_hub(tmp_path, monkeypatch):
     """In place of the Hugging Face Hub."""
     made = Hub(tmp_path / "hub")
-    monkeypatch.setattr("lesa.hub.snapshot_download", made.snapshot_download)
-    monkeypatch.setattr("lesa.sharing.HfApi", lambda token=None: made)
+    monkeypatch.setattr("lesa.files.hub.snapshot_download", made.snapshot_download)
+    monkeypatch.setattr("lesa.api.folders.HfApi", lambda token=None: made)
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", lambda token=None: made)
     return made
 
@@ -94,7 +94,7 @@ def no_hub(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr("lesa.hub.snapshot_download", refuse)
+    monkeypatch.setattr("lesa.files.hub.snapshot_download", refuse)
 
 
 @pytest.mark.usefixtures("no_hub")

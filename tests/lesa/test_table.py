@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lesa import CoefficientTable, Reuse, StepPlan, Taylor
-from lesa.schedule import as_times, same_times
+from lesa.tables.times import as_times, same_times
 from tests.lesa.strategies import plans, schedule
 
 PLAN = StepPlan(5, [0, 2])  # predicts 1, 3 and 4

@@ -3,8 +3,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import lesa.calibration.checkpoint as checkpoint
-import lesa.calibration.training as training
+import lesa.training.checkpoint as checkpoint
+import lesa.training.two_stage as training
 from lesa import LeastSquares, LesaConfig, Reuse, StepPlan, Trajectories, fit
 from lesa.demo.run import gram_of
 from tests.lesa.strategies import schedule

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lesa import Trajectories
-from lesa.calibration.trajectories import load_shard, save_shard, shard_path
+from lesa.training.trajectories import load_shard, save_shard, shard_path
 from tests.lesa.strategies import schedule
 
 COND, UNCOND = ("transformer", "cond"), ("transformer", "uncond")

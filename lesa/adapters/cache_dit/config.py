@@ -9,7 +9,7 @@ from lesa.adapters.cache_dit.calibrator import ForecasterCalibrator
 from lesa.adapters.cache_dit.compat import CalibratorConfig, install
 from lesa.adapters.cache_dit.tables import Tables
 from lesa.forecasters import Forecaster
-from lesa.plan import StepPlan
+from lesa.tables.plan import StepPlan
 
 
 class ForecasterConfig(CalibratorConfig):

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lesa.adapters.diffusers.noise import noise_levels
+from lesa.adapters.diffusers.noise_levels import noise_levels
 from lesa.forecasters import Forecaster
-from lesa.plan import StepPlan
-from lesa.schedule import as_times
-from lesa.table import CoefficientTable
+from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable
+from lesa.tables.times import as_times
 
 MAX_TABLES = 256  # one for each full step of a generation, for the plans that a threshold leads to
 

@@ -1,6 +1,6 @@
-"""diffusers: ``enable`` puts a forecaster into a pipeline or a bare transformer, ``disable`` takes it out again."""
+"""diffusers: attaches a driver to the transformers of a pipeline; what is known of its models and schedulers."""
 
-from lesa.adapters.diffusers.handle import Handle, disable, enable, observe
+from lesa.adapters.diffusers.attachment import Attachment, detach
 from lesa.adapters.diffusers.taylorseer import from_taylorseer_config
 
-__all__ = ["Handle", "disable", "enable", "from_taylorseer_config", "observe"]
+__all__ = ["Attachment", "detach", "from_taylorseer_config"]

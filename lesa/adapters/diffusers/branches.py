@@ -1,12 +1,14 @@
-"""The branches of guidance of a generation: which of them a call belongs to, and whether its conditions still hold."""
+"""The branches of guidance of a generation: which branch a call belongs to, and whether its conditions changed."""
 
 from collections.abc import Collection
 
-from lesa.adapters.diffusers.ahead import Ahead
 from lesa.adapters.diffusers.conditions import Arguments, Conditions, Signature, signature_of
+from lesa.adapters.diffusers.precomputed import PrecomputedOutputs
 from lesa.adapters.diffusers.time_check import TimeCheck
 
-MOST = 8  # unnamed branches; more calls at a step are windows of a long video, or a scheduler that does not go on
+MOST = (
+    8  # unnamed branches; with more calls per step, they are windows of a long video, or the scheduler never advanced
+)
 SHAPES = "the shapes of its inputs changed"
 REPLACED = "its conditioning was replaced or written to"
 SEVERAL = "one branch takes several calls a step"
@@ -14,14 +16,14 @@ TOO_MANY = f"there are more than {MOST} calls a step without a name"
 
 
 class Branch:
-    """What is known of one branch while a generation lasts.
+    """One branch of guidance during one generation.
 
     Attributes:
         name: given by the pipeline, or ``call0``, ``call1``, ...
-        conditions: that it was called with.
+        conditions: the values that it is called with.
         signature: shapes and dtypes of its latest call.
-        ahead: outputs made ahead, if there are any.
-        time_check: whether it is called with the times that these were made for.
+        precomputed: precomputed outputs, if there are any.
+        time_check: whether it is called with the times that these were computed for.
         must_run: why its current call has to run in full; empty: it need not.
     """
 
@@ -29,7 +31,7 @@ class Branch:
         self.name = name
         self.conditions = conditions
         self.signature: Signature = signature_of(arguments)
-        self.ahead: Ahead | None = None
+        self.precomputed: PrecomputedOutputs | None = None
         self.time_check = TimeCheck()
         self.must_run = must_run
         self._step = step
@@ -41,8 +43,8 @@ class Branch:
         return self._step == step
 
     def call(self, step: int, conditions: Conditions | None, arguments: Arguments) -> "Branch":
-        """Take note of a call; ``conditions``: the new ones, if they are no longer those of the calls before."""
-        if self._step == step:  # what a step keeps of one call, the next step would use for another
+        """Update the branch with a call; ``conditions``: the new ones, if they changed."""
+        if self._step == step:  # features of one call would be used for another
             self._always = self._always or SEVERAL
         self._step = step
         signature, changed = signature_of(arguments), ""
@@ -53,60 +55,60 @@ class Branch:
         self.must_run = self._always or self._next or changed
         self._next = ""
         if self.must_run:
-            self.ahead = None
+            self.precomputed = None
         return self
 
-    def forget(self, reason: str) -> None:
-        """Nothing that was kept or made so far is of use any more."""
-        self.ahead, self._next = None, reason
+    def invalidate(self, reason: str) -> None:
+        """Everything that was kept or computed so far is invalid."""
+        self.precomputed, self._next = None, reason
 
 
 class Branches:
     """All branches of one generation.
 
-    Pipelines that name no branch are told apart by the conditions of their calls: guidance may start or end part-way,
-    so that the first call of a step is not always of the same branch. Calls with equal conditions, such as windows of a
-    long video, are told apart by their order.
+    If the pipeline names no branch, calls are told apart by their conditions: guidance may start or end part-way, so
+    the first call of a step is not always of the same branch. Calls with equal conditions, such as windows of a long
+    video, are told apart by their order.
 
     Args:
-        changing: the arguments that are new at every step, which are no conditions.
+        step_arguments: the arguments that are new at every step; all others are conditions.
     """
 
-    def __init__(self, changing: Collection[str]) -> None:
-        self._changing = changing
+    def __init__(self, step_arguments: Collection[str]) -> None:
+        self._step_arguments = step_arguments
         self._known: dict[str, Branch] = {}
 
     def of(self, name: str | None, step: int, arguments: Arguments) -> Branch:
-        """The branch of a call with these arguments; ``name``: if the pipeline gives it one."""
+        """The branch of a call with these arguments; ``name``: the cache context of the pipeline, if it sets one."""
         if name is not None:
             return self._named(name, step, arguments)
         free = [branch for branch in self._known.values() if not branch.called_at(step)]
         for branch in free:
             if branch.conditions.are_in(arguments):
                 return branch.call(step, None, arguments)
-        due = self._known.get(f"call{len(self._known) - len(free)}")  # whose turn it is
+        due = self._known.get(f"call{len(self._known) - len(free)}")  # the next in order
         for branch in sorted(free, key=lambda branch: branch is not due):
             if branch.conditions.are_still(arguments):
                 return branch.call(step, None, arguments)
-        conditions = Conditions(arguments, self._changing)
-        if due in free and not due.conditions.have_shapes_of(arguments):  # another batch, which mixes with nothing
+        conditions = Conditions(arguments, self._step_arguments)
+        if due in free and not due.conditions.have_shapes_of(arguments):  # another batch size
             return due.call(step, conditions, arguments)
         if len(self._known) >= MOST:
             return Branch(f"call{MOST}", step, conditions, arguments, TOO_MANY)
         return self._new(f"call{len(self._known)}", step, conditions, arguments)
 
-    def forget(self, reason: str) -> None:
-        """Nothing that was kept or made so far is of use any more, in any branch."""
+    def invalidate(self, reason: str) -> None:
+        """Everything that was kept or computed so far is invalid, in all branches."""
         for branch in self._known.values():
-            branch.forget(reason)
+            branch.invalidate(reason)
 
     def _named(self, name: str, step: int, arguments: Arguments) -> Branch:
         branch = self._known.get(name)
         if branch is None:
-            return self._new(name, step, Conditions(arguments, self._changing), arguments)
+            return self._new(name, step, Conditions(arguments, self._step_arguments), arguments)
         if branch.conditions.are_still(arguments):
             return branch.call(step, None, arguments)
-        return branch.call(step, Conditions(arguments, self._changing), arguments)
+        return branch.call(step, Conditions(arguments, self._step_arguments), arguments)
 
     def _new(self, name: str, step: int, conditions: Conditions, arguments: Arguments) -> Branch:
         branch = self._known[name] = Branch(name, step, conditions, arguments)

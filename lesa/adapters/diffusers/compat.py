@@ -1,7 +1,7 @@
 """Every private name of diffusers that this library touches, and nothing else."""
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import Tensor, nn
 
 __all__ = [
+    "CacheContextHook",
     "CacheContexts",
     "HookRegistry",
     "ModelHook",
     "active_cache",
-    "is_at_hand",
+    "can_bypass_forward",
     "is_split",
     "refresh_hooks",
     "refuse_caches",
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 
-# Hooks that answer for modules inside a transformer.
+# The modules of diffusers whose hooks are caches.
 CACHES = {
     f"diffusers.hooks.{name}"
     for name in (
@@ -40,9 +41,9 @@ CONTEXT_PARALLEL = "diffusers.hooks.context_parallel"
 
 
 class CacheContexts(StateManager):
-    """The name given to ``transformer.cache_context(name)`` for the current call: of each thread its own.
+    """The name given to ``transformer.cache_context(name)`` for the current call, for each thread its own.
 
-    diffusers sets it on every attribute of a hook that is such a manager.
+    diffusers sets it on every attribute of a stateful hook that is a ``StateManager``.
     """
 
     def __init__(self) -> None:
@@ -57,13 +58,34 @@ class CacheContexts(StateManager):
 
     @property
     def name(self) -> str | None:
-        """Of this thread; None: the pipeline gives none."""
+        """The context of this thread; None: the pipeline names none."""
         context: Any = getattr(self._set, "context", None)
         return getattr(context, "name", context)  # up to 0.40 the name itself
 
 
+class CacheContextHook(ModelHook):
+    """Changes nothing. diffusers tells it the current cache context and the end of each pipeline call.
+
+    Args:
+        manager: receives the context.
+        reset: is called at the end.
+    """
+
+    _is_stateful = True
+
+    def __init__(self, manager: CacheContexts, reset: Callable[[], None]) -> None:
+        super().__init__()
+        self.manager = manager  # cache_context() finds it among the attributes of stateful hooks
+        self.reset = reset
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        self.manager.reset()
+        self.reset()
+        return module
+
+
 def refresh_hooks(module: nn.Module) -> None:
-    """Hooks were added to or removed from submodules: let the registry look for them again."""
+    """Hooks were added to or removed from submodules: clear the registry's cache of them."""
     registry: Any = HookRegistry.check_if_exists_or_initialize(module)
     if hasattr(registry, "invalidate_child_registries_cache"):
         registry.invalidate_child_registries_cache()
@@ -72,14 +94,14 @@ def refresh_hooks(module: nn.Module) -> None:
 
 
 def refuse_caches(module: nn.Module, parts: Iterable[nn.Module]) -> None:
-    """Let no other cache work beside ours.
+    """Refuse to work beside another cache.
 
     Args:
         module: the transformer.
         parts: the modules inside it.
 
     Raises:
-        ValueError: if one is on the module.
+        ValueError: if one is enabled on the module.
     """
     cache = active_cache(module, parts)
     if cache is not None:
@@ -90,7 +112,7 @@ def refuse_caches(module: nn.Module, parts: Iterable[nn.Module]) -> None:
 
 
 def active_cache(module: nn.Module, parts: Iterable[nn.Module]) -> str | None:
-    """The name of a cache that is on this module: by ``enable_cache``, by diffusers' functions, or cache-dit's."""
+    """The name of a cache that is enabled: by ``enable_cache``, by the functions of diffusers, or by cache-dit."""
     if getattr(module, "is_cache_enabled", False):
         return type(getattr(module, "_cache_config", None)).__name__
     if getattr(module, "_is_cached", False):
@@ -110,11 +132,11 @@ def is_split(parts: Iterable[nn.Module]) -> bool:
     return any(type(hook).__module__ == CONTEXT_PARALLEL for part in parts for hook in _hooks(part))
 
 
-def is_at_hand(layer: Any, latents: Tensor, arguments: Iterable[Any]) -> bool:
-    """Whether the weight of a linear layer can be used without calling the layer, and arguments as they are.
+def can_bypass_forward(layer: Any, latents: Tensor, arguments: Iterable[Any]) -> bool:
+    """Whether the weight of a linear layer can be used without calling the layer.
 
-    Not if it is offloaded, stored in another dtype (layerwise casting), quantised, under autocast, or if its calls do
-    more: gather what context parallelism has split, or move weights; nor if arguments still have to be moved.
+    Not if it is offloaded, stored in another dtype (layerwise casting), quantised or under autocast; if hooks on the
+    layer do more, such as gathering split tokens or moving weights; or if arguments are on another device.
     """
     weight, device = layer.weight, latents.device
     return (

@@ -1,4 +1,4 @@
-"""Whether a transformer is still called under the conditions that features and outputs were made for."""
+"""Conditions: whether a transformer is still called with the values that features and outputs were computed for."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import Enum
@@ -17,7 +17,7 @@ class Condition:
     """A tensor that a transformer was called with.
 
     The same memory, not written to since, has the same values. Inference tensors do not count writes, and a pipeline
-    may make its tensors anew for every step: then the values are compared, with a copy that nobody writes to.
+    may create its tensors again for every step; then the values are compared with a private copy.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -25,11 +25,11 @@ class Condition:
         self._remember(tensor)
 
     def _remember(self, tensor: Tensor) -> None:
-        self._tensor = tensor  # held, so that no other tensor comes to lie where it does
+        self._tensor = tensor  # a reference, so that its memory is not given to another tensor
         self._version = _version(tensor)
 
     def is_in(self, tensor: Tensor) -> bool:
-        """Whether a tensor is in the same memory, which was not written to; no value is read."""
+        """Whether a tensor uses the same memory and nothing was written to it; no value is read."""
         known = self._tensor
         if tensor is not known and not _is_same_memory(tensor, known):
             return False
@@ -52,26 +52,26 @@ class Condition:
 
 
 class Conditions:
-    """All arguments of a call but those that are new at every step.
+    """All arguments of a call except those that are new at every step.
 
-    Tensors are found in lists, tuples and dictionaries as well; beside them values that can be compared count, such as
-    the scale of a LoRA or the mode of a cache. Of objects that compare by identity only (a mask made anew for every
-    step, a cache of keys) the class counts.
+    Tensors inside lists, tuples and dictionaries are included, and so are other values that can be compared, such as
+    the scale of a LoRA or the mode of a cache. For objects that compare by identity only (a mask created again for
+    every step, a cache of keys) the class is compared.
 
     Args:
         arguments: of the call.
-        changing: the names of the arguments that are new at every step.
+        step_arguments: the names of the arguments that are new at every step.
     """
 
-    def __init__(self, arguments: Arguments, changing: Collection[str]) -> None:
-        self._changing = changing
+    def __init__(self, arguments: Arguments, step_arguments: Collection[str]) -> None:
+        self._step_arguments = step_arguments
         self._known: dict[Place, Any] = {
             place: Condition(value) if isinstance(value, Tensor) else value
-            for place, value in _leaves(arguments, changing)
+            for place, value in _leaves(arguments, step_arguments)
         }
 
     def are_in(self, arguments: Arguments) -> bool:
-        """Whether all tensors are in the same memory, unwritten, and all else is the same; no value is read."""
+        """Whether all tensors use the same unwritten memory and all other values are equal; no tensor is read."""
         return self._agree(arguments, Condition.is_in)
 
     def are_still(self, arguments: Arguments) -> bool:
@@ -80,13 +80,15 @@ class Conditions:
 
     def have_shapes_of(self, arguments: Arguments) -> bool:
         """Whether a call has as many tensors in the same places, of the same shapes."""
-        tensors = {place: value for place, value in _leaves(arguments, self._changing) if isinstance(value, Tensor)}
+        tensors = {
+            place: value for place, value in _leaves(arguments, self._step_arguments) if isinstance(value, Tensor)
+        }
         known = {place: value for place, value in self._known.items() if isinstance(value, Condition)}
         return tensors.keys() == known.keys() and all(known[p].has_shape_of(t) for p, t in tensors.items())
 
     def _agree(self, arguments: Arguments, agrees: Callable[[Condition, Tensor], bool]) -> bool:
         count = 0
-        for place, value in _leaves(arguments, self._changing):  # at every step, so that it is worth being plain
+        for place, value in _leaves(arguments, self._step_arguments):  # runs at every step, so it is kept simple
             known = self._known.get(place, ABSENT)
             if isinstance(value, Tensor):
                 if not isinstance(known, Condition) or not agrees(known, value):
@@ -98,15 +100,15 @@ class Conditions:
 
 
 def signature_of(arguments: Arguments) -> Signature:
-    """Shapes and dtypes of all tensors of a call; features of different ones do not mix."""
+    """Shapes and dtypes of all tensors of a call; features of different signatures are never combined."""
     return tuple(
         (place, value.shape, value.dtype) for place, value in _leaves(arguments, ()) if isinstance(value, Tensor)
     )
 
 
-def _leaves(arguments: Arguments, changing: Collection[str]) -> Iterator[tuple[Place, Any]]:
+def _leaves(arguments: Arguments, skipped: Collection[str]) -> Iterator[tuple[Place, Any]]:
     for name, value in arguments.items():
-        if name not in changing:
+        if name not in skipped:
             if isinstance(value, dict | list | tuple):
                 yield from _inside((name,), value)
             else:
@@ -133,12 +135,12 @@ def _is_same_value(a: Any, b: Any) -> bool:
         return not isinstance(a, Enum)
     try:
         return bool(a == b)
-    except (TypeError, ValueError, RuntimeError):  # an array of several answers
+    except (TypeError, ValueError, RuntimeError):  # an array, which has no single truth value
         return False
 
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether one tensor is a view of what the other one is."""
+    """Whether two tensors are the same view of the same memory."""
     return (
         a.layout is torch.strided
         and b.layout is torch.strided

@@ -1,24 +1,24 @@
-"""What the hooks and the known ends rest on: the modules of a transformer, as they were when somebody last looked."""
+"""The modules of a transformer that hooks and output heads depend on, as they were when they were last searched."""
 
 from typing import Any
 
 from torch import nn
 
-from lesa.adapters.diffusers.discovery import find_blocks, find_heads
-from lesa.adapters.diffusers.endings import find_ending
+from lesa.adapters.diffusers.models import find_blocks, find_heads
+from lesa.adapters.diffusers.output_heads import find_output_head
 
 
 class Structure:
     """The modules of a transformer.
 
-    Adapters are loaded and taken out, layers wrapped and replaced while lesa is enabled. All of it is found anew at the
-    beginning of a generation; within one only what predictions rest on is compared, in a few microseconds.
+    Users load adapters and wrap or replace layers while lesa is enabled. The modules are searched again when a
+    generation begins; within a generation only those that predictions depend on are compared, in a few microseconds.
 
     Attributes:
         parts: all modules.
         heads: by name.
         blocks: those that predicted steps skip.
-        ending: how the model ends, if that is known.
+        output_head: the output head, if it is known.
 
     Raises:
         ValueError: if no heads or blocks can be found.
@@ -28,7 +28,7 @@ class Structure:
         self.parts = tuple(transformer.modules())
         self.heads = find_heads(transformer)
         self.blocks = list(dict.fromkeys(find_blocks(transformer)))
-        self.ending = find_ending(transformer)
+        self.output_head = find_output_head(transformer)
         self._transformer = transformer
         inside = {part for block in self.blocks for part in block.modules()}
         self._children = [(part._modules, list(part._modules.values())) for part in self.parts if part not in inside]

@@ -6,7 +6,7 @@ from diffusers import TaylorSeerCacheConfig
 from torch import Tensor
 
 from lesa.forecasters import Taylor
-from lesa.plan import StepPlan
+from lesa.tables.plan import StepPlan
 
 
 def from_taylorseer_config(config: TaylorSeerCacheConfig) -> tuple[Taylor, Callable[[Tensor], StepPlan]]:

@@ -1,4 +1,4 @@
-"""Whether a model is called with the times of its schedule, which outputs made ahead were made for."""
+"""Whether a model is called with the times of its schedule, which precomputed outputs are computed for."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,18 +13,18 @@ ROUNDINGS = 2
 class TimeCheck:
     """Compares the times of one branch in one generation.
 
-    On a CPU, and at the first call, the numbers are compared at once. At later steps on a GPU that would make the host
-    wait for the step before, so a copy is compared when it has arrived. Somebody who changes times does so from the
-    first step on (then nothing is ever made ahead), or it is found out a few steps later.
+    On a CPU, and at the first call, the numbers are compared at once. At later steps on a GPU the host would have to
+    wait for the step before, so a copy is compared when it has arrived. Code that changes times usually does so from
+    the first step on, and then no output is precomputed; otherwise it is noticed a few steps later.
     """
 
     def __init__(self) -> None:
         self._compared = False
         self._wrong = False
-        self._under_way: list[tuple[Tensor, float, torch.cuda.Event]] = []
+        self._in_flight: list[tuple[Tensor, float, torch.cuda.Event]] = []
 
     def passes(self, given: Tensor, expected: float) -> bool:
-        """Whether a time [...] is the expected one, as far as is known now."""
+        """Whether a time [...] is the expected one, as far as it has been compared."""
         self._read()
         if self._wrong:
             return False
@@ -40,11 +40,11 @@ class TimeCheck:
         copy = torch.empty(given.shape, dtype=given.dtype, pin_memory=True).copy_(given, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        self._under_way.append((copy, expected, arrived))
+        self._in_flight.append((copy, expected, arrived))
 
     def _read(self) -> None:
-        while self._under_way and self._under_way[0][2].query():
-            given, expected, _ = self._under_way.pop(0)
+        while self._in_flight and self._in_flight[0][2].query():
+            given, expected, _ = self._in_flight.pop(0)
             self._wrong = self._wrong or not agrees(given, expected)
 
 

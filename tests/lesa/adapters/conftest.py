@@ -1,6 +1,6 @@
 import pytest
 
-from lesa.adapters.diffusers.endings import KNOWN
+from lesa.adapters.diffusers.output_heads import OUTPUT_HEADS
 from tests.lesa.adapters import tiny
 
 
@@ -8,7 +8,7 @@ from tests.lesa.adapters import tiny
 def way(request, monkeypatch):
     """Both ways through a predicted step: straight to the end of the model, and through its forward."""
     if request.param == "blocks handed through":
-        monkeypatch.delitem(KNOWN, "FluxTransformer2DModel")
+        monkeypatch.delitem(OUTPUT_HEADS, "FluxTransformer2DModel")
     return request.param
 
 
@@ -20,4 +20,4 @@ def pipeline():
 @pytest.fixture
 def handed_through(monkeypatch):
     """Predicted steps go through the forward, where the head's input can be seen."""
-    monkeypatch.delitem(KNOWN, "FluxTransformer2DModel")
+    monkeypatch.delitem(OUTPUT_HEADS, "FluxTransformer2DModel")

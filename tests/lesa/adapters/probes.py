@@ -5,8 +5,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lesa
 from lesa import StepPlan
-from lesa.adapters.diffusers import observe
-from lesa.runtime.observer import Observer
+from lesa.adapters.diffusers import Attachment
+from lesa.adapters.diffusers.recorder import Observer
+from lesa.runtime.driver import Driver
 from tests.lesa.adapters.tiny import STEPS, generate
 
 PLAN = StepPlan(STEPS, [0, 1, 4, 7])
@@ -27,7 +28,7 @@ class BlockRuns:
         self.count += 1
 
 
-class Oracle:
+class Oracle(Driver):
     """Runs the steps of a plan and answers the others with the features of an earlier generation."""
 
     def __init__(self, features, plan):
@@ -37,26 +38,17 @@ class Oracle:
         self.call = call
         return not self.plan.is_full(call.step)
 
-    def keep(self, head, feature):
-        pass
-
     def predict(self, head):
         return self.features[self.call.branch, self.call.step].clone()
 
-    def coming(self, head):
-        return None
-
     def end(self, *, failed):
         assert not failed
-
-    def reset(self, session=None):
-        pass
 
 
 def record(pipeline, **options):
     """The features of a generation by (branch, step), and its result."""
     features = {}
-    with observe(pipeline, Observer(lambda call, f: features.__setitem__((call.branch, call.step), f.clone()))):
+    with Attachment(pipeline, Observer(lambda call, f: features.__setitem__((call.branch, call.step), f.clone()))):
         result = generate(pipeline, **options)
     return features, result
 
@@ -80,10 +72,10 @@ def assert_ways_agree(loop, name, forecasters, plan, step_by_step, monkeypatch):
     with lesa.enable(loop, forecasters, plan) as handle:
         ahead = loop()
     assert handle.records[0].predicted == list(plan.predicted_steps)
-    monkeypatch.setattr("lesa.adapters.diffusers.endings.KNOWN", {})
+    monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     with lesa.enable(loop, forecasters, plan):
         handed_through = loop()
-    with observe(loop, step_by_step):
+    with Attachment(loop, step_by_step):
         expected = loop()
     precision = 1e-4 if name == "wan" else 1e-9  # Wan's own final norm computes in float32
     for step in range(plan.num_steps):

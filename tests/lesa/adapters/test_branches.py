@@ -9,8 +9,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 import lesa
 from lesa import LesaWarning, Reuse, Taylor
-from lesa.adapters.diffusers import observe
-from lesa.runtime.observer import Observer
+from lesa.adapters.diffusers import Attachment
+from lesa.adapters.diffusers.recorder import Observer
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.probes import PLAN, record
 from tests.lesa.adapters.tiny import STEPS, generate
@@ -65,12 +65,12 @@ PARTS = [range(STEPS), range(3, STEPS), range(6), range(2, 8)]
 @pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
 def test_guidance_may_begin_late_and_end_early(way, guided, order, named):
     loop, names = Guided(), set()
-    with observe(loop, Observer(lambda call, feature: names.add((call.branch, loop.branch)))):
+    with Attachment(loop, Observer(lambda call, feature: names.add((call.branch, loop.branch)))):
         untouched = loop(guided, order, named)
     assert len(names) == len({name for name, _ in names}) == 2  # one name for each branch, whatever is called first
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
         outputs = loop(guided, order, named)
-        assert handle._accelerator.going_on == []  # all is freed after the last step
+        assert handle.going_on == []  # all is freed after the last step
         for _ in range(2):
             for record in handle.records:
                 (branch,) = (mine for name, mine in names if name == record.branch)
@@ -85,7 +85,7 @@ def test_guidance_may_begin_late_and_end_early(way, guided, order, named):
 
 def test_the_order_of_calls_tells_branches_apart_whose_conditions_are_always_new(handed_through):
     loop, names = Guided(), set()
-    with observe(loop, Observer(lambda call, feature: names.add((call.branch, loop.branch)))):
+    with Attachment(loop, Observer(lambda call, feature: names.add((call.branch, loop.branch)))):
         loop(fresh=True)
     assert names == {("call0", "cond"), ("call1", "uncond")}
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
@@ -106,7 +106,7 @@ def test_each_transformer_begins_with_a_full_step(way):
     forecasters = {(name, branch): Taylor(1) for name in loop.components for branch in ("cond", "uncond")}
     with lesa.enable(loop, forecasters, PLAN) as handle:
         first = loop(named=True)
-        assert handle._accelerator.going_on == []
+        assert handle.going_on == []
         assert [(r.component, r.branch, r.full, r.predicted) for r in handle.records] == [
             ("transformer", "cond", [0, 1, 4], [2, 3]),
             ("transformer", "uncond", [0, 1, 4], [2, 3]),

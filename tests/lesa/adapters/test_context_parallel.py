@@ -10,7 +10,7 @@ from diffusers import ContextParallelConfig
 
 import lesa
 from lesa import Guard, Taylor
-from lesa.adapters.diffusers.endings import KNOWN
+from lesa.adapters.diffusers.output_heads import OUTPUT_HEADS
 from tests.lesa.adapters import probes, tiny
 from tests.lesa.adapters.models import check
 from tests.lesa.adapters.models.catalogue import ROWS
@@ -96,14 +96,14 @@ def work(rank, size, folder):
     torch.set_num_threads(1)
     torch.accelerator.device_count = lambda: 1  # diffusers divides by the number of accelerators
     dist.init_process_group("cpu:gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    known, found = dict(KNOWN), {"guard": guarded(), "lesa, then ulysses": pipeline("ulysses", first=True)}
+    known, found = dict(OUTPUT_HEADS), {"guard": guarded(), "lesa, then ulysses": pipeline("ulysses", first=True)}
     for kind in KINDS:
         if kind == "ring":
             attention_dispatch._native_attention_forward_op = attention
         found[f"{kind}, then lesa"] = pipeline(kind, first=False)
-        KNOWN.clear()
+        OUTPUT_HEADS.clear()
         found |= {f"{kind} of {name}": model(name, kind) for case, name in CASES if case == kind}
-        KNOWN.update(known)
+        OUTPUT_HEADS.update(known)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

@@ -5,7 +5,8 @@ import torch
 
 import lesa
 from lesa import LesaConfig, LesaPredictor, LesaWarning, Reuse, StepPlan, Taylor
-from lesa.adapters.diffusers.endings import KNOWN, find_ending
+from lesa.adapters.diffusers.output_heads import OUTPUT_HEADS, find_output_head
+from lesa.runtime.driver import Driver
 from tests.lesa.adapters.families import FAMILIES, Loop
 from tests.lesa.adapters.probes import assert_ways_agree, operators_of
 from tests.lesa.test_predictor import trained_size
@@ -13,7 +14,7 @@ from tests.lesa.test_predictor import trained_size
 PLAN = StepPlan(12, [0, 1, 2, 6, 9])
 
 
-class ClosedLoop:
+class ClosedLoop(Driver):
     """Samples as the paper does: a window of features, one predicted step at a time, every prediction written back."""
 
     def __init__(self, predictor, plan):
@@ -33,14 +34,8 @@ class ClosedLoop:
         self.window.append(self.predictor(torch.stack(self.window), times, times[self.call.step]))
         return self.window[-1]
 
-    def coming(self, head):
-        return None
-
     def end(self, *, failed):
         assert not failed
-
-    def reset(self, session=None):
-        pass
 
 
 def small(predictor):
@@ -55,7 +50,7 @@ def small(predictor):
 def test_three_ways_through_a_predicted_step_agree_in_float64(name, monkeypatch):
     loop = Loop(name, torch.float64)
     predictor = small(trained_size(LesaConfig(12, hidden_dim=4)))
-    assert find_ending(loop.transformer) is not None
+    assert find_output_head(loop.transformer) is not None
     assert_ways_agree(loop, name, predictor, PLAN, ClosedLoop(predictor, PLAN), monkeypatch)
 
 
@@ -64,7 +59,7 @@ def test_outputs_made_ahead_are_those_of_the_forward_in_bf16(name, monkeypatch):
     loop = Loop(name, torch.bfloat16)
     with lesa.enable(loop, Taylor(1), PLAN):
         ahead = loop()
-    monkeypatch.setattr("lesa.adapters.diffusers.endings.KNOWN", {})
+    monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     with lesa.enable(loop, Taylor(1), PLAN):
         handed_through = loop()
     for step in (3, 4, 5):  # later ones start from other latents
@@ -164,7 +159,7 @@ def test_an_end_that_was_wrapped_or_replaced_takes_the_forward():
         for ours, theirs in zip(loop(), expected, strict=True):  # before a generation
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         assert handle.records[0].predicted == list(PLAN.predicted_steps)
-    assert find_ending(loop.transformer) is None
+    assert find_output_head(loop.transformer) is None
 
 
 def test_arguments_that_the_known_end_does_not_cover_take_the_forward():
@@ -176,7 +171,7 @@ def test_arguments_that_the_known_end_does_not_cover_take_the_forward():
 
 
 def test_every_known_end_is_tested():
-    assert {type(Loop(name).transformer).__name__ for name in FAMILIES} == set(KNOWN)
+    assert {type(Loop(name).transformer).__name__ for name in FAMILIES} == set(OUTPUT_HEADS)
 
 
 def test_a_predictor_without_a_table_goes_one_step_at_a_time():

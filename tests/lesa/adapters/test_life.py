@@ -42,7 +42,7 @@ def test_another_step_count_is_an_error_for_a_fixed_plan_and_fine_for_a_function
 
 def kept(handle):
     """The branches whose features are held."""
-    return [branch for _, branch in handle._accelerator.going_on]
+    return [branch for _, branch in handle.going_on]
 
 
 def test_an_exception_half_way_leaves_nothing_behind(pipeline, way):

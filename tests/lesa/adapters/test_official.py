@@ -16,9 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import lesa
-from lesa.adapters.official import read_official
-from lesa.adapters.official.archive import Archive
-from lesa.cli import main
+from lesa.api.official import read_official
+from lesa.api.official.archive import Archive
+from lesa.cli.commands import main
 from tests.lesa.adapters import tiny
 from tests.lesa.strategies import schedule
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lesa
-from lesa.adapters.official import read_official
-from lesa.adapters.official.unpickling import MAX_BYTES, OPCODES
+from lesa.api.official import read_official
+from lesa.api.official.unpickling import MAX_BYTES, OPCODES
 
 
 def text(value: str) -> bytes:
@@ -292,7 +292,7 @@ LAYER = "timestep.0.layers.0"
 def test_values_that_no_predictor_has_are_refused_before_one_is_made(tmp_path, monkeypatch, changed, why):
     path = tmp_path / "odd.pt"
     path.write_bytes(saved(small_weights() | changed))
-    monkeypatch.setattr("lesa.adapters.official.checkpoint.LesaPredictor", None)
+    monkeypatch.setattr("lesa.api.official.checkpoint.LesaPredictor", None)
     with pytest.raises(ValueError, match=why) as refused:
         lesa.load_official(path)
     assert str(path) in str(refused.value)

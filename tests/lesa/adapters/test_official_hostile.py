@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lesa
-from lesa.adapters.official import read_official
-from lesa.adapters.official.unpickling import read_pickle
+from lesa.api.official import read_official
+from lesa.api.official.unpickling import read_pickle
 from tests.lesa.adapters.test_official import released_weights
 from tests.lesa.strategies import changed, changes
 

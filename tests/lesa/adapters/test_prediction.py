@@ -4,8 +4,8 @@ from torch import nn
 
 import lesa
 from lesa import LesaConfig, LesaPredictor, Reuse, Taylor
-from lesa.adapters.diffusers import observe
-from lesa.adapters.diffusers.endings import KNOWN
+from lesa.adapters.diffusers import Attachment
+from lesa.adapters.diffusers.output_heads import OUTPUT_HEADS
 from tests.lesa.adapters.probes import PLAN, BlockRuns, Oracle, record
 from tests.lesa.adapters.tiny import STEPS, generate
 
@@ -18,7 +18,7 @@ def test_with_true_features_the_result_is_the_untouched_one_and_no_block_runs(pi
     runs = BlockRuns(pipeline.transformer)
     generate(pipeline, guidance=guidance)
     every_step, runs.count = runs.count, 0
-    with observe(pipeline, Oracle(features, PLAN)):
+    with Attachment(pipeline, Oracle(features, PLAN)):
         result = generate(pipeline, guidance=guidance)
     if way == "blocks handed through":
         assert torch.equal(result, untouched)
@@ -63,7 +63,7 @@ def test_predicted_features_are_those_of_the_table(pipeline, handed_through, for
 def test_both_ways_give_the_same_images(pipeline, monkeypatch):
     with lesa.enable(pipeline, Taylor(1), PLAN):
         straight = generate(pipeline, guidance=3.0)
-    monkeypatch.delitem(KNOWN, "FluxTransformer2DModel")
+    monkeypatch.delitem(OUTPUT_HEADS, "FluxTransformer2DModel")
     with lesa.enable(pipeline, Taylor(1), PLAN):
         torch.testing.assert_close(generate(pipeline, guidance=3.0), straight)
 

@@ -51,7 +51,7 @@ def test_a_request_pipeline_is_served_with_its_own_scheduler(pipeline, way, used
         for _ in range(2):
             assert torch.equal(generate(request(pipeline)), expected)
             assert handle.records[0].predicted == list(PLAN.predicted_steps)
-    assert handle._accelerator.going_on == []
+    assert handle.going_on == []
 
 
 def test_a_schedule_of_another_length_says_whose_it_is(pipeline):
@@ -72,7 +72,7 @@ def test_a_call_within_a_callback_does_not_touch_the_outer_generation(pipeline, 
         result = pipeline(**arguments(), callback_on_step_end=nested).images
         assert torch.equal(made[0], inner)
         assert torch.equal(result, outer)
-        assert handle._accelerator.going_on == []
+        assert handle.going_on == []
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -175,7 +175,7 @@ def test_the_cache_context_of_one_thread_is_not_that_of_another():
     pipeline, names = tiny.pipeline(), {}
     turn = taking_turns(2)
     with lesa.enable(pipeline, Reuse(), PLAN):
-        contexts = pipeline.transformer._diffusers_hook.get_hook("lesa_receiver").manager
+        contexts = pipeline.transformer._diffusers_hook.get_hook("lesa_cache_context").manager
 
         def work(name):
             with pipeline.transformer.cache_context(name):

@@ -12,11 +12,11 @@ from torch.nn.utils import parametrize
 
 import lesa
 from lesa import LesaWarning, Reuse, StepPlan, Taylor
+from lesa.adapters.diffusers import Attachment
 from lesa.adapters.diffusers import attachment as attachment_module
-from lesa.adapters.diffusers import observe
-from lesa.adapters.diffusers.discovery import LAYOUTS, find_layout
-from lesa.adapters.diffusers.endings import find_ending
-from lesa.calibration.calibrating import describe_model
+from lesa.adapters.diffusers.models import MODEL_LAYOUTS, find_layout
+from lesa.adapters.diffusers.output_heads import find_output_head
+from lesa.adapters.diffusers.pipeline import describe_model
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.families import FAMILIES, Loop
 from tests.lesa.adapters.models import check
@@ -35,10 +35,10 @@ def derive(module, **names):
     return module
 
 
-@pytest.mark.parametrize("name", [n for n, layout in LAYOUTS.items() if not layout.refusal])
+@pytest.mark.parametrize("name", [n for n, layout in MODEL_LAYOUTS.items() if not layout.refusal])
 def test_a_derived_class_has_the_layout_of_its_base(name):
     base = type(name, (nn.Module,), {})
-    assert find_layout(type("Sharded", (type("Mine", (base,), {}),), {})()) is LAYOUTS[name]
+    assert find_layout(type("Sharded", (type("Mine", (base,), {}),), {})()) is MODEL_LAYOUTS[name]
 
 
 def test_a_derived_class_is_refused_as_its_base_is():
@@ -50,21 +50,21 @@ def test_a_derived_class_is_refused_as_its_base_is():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_derived_class_has_the_known_end_unless_its_forward_is_another(name):
     transformer = Loop(name).transformer
-    known = find_ending(transformer)
-    assert find_ending(derive(transformer)) is known is not None
+    known = find_output_head(transformer)
+    assert find_output_head(derive(transformer)) is known is not None
     forward = type(transformer).forward
 
     def longer(self, *args, **kwargs):
         return forward(self, *args, **kwargs)
 
-    assert find_ending(derive(transformer, forward=longer)) is None
+    assert find_output_head(derive(transformer, forward=longer)) is None
 
 
 def test_an_instance_with_a_forward_of_its_own_has_no_known_end():
     transformer = Loop("flux").transformer
     forward = transformer.forward
     transformer.forward = lambda *args, **kwargs: forward(*args, **kwargs)
-    assert find_ending(transformer) is None
+    assert find_output_head(transformer) is None
 
 
 @pytest.mark.parametrize("name", ["LTX2VideoTransformer3DModel", "ZImageTransformer2DModel"])
@@ -72,20 +72,20 @@ def test_with_true_features_a_derived_class_gives_true_outputs(name):
     loop, recorder = check.Loop(name, ROWS[name]), check.Recorder()
     untouched = loop()
     derive(loop.transformer)
-    with observe(loop, recorder):
+    with Attachment(loop, recorder):
         loop()
-    with observe(loop, check.Oracle(check.PLAN, recorder.features)):
+    with Attachment(loop, check.Oracle(check.PLAN, recorder.features)):
         assert check.equal(loop(), untouched)
 
 
 def test_a_model_is_described_by_the_class_that_has_its_forward(pipeline):
-    plain = describe_model({"transformer": pipeline.transformer})
-    assert describe_model({"transformer": derive(copy.deepcopy(pipeline.transformer))}) == plain
-    assert describe_model({"transformer": torch.compile(pipeline.transformer, backend="eager")}) == plain
+    plain = describe_model(pipeline.transformer)
+    assert describe_model(derive(copy.deepcopy(pipeline.transformer))) == plain
+    assert describe_model(torch.compile(pipeline.transformer, backend="eager")) == plain
     with lesa.enable(pipeline, Reuse(), PLAN):
-        assert describe_model({"transformer": pipeline.transformer}) == plain
+        assert describe_model(pipeline.transformer) == plain
     other = derive(pipeline.transformer, forward=lambda self: None)
-    assert describe_model({"transformer": other}) != plain
+    assert describe_model(other) != plain
 
 
 class LoRA(nn.Module):
@@ -137,16 +137,16 @@ def test_what_was_wrapped_after_enable_is_found_at_the_next_generation(name, hea
             lists[-1][0] = module
 
     untouched = loop()
-    with observe(loop, recorder):
+    with Attachment(loop, recorder):
         loop()
     put(LoRA(plain) if head else Twice(plain))
     untouched_wrapped = loop()
-    with observe(loop, wrapped):
+    with Attachment(loop, wrapped):
         loop()
     put(plain)
     assert not check.equal(untouched, untouched_wrapped)
     oracle = check.Oracle(check.PLAN, recorder.features)
-    with observe(loop, oracle):
+    with Attachment(loop, oracle):
         assert check.equal(loop(), untouched)
         put(LoRA(plain) if head else Twice(plain))
         oracle.features = wrapped.features
@@ -258,7 +258,7 @@ def test_disable_takes_lesa_off_a_transformer_that_was_replaced(pipeline):
 @pytest.mark.parametrize("used", [True, False], ids=["used", "unused"])
 def test_a_pipeline_that_is_dropped_is_freed(end, used, monkeypatch):
     if end == "unknown":
-        monkeypatch.setattr("lesa.adapters.diffusers.endings.KNOWN", {})
+        monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     left = []
     for _ in range(2):
         pipeline = tiny.pipeline()
@@ -283,10 +283,10 @@ def test_the_features_of_a_scheduler_that_is_gone_are_freed(pipeline):
         request.set_progress_bar_config(disable=True)
         with pytest.raises(RuntimeError, match="stop here"):
             request(**tiny.arguments(), callback_on_step_end=fail)
-        assert handle._accelerator.going_on != []
+        assert handle.going_on != []
         del request
         gc.collect()
-        assert handle._accelerator.going_on == []
+        assert handle.going_on == []
 
 
 def test_each_handle_warns_once_and_remembers_it(pipeline):

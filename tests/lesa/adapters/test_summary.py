@@ -8,7 +8,7 @@ import torch
 
 import lesa
 from lesa import LesaWarning, Reuse, Taylor
-from lesa.runtime import stopwatch
+from lesa.runtime import record as record_module
 from tests.lesa.adapters.probes import PLAN, call_at
 from tests.lesa.adapters.tiny import STEPS, generate
 from tests.lesa.strategies import schedule
@@ -30,7 +30,7 @@ def test_the_summary_names_steps_bytes_and_times_of_each_branch(pipeline, monkey
         now[0] += seconds
         return now[0]
 
-    monkeypatch.setattr(stopwatch, "time", types.SimpleNamespace(perf_counter=lambda: moved(0.001)))
+    monkeypatch.setattr(record_module, "time", types.SimpleNamespace(perf_counter=lambda: moved(0.001)))
     for block in (*pipeline.transformer.transformer_blocks, *pipeline.transformer.single_transformer_blocks):
         block.register_forward_hook(lambda *_: moved(0.005) and None)
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:

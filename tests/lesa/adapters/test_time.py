@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lesa
 from lesa import LesaConfig, LesaPredictor, Reuse, StepPlan, Taylor
-from lesa.adapters.diffusers.clock import nearest_step
-from lesa.adapters.diffusers.noise import noise_levels
+from lesa.adapters.diffusers.noise_levels import noise_levels
+from lesa.adapters.diffusers.step_clock import nearest_step
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.probes import PLAN, call_at
 from tests.lesa.adapters.tiny import STEPS, generate

@@ -7,8 +7,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 import lesa
 from lesa import Reuse, StepPlan, Taylor
-from lesa.adapters.diffusers.clock import TimestepClock, nearest_step
-from lesa.adapters.diffusers.noise import noise_levels
+from lesa.adapters.diffusers.noise_levels import noise_levels
+from lesa.adapters.diffusers.step_clock import TimestepClock, nearest_step
 from lesa.adapters.diffusers.time_check import TimeCheck, agrees
 from tests.lesa.adapters.families import FAMILIES, Loop
 from tests.lesa.adapters.models import check
@@ -46,7 +46,7 @@ def test_a_time_that_is_not_the_schedules_goes_through_the_forward(name, steps, 
     with lesa.enable(loop, Reuse(), PLAN12) as handle:
         ours = loop()
     assert handle.records[0].predicted == list(PLAN12.predicted_steps)
-    monkeypatch.setattr("lesa.adapters.diffusers.endings.KNOWN", {})
+    monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     with lesa.enable(loop, Reuse(), PLAN12):
         through_the_forward = loop()
     for a, b in zip(ours, through_the_forward, strict=True):
@@ -81,7 +81,7 @@ def test_a_wrong_time_on_a_device_is_found_out_when_it_has_arrived(monkeypatch):
     assert checks.passes(Late(0.8), 0.9)
     assert [(given.number, expected) for given, expected in sent] == [(0.8, 0.9)]
     arrived = type("Event", (), {"query": lambda self: True})()
-    checks._under_way.append((torch.tensor(0.8), 0.9, arrived))
+    checks._in_flight.append((torch.tensor(0.8), 0.9, arrived))
     assert not checks.passes(Late(0.7), 0.7)
     assert not TimeCheck().passes(Late(0.9), 1.0)
 
@@ -194,7 +194,7 @@ def test_sinusoids_are_not_cast_to_the_dtype_that_weights_are_quantised_to(monke
     embedder.linear_1, embedder.linear_2 = Int8(embedder.linear_1), Int8(embedder.linear_2)
     with lesa.enable(loop, Reuse(), PLAN12):
         ahead = loop()
-    monkeypatch.setattr("lesa.adapters.diffusers.endings.KNOWN", {})
+    monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     with lesa.enable(loop, Reuse(), PLAN12):
         through_the_forward = loop()
     for a, b in zip(ahead, through_the_forward, strict=True):

@@ -21,10 +21,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from torch import nn
 
-from lesa import Reuse, StepPlan
-from lesa.adapters.diffusers.handle import Handle, make_clock
+from lesa import StepPlan
+from lesa.api.enable import Handle
 from lesa.runtime.accelerator import Accelerator
-from lesa.runtime.driver import Coming
+from lesa.tables.forecaster import Forecaster
+from lesa.tables.memory import IntervalPrediction, Memory
 from tests.lesa.adapters.families import FAMILIES
 from tests.lesa.adapters.models.catalogue import ROWS
 from tests.lesa.adapters.models.row import build
@@ -171,10 +172,10 @@ def branches(request, step):
     return ("uncond", "cond") if step in guided else ("cond",)
 
 
-class TrueFeatures:
+class TrueFeatures(Memory):
     """The memory of a generation that predicts what is true."""
 
-    nbytes = 0
+    nbytes = num_rows = 0
 
     def __init__(self, pipeline, truth, plan):
         self.pipeline, self.truth, self.plan, self.kept = pipeline, truth, plan, False
@@ -190,7 +191,7 @@ class TrueFeatures:
         assert self.pipeline.now[1] == step
         return self.truth[self.pipeline.now].clone()
 
-    def coming(self, step):
+    def predict_interval(self, step):
         """Up to the next full step, or to the last that this branch takes part in."""
         branch, steps = self.pipeline.now[0], []
         while step < self.plan.num_steps and not self.plan.is_full(step) and (branch, step) in self.truth:
@@ -199,29 +200,36 @@ class TrueFeatures:
             steps.append(step)
             step += 1
         features = torch.stack([self.truth[branch, s] for s in steps])
-        return Coming(steps, features, torch.eye(len(steps)), None)
-
-    def residual(self, step, feature):
-        return None
+        return IntervalPrediction(steps, features, torch.eye(len(steps)), None)
 
     def clear(self):
         self.kept = False
 
 
+class TrueForecaster(Forecaster):
+    """Predicts the features that the oracle has seen."""
+
+    def __init__(self, oracle):
+        self.oracle = weakref.proxy(oracle)
+
+    def table(self, plan, times):
+        raise AssertionError("its memory predicts")
+
+    def make_memory(self, plan, times, previous):
+        return TrueFeatures(self.oracle.pipeline, self.oracle.truth, plan)
+
+
 class Oracle(Accelerator):
-    """The accelerator itself, with the memory exchanged, and with a note of what became of each call."""
+    """The accelerator itself with a forecaster that knows the truth, and a note of what became of each call."""
 
     def __init__(self, pipeline):
-        super().__init__(Reuse(), plan_of)
+        super().__init__(TrueForecaster(self), plan_of)
         self.pipeline, self.truth, self.became = weakref.proxy(pipeline), {}, {}
 
     def begin(self, call):
         predicted = super().begin(call)
         self.became[self.pipeline.now] = "predicted" if predicted else "full"
         return predicted
-
-    def _memory(self, call, forecaster, times, watch, plan, previous):
-        return TrueFeatures(self.pipeline, self.truth, plan)
 
 
 requests = st.fixed_dictionaries(
@@ -314,8 +322,7 @@ class WhatUsersDo(RuleBasedStateMachine):
     @precondition(lambda self: self.handle is None)
     @rule()
     def enable(self):
-        clock = make_clock(self.pipeline, None, None)
-        self.handle = Handle(self.pipeline, clock, Oracle(self.pipeline))
+        self.handle = Handle(self.pipeline, Oracle(self.pipeline))
 
     @precondition(lambda self: self.handle is not None)
     @rule()

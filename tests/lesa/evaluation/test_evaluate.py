@@ -9,12 +9,12 @@ import torch
 from matplotlib import image as mpimg
 
 import lesa
+from lesa.cli.methods_by_name import default_plans, grid, plan_of
 from lesa.evaluation import metrics, pictures
-from lesa.evaluation.columns import cells, console_table
 from lesa.evaluation.evaluate import evaluate
-from lesa.evaluation.grid import default_plans, grid, plan_of
 from lesa.evaluation.methods import FULL, predicted
 from lesa.evaluation.metrics import Metric
+from lesa.reports.columns import cells, console_table
 from tests.lesa.adapters import tiny
 
 PLAN = lesa.StepPlan(tiny.STEPS, [0, 1, 4, 7])

@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from lesa import StepPlan
-from lesa.runtime.driver import Call
+from lesa.runtime.driver import Call, Driver
 from tests.lesa.adapters.models.row import Row, build
 
 STEPS = 6
@@ -110,7 +110,7 @@ def _depth_of_list(transformer: nn.Module, name: str) -> bool:
     return False
 
 
-class Recorder:
+class Recorder(Driver):
     """Every step runs in full; its features are kept, by branch, step and head."""
 
     def __init__(self) -> None:
@@ -127,17 +127,8 @@ class Recorder:
         assert key not in self.features, f"{head} is entered twice in one call"
         self.features[key] = feature.clone()
 
-    def predict(self, head: str) -> Tensor:
-        raise AssertionError("no step is predicted")
-
-    def coming(self, head: str) -> None:
-        return None
-
     def end(self, *, failed: bool) -> None:
         assert not failed
-
-    def reset(self, session: object = None) -> None:
-        pass
 
 
 class Oracle(Recorder):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lesa.environment import describe_environment
+from lesa.reports.environment import describe_environment
 
 Support = dict[str, dict[str, Any]]
 
@@ -26,4 +26,4 @@ def support() -> Iterator[Support]:
 @pytest.fixture
 def blocks_handed_through(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predicted steps go through the forward: known ends add in another order, and have tests of their own."""
-    monkeypatch.setattr("lesa.adapters.diffusers.endings.KNOWN", {})
+    monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})

@@ -14,15 +14,15 @@ from torch import nn
 
 import lesa
 from lesa import Reuse, Taylor
-from lesa.adapters.diffusers import observe
-from lesa.adapters.diffusers.discovery import LAYOUTS, find_layout
+from lesa.adapters.diffusers import Attachment
+from lesa.adapters.diffusers.models import MODEL_LAYOUTS, find_layout
 from tests.lesa.adapters.models.caches import CACHES, SOUND, outcome_of, outcome_of_lesa
 from tests.lesa.adapters.models.catalogue import ROWS
 from tests.lesa.adapters.models.check import BRANCHES, PLAN, BlockRuns, Loop, Oracle, Recorder, equal
 from tests.lesa.adapters.models.row import exists
 
 INSTALLED = [name for name, row in ROWS.items() if exists(name, row)]
-REFUSED = [name for name, layout in LAYOUTS.items() if layout.refusal]
+REFUSED = [name for name, layout in MODEL_LAYOUTS.items() if layout.refusal]
 COMMITTED = Path(__file__).parents[4] / "benchmarks" / "results" / "models.json"
 
 pytestmark = pytest.mark.usefixtures("blocks_handed_through")
@@ -32,10 +32,10 @@ pytestmark = pytest.mark.usefixtures("blocks_handed_through")
 def test_with_true_features_nothing_changes_and_no_block_runs(name, support):
     loop, recorder = Loop(name, ROWS[name]), Recorder()
     untouched = loop()
-    with observe(loop, recorder):
+    with Attachment(loop, recorder):
         assert equal(loop(), untouched)
     runs = BlockRuns(loop.transformer, ROWS[name].embedders)
-    with observe(loop, Oracle(PLAN, recorder.features)):
+    with Attachment(loop, Oracle(PLAN, recorder.features)):
         assert equal(loop(each=runs.take), untouched)
     assert {runs.taken[step, branch] for step in PLAN.predicted_steps for branch in BRANCHES} == {0}
     assert min(runs.taken[step, branch] for step in PLAN.full_steps for branch in BRANCHES) > 0
@@ -81,13 +81,13 @@ def test_every_class_is_in_the_catalogue_or_refused():
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_class_that_cannot_work_says_why(name):
     model = type(name, (nn.Module,), {})()
-    with pytest.raises(ValueError, match=LAYOUTS[name].refusal):
+    with pytest.raises(ValueError, match=MODEL_LAYOUTS[name].refusal):
         lesa.enable(model, Reuse(), PLAN)
 
 
 def test_layouts_are_of_classes_that_exist():
     names = {name.split(":")[0] for name in ROWS} | set(REFUSED)
-    assert set(LAYOUTS) <= names
+    assert set(MODEL_LAYOUTS) <= names
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 import lesa
 from lesa import StepPlan, Taylor
-from lesa.adapters.diffusers import observe
+from lesa.adapters.diffusers import Attachment
 from tests.lesa.adapters.models.check import Oracle, Recorder
 from tests.lesa.adapters.models.pipelines import PIPELINES, STEPS
 
@@ -25,10 +25,10 @@ def generate(pipeline: Any, call: dict[str, Any]) -> torch.Tensor:
 def test_with_true_features_a_pipeline_makes_what_it_makes_untouched(name, blocks_handed_through):
     pipeline, call = PIPELINES[name]()
     untouched, recorder = generate(pipeline, call), Recorder()
-    with observe(pipeline, recorder):
+    with Attachment(pipeline, recorder):
         assert torch.equal(generate(pipeline, call), untouched)
     plan = StepPlan(STEPS, {*PLAN.full_steps, _skipped(call)})
-    with observe(pipeline, Oracle(plan, recorder.features)):
+    with Attachment(pipeline, Oracle(plan, recorder.features)):
         assert torch.equal(generate(pipeline, call), untouched)
 
 

@@ -1,0 +1,86 @@
+"""How many steps of a generation may be full."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from lesa.arguments import real, whole
+from lesa.tables.plan import StepPlan
+
+FEWEST = 2  # full steps of a generation: with one alone, every other step would repeat it
+MOST_SPEEDUP = 50.0  # needs a schedule of 100 steps
+
+
+class BestPlans(Protocol):
+    """A calibration, as far as a budget needs it."""
+
+    def plan(self, full_steps: int, *, times: Tensor) -> StepPlan:
+        """The best plan with so many full steps."""
+
+    def curve(self, times: Tensor) -> dict[int, float]:
+        """The predicted error for every number of full steps, from the fewest on."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many steps may be full, as a function of the times of a generation.
+
+    A wish: a schedule that is too short for it gets as many full steps as it needs, at least two, and :meth:`note` says
+    so.
+
+    Args:
+        speedup: at least so many times fewer full steps than steps, 1 to 50.
+        full_steps: in its place, so many full steps.
+        max_error: in their place, as few full steps as keep this predicted error; needs a calibration.
+        calibration: has the best plan for each number of full steps; None: they are evenly spaced in noise level.
+
+    Raises:
+        ValueError: for none or several of the three, or a number that makes no sense.
+    """
+
+    speedup: float | None = None
+    full_steps: int | None = None
+    max_error: float | None = None
+    calibration: BestPlans | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("speedup", "full_steps", "max_error") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"say one of speedup=, full_steps= and max_error=, not {given}")
+        if self.speedup is not None:
+            real("speedup", self.speedup, least=1, most=MOST_SPEEDUP)
+        if self.full_steps is not None:
+            whole("full_steps", self.full_steps, least=1)
+        if self.max_error is not None:
+            real("max_error", self.max_error, above=0)
+            if self.calibration is None:
+                raise ValueError("max_error needs a calibration: lesa.calibrate(pipeline, prompts)")
+
+    def __call__(self, times: Tensor) -> StepPlan:
+        """The plan for noise levels [steps + 1]."""
+        steps = len(times) - 1
+        if self.calibration is not None and self.max_error is not None:
+            for count, error in self.calibration.curve(times).items():
+                if error <= self.max_error and count >= FEWEST:
+                    return self.calibration.plan(count, times=times)
+            return StepPlan(steps, range(steps))
+        count = min(steps, max(FEWEST, self._wanted(steps)))
+        return StepPlan.even(times, count) if self.calibration is None else self.calibration.plan(count, times=times)
+
+    def _wanted(self, steps: int) -> int:
+        if self.full_steps is not None:
+            return self.full_steps
+        assert self.speedup is not None, "max_error is not a number of steps"
+        return int(steps / self.speedup + 1e-9)
+
+    def note(self, plan: StepPlan) -> str:
+        """What a plan does not keep of this budget, in a sentence; empty if it keeps all."""
+        steps, count = plan.num_steps - plan.start, len(plan.full_steps)
+        if self.max_error is not None:
+            kept = count < steps or steps <= FEWEST
+            return "" if kept else f"no plan of {steps} steps keeps max_error={self.max_error:g}: all steps are full"
+        if count == self._wanted(steps):
+            return ""
+        wish = f"speedup={self.speedup:g}" if self.full_steps is None else f"full_steps={self.full_steps}"
+        return f"{steps} steps are too few for {wish}: {count} of them are full, {plan.speedup:.2f}x"

@@ -1,0 +1,235 @@
+"""``calibrate``: sample normally, add up inner products, find the best plan for every budget."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lesa.adapters.diffusers.pipeline import describe_model, weights_digest
+from lesa.adapters.diffusers.recorder import Prompt, Recorder, prompt_list
+from lesa.calibration.calibration import Calibration
+from lesa.calibration.measured import Measured
+from lesa.calibration.storing import file_of
+from lesa.files import locked
+from lesa.runtime.driver import Call
+from lesa.statistics.gram import GramMatrix
+from lesa.statistics.output_errors import ErrorRecorder, OutputErrorGram, check_steps
+from lesa.tables.forecaster import Stream
+from lesa.tables.times import same_times
+
+TOKENS = 1024  # of a feature; FLUX at 1024 x 1024 has 4096
+
+
+def calibrate(
+    pipeline: Any,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int = 0,
+    tokens: int | None = TOKENS,
+    out: str | Path | None = None,
+    search: bool = True,
+    progress: bool = True,
+    **options: Any,
+) -> Calibration:
+    """Measure all that plans and forecasters for any budget need, while the pipeline samples normally.
+
+    Nothing of a feature's size is kept beyond a call. Four samples are enough for plans and tables of the demo model
+    that differ from those of 96 by less than 1 dB.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        prompts: one call each: a prompt, a list of prompts for a batch, or the keyword arguments of a call.
+        seed: call i starts from a generator seeded with ``seed + i``, unless its arguments bring a generator.
+        tokens: how many tokens of each feature count, a random subset for each call; None: all. What that misses of the
+            error of reuse is ``token_error``.
+        out: a file or folder that the calibration is saved to after each call. If it is there already, calls that it
+            holds are not made again.
+        search: find the best plan for every budget at the end, 10 s on 2 cores for 50 steps; otherwise a plan is
+            searched when it is asked for.
+        progress: show progress bars.
+        options: keyword arguments for every call, such as ``num_inference_steps=50`` and the guidance scale.
+
+    Returns:
+        The calibration, for :func:`lesa.enable`.
+
+    Raises:
+        ValueError: if there are no prompts, a call ends early or has another schedule than the first, a feature is not
+            finite, or what is in ``out`` was made for something else.
+    """
+    prompts = prompt_list(prompts)
+    path = None if out is None else file_of(out)
+    recorder = _CalibrationRecorder(pipeline, prompts, seed, tokens, None, options)
+    if path is not None and path.exists():
+        recorder.take_over(Calibration.load(path), path)
+    for i in tqdm(range(len(prompts)), desc="calibrating", disable=not progress, delay=2):
+        name = recorder.name(i)
+        if recorder.calibration is not None and name in recorder.calibration.requests:
+            continue
+        recorder.record(i)
+        recorder.count(name, path)
+    result = recorder.result
+    if search and not result.plans:
+        result.search(progress=progress)
+        if path is not None:
+            with locked(path):
+                _save_unless_older(result, path)
+    return result
+
+
+def _save_unless_older(calibration: Calibration, path: Path) -> None:
+    """Write plans that were searched, unless another process has added calls that they know nothing of."""
+    if not path.exists() or set(Calibration.load(path).requests) <= set(calibration.requests):
+        calibration.save(path)
+
+
+class _CalibrationRecorder(Recorder):
+    """A recorder that adds features up in place of keeping them."""
+
+    def __init__(self, pipeline: Any, *arguments: Any) -> None:
+        super().__init__(pipeline, *arguments)
+        self.model = describe_model(pipeline)
+        self.calibration: Calibration | None = None
+        self._adders: dict[Stream, _Adder] = {}
+
+    @property
+    def result(self) -> Calibration:
+        assert self.calibration is not None, "nothing was recorded"
+        return self.calibration
+
+    def record(self, index: int) -> Any:
+        self._adders = {}
+        return super().record(index)
+
+    def take_over(self, calibration: Calibration, path: Path) -> None:
+        """Go on with a calibration that is there already.
+
+        Raises:
+            ValueError: if it is of another model, or was made with other settings; it names them.
+        """
+        calibration.check_model(self.model)
+        mine = self._settings
+        theirs = {name: value for name, value in calibration.settings.items() if name != "feature"}
+        # files of before these were written have neither
+        known = mine if {"tokens", "weights"} <= theirs.keys() else {n: mine[n] for n in mine if n in theirs}
+        other = sorted(n for n in {*known, *theirs} if known.get(n) != theirs.get(n))
+        if other:
+            raise ValueError(
+                f"{path} was calibrated with other {' and '.join(other)}; go on so, or choose another out="
+            )
+        self.calibration = calibration
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What else the calibration holds for; found once, since it reads a few numbers of each weight."""
+        return {"tokens": self._tokens, "weights": weights_digest(self._pipeline), **_plain(self._options)}
+
+    def count(self, name: str, path: Path | None) -> None:
+        """Add the call that has just been recorded, also to the file, which other processes may add to as well."""
+        call = self._of_call(name)
+        if path is None:
+            self._add_call(call)
+            return
+        with locked(path):
+            if path.exists():
+                self.take_over(Calibration.load(path), path)
+            if self.calibration is None or name not in self.calibration.requests:
+                self._add_call(call)
+            self.result.save(path)
+
+    def _add_call(self, call: Calibration) -> None:
+        if self.calibration is None:
+            self.calibration = call
+            return
+        mine, theirs = (c.settings.get("feature") for c in (self.calibration, call))
+        if mine != theirs:
+            raise ValueError(
+                f"this call has features {theirs}, those before it {mine}: another resolution, to calibrate on its own"
+            )
+        self.calibration.merge(call)
+
+    def _of_call(self, name: str) -> Calibration:
+        return Calibration(
+            self.times,
+            {stream: adder.measured for stream, adder in self._adders.items()},
+            self.model,
+            {"feature": {".".join(s): a.shape for s, a in self._adders.items()}, **self._settings},
+            [name],
+            next(iter(self._adders.values())).samples,
+            max(adder.token_error for adder in self._adders.values()),
+        )
+
+    def _add(self, call: Call, feature: Tensor) -> None:
+        assert call.times is not None, "a pipeline knows its times"
+        self.times, stream = call.times, (call.component, call.branch)
+        self._note(stream, call.step)
+        if stream not in self._adders:
+            self._adders[stream] = _Adder(len(call.times) - 1, call.step, feature)
+        self._adders[stream].add(call, feature, self._subset(feature))
+        self._features[stream] = feature.new_empty(0)
+
+    def _whole(self, first: int) -> Any:
+        """Each stream has steps of its own."""
+        for adder in self._adders.values():
+            adder.finish(first)
+        if self.calibration is not None and not same_times(self.times, self.calibration.times):
+            raise ValueError(
+                "this call has another schedule than those before it (another resolution or number of steps); "
+                "calibrate each on its own"
+            )
+        return {}
+
+
+class _Adder:
+    """The sums of one stream in one call."""
+
+    def __init__(self, num_steps: int, first: int, feature: Tensor) -> None:
+        check_steps(num_steps)  # before anything is sampled in vain
+        self.measured = Measured(GramMatrix(num_steps - first), first=first)
+        self.samples = len(feature)
+        self.shape = list(feature.shape[1:])
+        self._recorder: ErrorRecorder | None = None
+        self._previous: tuple[Tensor, Tensor] | None = None
+        self._steps = 0
+        self._moved = torch.zeros(2, dtype=torch.float64)  # mean squared change per element: all tokens, chosen ones
+
+    @property
+    def token_error(self) -> float:
+        whole, chosen = self._moved.tolist()
+        return abs(chosen / whole - 1) if whole else 0.0
+
+    def add(self, call: Call, feature: Tensor, chosen: Tensor) -> None:
+        if not bool(chosen.isfinite().all()):
+            raise ValueError(f"the feature of step {call.step} holds NaN or infinity; the call is not counted")
+        if self._previous is not None:
+            self._moved += torch.stack(
+                [
+                    (a - b).square().mean(dtype=torch.float64)
+                    for a, b in zip((feature, chosen), self._previous, strict=True)
+                ]
+            ).cpu()
+        self._previous = feature.clone(), chosen.clone()
+        step = call.step - self.measured.first
+        self.measured.gram.update(step, chosen)
+        self._steps = step + 1
+        head = None if call.head is None or feature.ndim < 3 else call.head()
+        if step == 0 and head is not None:
+            self.measured.head = OutputErrorGram.empty(self.measured.gram.num_steps)
+            self._recorder = ErrorRecorder(self.measured.head)
+        if self._recorder is not None and head is not None:
+            self._recorder.update(step, chosen.flatten(1, -2), head)
+
+    def finish(self, start: int) -> None:
+        """The call is over; steps count from ``start``. A stream that ended early has the steps that it ran."""
+        if self._steps < self.measured.gram.num_steps:
+            self.measured.gram = self.measured.gram.of_begun()
+            self.measured.head = None if self._recorder is None else self._recorder.of_begun()
+        self.measured.first -= start
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that JSON can tell: numbers and strings, such as steps and guidance."""
+    return {name: value for name, value in options.items() if isinstance(value, int | float | str | bool)}

@@ -1,0 +1,69 @@
+"""The statistics of one stream of a calibration."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lesa.statistics.gram import GramMatrix
+from lesa.statistics.output_errors import OutputErrorGram
+from lesa.statistics.resampling import resample
+from lesa.tables.times import TOLERANCE, same_times
+
+
+@dataclass
+class Measured:
+    """Inner products of the features of one stream, and of their output errors where the output head is known.
+
+    A stream may take part in some steps of the schedule only, from ``first`` on: a second transformer, guidance that
+    ends early.
+    """
+
+    gram: GramMatrix
+    head: OutputErrorGram | None = None
+    first: int = 0
+    _of_features: tuple[Tensor, int, OutputErrorGram] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+
+    @property
+    def errors(self) -> OutputErrorGram:
+        """The output errors, or else those of the features."""
+        if self.head is not None:
+            return self.head
+        matrix = self.gram.matrix
+        if self._of_features is None or self._of_features[:2] != (matrix, matrix._version):
+            self._of_features = matrix, matrix._version, OutputErrorGram.from_gram(self.gram)
+        return self._of_features[2]
+
+    def errors_at(self, times: Tensor, schedule: Tensor) -> OutputErrorGram:
+        """Errors at ``times`` [steps + 1], for a stream that was measured on ``schedule`` [calibrated steps + 1].
+
+        Raises:
+            ValueError: if the inner products cannot be interpolated at these times.
+        """
+        if same_times(times, schedule):
+            return self.errors.within(self.first, len(schedule) - 1)
+        steps, first = self.gram.num_steps, self.first
+        own = schedule[first : first + steps + 1]
+        if steps == len(schedule) - 1:
+            return OutputErrorGram.from_gram(resample(self.gram, own, times))
+        known = own[:-1]
+        near = (times[:-1] <= known.max() + TOLERANCE) & (times[:-1] >= known.min() - TOLERANCE)
+        inside = near.nonzero().flatten()
+        if not len(inside):
+            return OutputErrorGram.empty(len(times) - 1)
+        begin, end = int(inside[0]), int(inside[-1]) + 1
+        part = OutputErrorGram.from_gram(resample(self.gram, own, times[begin : end + 1]))
+        return part.within(begin, len(times) - 1)
+
+    def merge(self, other: "Measured") -> None:
+        """Add what was measured on other samples; both have the same steps, with or without output errors."""
+        self.gram.merge(other.gram)
+        if self.head is not None and other.head is not None:
+            self.head.merge(other.head)
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """Changes when something is merged or replaced."""
+        held = [self.gram.matrix, *([] if self.head is None else [self.head.matrix])]
+        return tuple(number for matrix in held for number in (id(matrix), matrix._version))

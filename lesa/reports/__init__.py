@@ -1,0 +1,1 @@
+"""How results are shown, and the machine that they were measured on."""

@@ -142,7 +142,7 @@ def kernels(run: Run) -> Iterator[Row]:
             lambda backend, s=few: kan_predict.predictions(s, run.device, s.coming, backend),
             lambda backend, s=shape: interval.predicted_step(s, run.device, backend),
             lambda backend, s=shape: interval.interval(s, run.device, backend),
-            lambda backend, s=shape: combine.gradients(s, run.device, s.predict_interval),
+            lambda backend, s=shape: combine.gradients(s, run.device, s.coming),
         ]
         for make in makers:
             if run.left < 0:

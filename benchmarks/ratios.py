@@ -47,9 +47,9 @@ def problems(device: str) -> dict[str, Callable[[], tuple[Problem, str]]]:
     made = {
         named(bf16, "combine, one prediction"): against_reference(combine.predictions, bf16, device, 1),
         named(fp32, "combine, one prediction"): against_reference(combine.predictions, fp32, device, 1),
-        named(bf16, "combine, an interval"): against_reference(combine.predictions, bf16, device, bf16.predict_interval),
-        named(fp32, "combine, an interval"): against_reference(combine.predictions, fp32, device, bf16.predict_interval),
-        named(bf16, "combine, gradients"): against_reference(combine.gradients, few, device, bf16.predict_interval),
+        named(bf16, "combine, an interval"): against_reference(combine.predictions, bf16, device, bf16.coming),
+        named(fp32, "combine, an interval"): against_reference(combine.predictions, fp32, device, bf16.coming),
+        named(bf16, "combine, gradients"): against_reference(combine.gradients, few, device, bf16.coming),
         named(bf16, "Taylor 2"): against_reference(taylor.taylor, bf16, device),
         named(bf16, "gram_row"): against_reference(gram.row, bf16, device),
         named(bf16, "head"): against_reference(head.outputs, bf16, device),

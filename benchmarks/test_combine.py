@@ -20,12 +20,12 @@ def test_one_prediction(bench, shape, provider):
 
 @pytest.mark.parametrize("provider", [p for p in combine.PROVIDERS if p != "released graph"])
 def test_the_predictions_of_an_interval(bench, shape, provider):
-    bench(predictions(shape, DEVICE, shape.predict_interval), provider)
+    bench(predictions(shape, DEVICE, shape.coming), provider)
 
 
 @pytest.mark.parametrize("provider", ["ours", "reference"])
 def test_gradients(bench, shape, provider):
-    bench(gradients(shape, DEVICE, shape.predict_interval), provider)
+    bench(gradients(shape, DEVICE, shape.coming), provider)
 
 
 @pytest.mark.parametrize("provider", taylor.PROVIDERS)

@@ -1,6 +1,7 @@
 """``calibrate``: sample normally, add up inner products, find the best plan for every budget."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lesa.calibration.storing import file_of
 from lesa.files import locked
 from lesa.runtime.driver import Call
 from lesa.statistics.gram import GramMatrix
-from lesa.statistics.output_errors import ErrorRecorder, OutputErrorGram, check_steps
+from lesa.statistics.output_errors import LinearHead, check_steps, measure_output_errors
 from lesa.tables.forecaster import Stream
 from lesa.tables.times import same_times
 
@@ -87,13 +88,13 @@ def _save_unless_older(calibration: Calibration, path: Path) -> None:
 
 
 class _CalibrationRecorder(Recorder):
-    """A recorder that adds features up in place of keeping them."""
+    """A recorder that keeps the statistics of a call in place of its features."""
 
     def __init__(self, pipeline: Any, *arguments: Any) -> None:
         super().__init__(pipeline, *arguments)
         self.model = describe_model(pipeline)
         self.calibration: Calibration | None = None
-        self._adders: dict[Stream, _Adder] = {}
+        self._calls: dict[Stream, _StreamOfCall] = {}
 
     @property
     def result(self) -> Calibration:
@@ -101,7 +102,7 @@ class _CalibrationRecorder(Recorder):
         return self.calibration
 
     def record(self, index: int) -> Any:
-        self._adders = {}
+        self._calls = {}
         return super().record(index)
 
     def take_over(self, calibration: Calibration, path: Path) -> None:
@@ -154,27 +155,26 @@ class _CalibrationRecorder(Recorder):
     def _of_call(self, name: str) -> Calibration:
         return Calibration(
             self.times,
-            {stream: adder.measured for stream, adder in self._adders.items()},
+            {stream: part.measured(self._start_step) for stream, part in self._calls.items()},
             self.model,
-            {"feature": {".".join(s): a.shape for s, a in self._adders.items()}, **self._settings},
+            {"feature": {".".join(s): list(part.shape[1:]) for s, part in self._calls.items()}, **self._settings},
             [name],
-            next(iter(self._adders.values())).samples,
-            max(adder.token_error for adder in self._adders.values()),
+            next(iter(self._calls.values())).shape[0],
+            max(part.token_error for part in self._calls.values()),
         )
 
     def _add(self, call: Call, feature: Tensor) -> None:
         assert call.times is not None, "a pipeline knows its times"
         self.times, stream = call.times, (call.component, call.branch)
         self._note(stream, call.step)
-        if stream not in self._adders:
-            self._adders[stream] = _Adder(len(call.times) - 1, call.step, feature)
-        self._adders[stream].add(call, feature, self._subset(feature))
+        if stream not in self._calls:
+            check_steps(len(call.times) - 1)  # before anything is sampled in vain
+            self._calls[stream] = _StreamOfCall(call.step, feature.shape)
+        self._calls[stream].add(call, feature, self._subset(feature))
         self._features[stream] = feature.new_empty(0)
 
     def _whole(self, first: int) -> Any:
-        """Each stream has steps of its own."""
-        for adder in self._adders.values():
-            adder.finish(first)
+        self._start_step = first
         if self.calibration is not None and not same_times(self.times, self.calibration.times):
             raise ValueError(
                 "this call has another schedule than those before it (another resolution or number of steps); "
@@ -183,51 +183,45 @@ class _CalibrationRecorder(Recorder):
         return {}
 
 
-class _Adder:
-    """The sums of one stream in one call."""
+@dataclass
+class _StreamOfCall:
+    """The chosen tokens of one stream during one call, from step ``first`` on, and the output head at each step.
 
-    def __init__(self, num_steps: int, first: int, feature: Tensor) -> None:
-        check_steps(num_steps)  # before anything is sampled in vain
-        self.measured = Measured(GramMatrix(num_steps - first), first=first)
-        self.samples = len(feature)
-        self.shape = list(feature.shape[1:])
-        self._recorder: ErrorRecorder | None = None
-        self._previous: tuple[Tensor, Tensor] | None = None
-        self._steps = 0
-        self._moved = torch.zeros(2, dtype=torch.float64)  # mean squared change per element: all tokens, chosen ones
+    ``moved`` is the summed mean squared change from step to step: of all tokens, and of the chosen ones.
+    """
 
-    @property
-    def token_error(self) -> float:
-        whole, chosen = self._moved.tolist()
-        return abs(chosen / whole - 1) if whole else 0.0
+    first: int
+    shape: torch.Size
+    chosen: list[Tensor] = field(default_factory=list)
+    heads: list[LinearHead | None] = field(default_factory=list)
+    moved: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    _previous: Tensor | None = None
 
     def add(self, call: Call, feature: Tensor, chosen: Tensor) -> None:
         if not bool(chosen.isfinite().all()):
             raise ValueError(f"the feature of step {call.step} holds NaN or infinity; the call is not counted")
         if self._previous is not None:
-            self._moved += torch.stack(
-                [
-                    (a - b).square().mean(dtype=torch.float64)
-                    for a, b in zip((feature, chosen), self._previous, strict=True)
-                ]
-            ).cpu()
-        self._previous = feature.clone(), chosen.clone()
-        step = call.step - self.measured.first
-        self.measured.gram.update(step, chosen)
-        self._steps = step + 1
-        head = None if call.head is None or feature.ndim < 3 else call.head()
-        if step == 0 and head is not None:
-            self.measured.head = OutputErrorGram.empty(self.measured.gram.num_steps)
-            self._recorder = ErrorRecorder(self.measured.head)
-        if self._recorder is not None and head is not None:
-            self._recorder.update(step, chosen.flatten(1, -2), head)
+            pairs = (feature, self._previous), (chosen, self.chosen[-1])
+            self.moved += torch.stack([(a - b).square().mean(dtype=torch.float64) for a, b in pairs]).cpu()
+        self._previous = feature.clone()
+        self.chosen.append(chosen.clone())
+        self.heads.append(None if call.head is None or feature.ndim < 3 else call.head())
 
-    def finish(self, start: int) -> None:
-        """The call is over; steps count from ``start``. A stream that ended early has the steps that it ran."""
-        if self._steps < self.measured.gram.num_steps:
-            self.measured.gram = self.measured.gram.of_begun()
-            self.measured.head = None if self._recorder is None else self._recorder.of_begun()
-        self.measured.first -= start
+    @property
+    def token_error(self) -> float:
+        """How far the change of the chosen tokens is from that of all of them, relative."""
+        whole, chosen = self.moved.tolist()
+        return abs(chosen / whole - 1) if whole else 0.0
+
+    def measured(self, start: int) -> Measured:
+        """The statistics, with steps counted from step ``start`` of the schedule."""
+        gram, heads = GramMatrix(len(self.chosen)), [head for head in self.heads if head is not None]
+        for step, feature in enumerate(self.chosen):
+            gram.update(step, feature)
+        if len(heads) < len(self.chosen):
+            return Measured(gram, None, self.first - start)
+        tokens = [feature.flatten(1, -2) for feature in self.chosen]
+        return Measured(gram, measure_output_errors(tokens, heads), self.first - start)
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

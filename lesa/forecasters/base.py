@@ -1,10 +1,9 @@
 """One forecaster for all streams or one for each, and everything that may be given in place of one."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lesa.tables.forecaster import Forecaster, Stream
 from lesa.tables.plan import StepPlan
@@ -70,9 +69,9 @@ class FixedTable(Forecaster):
 
 
 class WrappedForecaster(Forecaster):
-    """A user's object with ``table(plan, times)`` that is not derived from :class:`Forecaster`.
+    """A user's object with ``table(plan, times)``, and ``needs_times`` if it has that.
 
-    Attributes of the names that :class:`Forecaster` has are used where they exist; ``expected_error`` may be a number.
+    An object that needs more than these two is derived from :class:`Forecaster`.
     """
 
     def __init__(self, wrapped: Any) -> None:
@@ -86,35 +85,5 @@ class WrappedForecaster(Forecaster):
     def needs_times(self) -> bool:
         return bool(getattr(self._wrapped, "needs_times", True))
 
-    @property
-    def reach(self) -> int | None:
-        return getattr(self._wrapped, "reach", None)
-
-    @property
-    def plan(self) -> StepPlan | None:
-        plan = getattr(self._wrapped, "plan", None)
-        return plan if isinstance(plan, StepPlan) else None
-
-    @property
-    def state(self) -> Hashable:
-        if isinstance(self._wrapped, nn.Module):
-            return parameter_versions(self._wrapped)
-        return getattr(self._wrapped, "state", None)
-
-    def limited(self, history: int) -> Forecaster:
-        own = getattr(self._wrapped, "limited", None)
-        return super().limited(history) if own is None else as_forecaster(own(history))
-
-    def expected_error(self, table: CoefficientTable) -> Tensor | None:
-        known = getattr(self._wrapped, "expected_error", None)
-        if known is None:
-            return None
-        return known(table) if callable(known) else torch.full((table.plan.num_steps,), float(known))
-
     def __repr__(self) -> str:
         return repr(self._wrapped)
-
-
-def parameter_versions(module: nn.Module) -> Hashable:
-    """Changes when a parameter is replaced or written to."""
-    return tuple((id(p), p._version) for p in module.parameters() if not p.is_inference())

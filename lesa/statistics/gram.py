@@ -73,21 +73,6 @@ class GramMatrix:
             self.matrix = self.matrix + self._pending
             self._forget()
 
-    def of_begun(self) -> "GramMatrix":
-        """The matrix of the steps that the current batch has had so far, where the others will not come.
-
-        Raises:
-            ValueError: if there are none.
-        """
-        steps = self._next_step
-        if steps == 0 or self._features is None:
-            raise ValueError("no batch has begun")
-        made = GramMatrix(steps)
-        kept = [*range(steps), self.num_steps]
-        made.matrix = self._pending[kept][:, kept].clone()
-        made.matrix[-1, -1] = self._features[0].numel()
-        return made
-
     @property
     def count(self) -> int:
         """Elements counted: samples x tokens x channels."""

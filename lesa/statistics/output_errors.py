@@ -10,6 +10,7 @@ so a prediction ``sum_j c_j feature_j`` has the error ``sum_j c_j y_sj / sum_j c
 the norm's own derivative, the ``- a_sj x``, costs up to 4 dB of the demo's images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -182,69 +183,29 @@ def path_weights(plan: StepPlan, times: Tensor, weight: float) -> Tensor:
     return (weight * seen + torch.eye(plan.num_steps)).double() * length[:, None] * length
 
 
-class ErrorRecorder:
-    """Adds the features of running generations to an :class:`OutputErrorGram`, a batch of samples at a time.
-
-    Args:
-        into: changed when a batch is complete; one that is broken off leaves it as it was.
-    """
-
-    def __init__(self, into: OutputErrorGram) -> None:
-        self._into = into
-        self._begin()
-
-    def _begin(self) -> None:
-        self._features: Tensor | None = None  # centred, [steps, B, T, D]
-        self._errors: list[Tensor] = []  # for each step s, [s, B T O]
-        self._lengths = torch.zeros_like(self._into.lengths)
-        self._power = torch.zeros_like(self._into.power)
-
-    def update(self, step: int, feature: Tensor, head: LinearHead) -> None:
-        """Add a feature [B, T, D]; step 0 begins a batch, the last step counts it."""
-        if step == 0:
-            self._begin()
-        if step != len(self._errors) and not (step == 0 and not self._errors):
-            raise ValueError(f"step {step} does not follow step {len(self._errors) - 1}; step 0 begins a new batch")
-        exact = torch.promote_types(feature.dtype, torch.float32)
+def measure_output_errors(features: Sequence[Tensor], heads: Sequence[LinearHead]) -> OutputErrorGram:
+    """The output errors of one batch of samples, from the features [B, T, D] and the output heads of all its steps."""
+    errors: list[Tensor] = []  # of each step s, [s, B T O]
+    made = OutputErrorGram.empty(len(features))
+    exact = torch.promote_types(features[0].dtype, torch.float32)
+    centred = features[0].new_empty(len(features), *features[0].shape, dtype=exact)
+    for step, (feature, head) in enumerate(zip(features, heads, strict=True)):
         feature = feature.detach().to(exact)
-        feature = feature - feature.mean(-1, keepdim=True)
-        if self._features is None:
-            self._features = feature.new_empty(self._into.num_steps, *feature.shape)
-        self._features[step] = feature
+        feature = centred[step] = feature - feature.mean(-1, keepdim=True)
         x = feature * (feature.square().mean(-1, keepdim=True) + head.eps).rsqrt()
         scale = x.square().sum(-1) / feature.square().sum(-1).clamp(min=torch.finfo(exact).tiny)  # 1 / std**2, [B, T]
         weight = (head.weight * head.multiplier.unsqueeze(1)).to(exact).transpose(1, 2)  # [B or 1, D, O]
         own = x @ weight  # [B, T, O]
-        earlier = self._features[:step] * scale.sqrt().unsqueeze(-1)
+        earlier = centred[:step] * scale.sqrt().unsqueeze(-1)
         length = torch.linalg.vecdot(earlier, x) / x.shape[-1]  # [s, B, T]
-        error = earlier @ weight - length.unsqueeze(-1) * own
-        self._errors.append(error.flatten(1))
-        self._lengths[step, :step] = length.sum((1, 2), dtype=torch.float64).cpu()
-        self._power[step] = own.square().sum(dtype=torch.float64).cpu()
-        self._values = own.numel()
-        if step == self._into.num_steps - 1:
-            self._count(own.numel(), length[0].numel() if step else own[..., 0].numel())
-
-    def of_begun(self) -> OutputErrorGram | None:
-        """The errors of the steps that the current batch has had so far, where the others will not come."""
-        steps = len(self._errors)
-        if steps == 0 or self._features is None:
-            return None
-        into = OutputErrorGram.empty(steps)
-        recorder = ErrorRecorder(into)
-        recorder._errors, recorder._lengths = self._errors, self._lengths[:steps, :steps]
-        recorder._power = self._power[:steps]
-        recorder._count(self._values, self._features[0, ..., 0].numel())
-        return into
-
-    def _count(self, values: int, tokens: int) -> None:
-        errors = torch.cat(self._errors)
-        total = torch.zeros(len(errors), len(errors), dtype=torch.float64, device=errors.device)
-        for part in errors.split(CHUNK, dim=1):
-            wide = part.double()
-            total.addmm_(wide, wide.T)
-        into = self._into
-        into.merge(
-            OutputErrorGram(into.num_steps, total.cpu(), self._lengths, self._power, float(values), float(tokens))
-        )
-        self._begin()
+        errors.append((earlier @ weight - length.unsqueeze(-1) * own).flatten(1))
+        made.lengths[step, :step] = length.sum((1, 2), dtype=torch.float64).cpu()
+        made.power[step] = own.square().sum(dtype=torch.float64).cpu()
+    made.count, made.tokens = float(own.numel()), float(own[..., 0].numel())
+    together = torch.cat(errors)
+    total = torch.zeros(len(together), len(together), dtype=torch.float64, device=together.device)
+    for part in together.split(CHUNK, dim=1):
+        wide = part.double()
+        total.addmm_(wide, wide.T)
+    made.matrix = total.cpu()
+    return made

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 import lesa
 from lesa.calibration.calibration import Calibration, Measured
 from lesa.calibration.planning import candidate_plans, plan_cost, search_plans
-from lesa.runtime.driver import LinearHead
-from lesa.statistics.output_errors import ErrorRecorder, OutputErrorGram, path_weights
+from lesa.statistics.output_errors import LinearHead, OutputErrorGram, measure_output_errors, path_weights
 from lesa.statistics.resampling import resample
 from lesa.training.from_gram import PathLoss, fit_gram
 from tests.lesa.adapters import tiny
@@ -41,11 +40,7 @@ def heads(steps: int = STEPS) -> list[LinearHead]:
 
 
 def recorded(seed: int = 0) -> OutputErrorGram:
-    gram = OutputErrorGram.empty(STEPS)
-    recorder = ErrorRecorder(gram)
-    for step, (feature, head) in enumerate(zip(features(seed), heads(), strict=True)):
-        recorder.update(step, feature, head)
-    return gram
+    return measure_output_errors(list(features(seed)), heads())
 
 
 def output(feature: torch.Tensor, head: LinearHead) -> torch.Tensor:
@@ -66,23 +61,10 @@ def test_the_measured_error_is_the_derivative_of_the_output(step):
     assert found.square().mean().item() == pytest.approx(squared.item(), rel=1e-3)
 
 
-def test_a_broken_off_batch_leaves_everything_as_it_was():
-    gram = recorded()
-    before, recorder = gram.matrix.clone(), ErrorRecorder(gram)
-    for step in range(4):
-        recorder.update(step, features(1)[step], heads()[step])
-    assert torch.equal(gram.matrix, before)
-    with pytest.raises(ValueError, match="does not follow"):
-        recorder.update(7, features(1)[7], heads()[7])
-
-
 def test_merging_is_measuring_both():
     one, two = recorded(0), recorded(1)
-    both = OutputErrorGram.empty(STEPS)
-    recorder = ErrorRecorder(both)
-    for seed in (0, 1):
-        for step in range(STEPS):
-            recorder.update(step, features(seed)[step], heads()[step])
+    twice = [head._replace(multiplier=head.multiplier.repeat(2, 1)) for head in heads()]
+    both = measure_output_errors(list(torch.cat([features(0), features(1)], dim=1)), twice)
     one.merge(two)
     torch.testing.assert_close(one.matrix, both.matrix)
     assert one.count == both.count

@@ -8,7 +8,7 @@ from torch import Tensor
 from lesa.adapters.cache_dit.calibrator import ForecasterCalibrator
 from lesa.adapters.cache_dit.compat import CalibratorConfig, install
 from lesa.adapters.cache_dit.tables import Tables
-from lesa.forecasters import Forecaster
+from lesa.tables.forecaster import Forecaster
 from lesa.tables.plan import StepPlan
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from matplotlib import image as mpimg
 
+from benchmarks.demo_training import flow_matching_loss
 from lesa.demo.digits import NUM_CLASSES, agreement, load_digits
 from lesa.demo.methods import DEFAULT
 from lesa.demo.model import embed, load_pipeline, pack, sample, unpack
 from lesa.demo.run import run_demo
-from lesa.demo.train import flow_matching_loss
 
 
 @pytest.fixture(scope="module")

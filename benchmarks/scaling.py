@@ -24,7 +24,7 @@ from benchmarks.clocks import measure
 from benchmarks.memory import keep_freed_memory
 from lesa import GramMatrix, LeastSquares, LesaConfig, LesaPredictor, StepPlan, Taylor
 from lesa.reports.environment import describe_environment
-from lesa_kernels import combine, gram_row, head
+from lesa_kernels import combine, fused_output_head, gram_row
 
 CHANNELS, OUTPUTS, KEPT, COMING = 64, 16, 8, 6
 SECONDS = 0.3  # of each point
@@ -56,7 +56,7 @@ def one_prediction(tokens: int = 1 << 14, kept: int = KEPT, batch: int = 1) -> C
 def an_interval(tokens: int = 1 << 14, kept: int = KEPT, batch: int = 1) -> Callable[[], Any]:
     history, coefficients = features(kept, tokens, batch), torch.randn(COMING, kept)
     modulation, weight = torch.randn(2, COMING, batch, CHANNELS), torch.randn(OUTPUTS, CHANNELS).bfloat16()
-    return lambda: head(history, coefficients, None, *modulation, weight)
+    return lambda: fused_output_head(history, coefficients, None, *modulation, weight)
 
 
 def a_gram_row(tokens: int = 1 << 14, kept: int = KEPT) -> Callable[[], Any]:

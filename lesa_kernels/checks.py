@@ -1,4 +1,4 @@
-"""What every operation asks of its arguments before any work; one sentence names the argument that is wrong."""
+"""Checks of arguments that all operations share. An error message is one sentence that names the argument."""
 
 import math
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernels
 
 
 def check_tensors(required: Mapping[str, object], optional: Mapping[str, object] | None = None) -> None:
@@ -46,6 +47,32 @@ def check_not_negative(**numbers: object) -> None:
         real = isinstance(number, (Real, torch.SymFloat, torch.SymInt)) and not isinstance(number, bool)
         if not real or not 0 <= number < math.inf:  # type: ignore[operator]
             raise ValueError(f"{name} must be a finite number of at least zero, not {number!r}")
+
+
+def check_feature(history: Tensor, feature: Tensor) -> None:
+    """Raise ValueError unless history is [m, *feature] and feature [*feature], in one dtype."""
+    if history.ndim == 0:
+        raise ValueError("history [] must be [m, *feature]: the kept features, one after the other")
+    if feature.shape != history.shape[1:] or feature.dtype != history.dtype:
+        raise ValueError(
+            f"feature is {feature.dtype} {list(feature.shape)}, those in history are {history.dtype} "
+            f"{list(history.shape[1:])}"
+        )
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a gradient may be asked of a result of these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def has_contiguous_rows(history: Tensor) -> bool:
+    """Whether every feature of history [m, *feature] is contiguous; rows may lie apart."""
+    expected = 1
+    for size, stride in zip(reversed(history.shape[1:]), reversed(history.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def autocast_device(tensor: Tensor) -> str:

@@ -6,14 +6,17 @@ enter a ``torch.autograd.Function`` around the operation only when one is requir
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 LIBRARY = torch.library.Library("lesa_kernels", "DEF")
 
 
-def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+def define(schema: str, implementation: Callable[P, R], fake: Callable[..., Any]) -> Callable[P, R]:
     """Register an operation and return it.
 
     Args:
@@ -26,4 +29,4 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
     for device in ("CPU", "CUDA"):
         LIBRARY.impl(name, implementation, device)
     torch.library.register_fake(f"lesa_kernels::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.lesa_kernels, name).default
+    return cast(Callable[P, R], getattr(torch.ops.lesa_kernels, name).default)

@@ -19,8 +19,8 @@ from benchmarks.problems.problem import (
     some,
 )
 from benchmarks.shapes import Shape
-from lesa_kernels import combine, head, token_means
-from lesa_kernels.ops.head import reference
+from lesa_kernels import combine, fused_output_head, token_means
+from lesa_kernels.ops.fused_output_head import reference
 
 PROVIDERS = (OURS, REFERENCE, COMPILED, "combine, then modules", COPY)
 EPS = 1e-6
@@ -32,10 +32,10 @@ def outputs(shape: Shape, device: str, backend: str = "auto") -> Problem:
     nbytes = shape.kept * shape.nbytes + count * shape.nbytes // shape.channels * shape.outputs
 
     def ours(history: Tensor, c: Tensor, multiplier: Tensor, addend: Tensor, weight: Tensor, means: Tensor) -> Tensor:
-        return head(history, c, None, multiplier, addend, weight, eps=EPS, means=means, backend=backend)
+        return fused_output_head(history, c, None, multiplier, addend, weight, eps=EPS, means=means, backend=backend)
 
     def plain(history: Tensor, c: Tensor, multiplier: Tensor, addend: Tensor, weight: Tensor, _: Tensor) -> Tensor:
-        return reference.head(history, c, None, multiplier, addend, weight, None, EPS)
+        return reference.fused_output_head(history, c, None, multiplier, addend, weight, None, EPS)
 
     functions: dict[str, Callable[..., Any]] = {
         OURS: ours,

@@ -16,8 +16,8 @@ from benchmarks.problems.problem import OURS, Problem, relative_error, some
 from benchmarks.shapes import Shape
 from lesa import LesaConfig, LesaPredictor, StepPlan
 from lesa.runtime.history import FeatureHistory
-from lesa_kernels import combine, head
-from lesa_kernels.ops.kan import reference
+from lesa_kernels import combine, fused_output_head
+from lesa_kernels.ops.kan_linear import reference
 
 PLAN, AFTER = StepPlan.paper(50, 7), 23
 STEPS = tuple(range(AFTER + 1, min(f for f in PLAN.full_steps if f > AFTER)))
@@ -114,7 +114,7 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
     def ahead(history: FeatureHistory, _: list[Tensor]) -> Tensor:
         coming = history.predict_interval(STEPS[0])
         assert coming.bias is not None
-        return head(
+        return fused_output_head(
             coming.history,
             coming.coefficients[: len(steps)],
             coming.bias[: len(steps)],

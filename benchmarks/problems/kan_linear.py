@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from benchmarks.problems.problem import COMPILED, LINEAR, OURS, REFERENCE, Problem, compiled, relative_error
 from lesa_kernels import kan_linear
-from lesa_kernels.ops.kan import reference
+from lesa_kernels.ops.kan_linear import reference
 
 ORDER, BASES, RANGE = 3, 8, (-3.0, 3.0)
 PROVIDERS = (OURS, REFERENCE, COMPILED, "inkan", LINEAR)

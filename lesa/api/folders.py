@@ -20,7 +20,7 @@ from lesa.predictor.predictor import LesaPredictor
 from lesa.tables.forecaster import Forecaster, Stream
 
 # The file that tells what a folder holds, and what reads it.
-READERS: dict[str, Callable[[Path], Any]] = {
+READERS: dict[str, Callable[[Path], LesaPredictor | Calibration]] = {
     CONFIG_FILE: LesaPredictor.from_pretrained,
     CALIBRATION_FILE: Calibration.load,
     WEIGHTS_FILE: LesaPredictor.from_pretrained,  # without config.json: a saving was interrupted before it
@@ -53,7 +53,7 @@ def load(name: str | Path, **options: Any) -> Forecaster | Calibration | dict[St
             )
         return whole
     parts = {stream: _read(part) for part in sorted(folder.iterdir()) if (stream := _stream(part)) is not None}
-    found = {stream: forecaster for stream, forecaster in parts.items() if forecaster is not None}
+    found: dict[Stream, Forecaster] = {stream: part for stream, part in parts.items() if isinstance(part, Forecaster)}
     if not found:
         raise FileNotFoundError(
             f"{folder} holds nothing that lesa has written: it should have {CONFIG_FILE} or {CALIBRATION_FILE}, or a "
@@ -123,7 +123,7 @@ def _holds_predictor(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() or (folder / WEIGHTS_FILE).is_file()
 
 
-def _read(folder: Path) -> Any:
+def _read(folder: Path) -> LesaPredictor | Calibration | None:
     return next((read(folder) for file, read in READERS.items() if (folder / file).is_file()), None)
 
 

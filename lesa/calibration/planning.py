@@ -199,4 +199,5 @@ def _step_errors(errors: OutputErrorGram, step: int, states: Tensor) -> Tensor:
     system = system * present[:, :, None] * present[:, None] + torch.diag_embed(missing + RIDGE * power)
     lengths = errors.length(torch.tensor(step), used) * present
     towards = torch.linalg.solve(system, lengths)
-    return (lengths * towards).sum(-1).clamp(min=1e-300).rsqrt()
+    sizes: Tensor = (lengths * towards).sum(-1).clamp(min=1e-300).rsqrt()
+    return sizes

@@ -67,13 +67,15 @@ def embed(labels: Tensor) -> Tensor:
 
 def pack(images: Tensor) -> Tensor:
     """Images [N, 1, 8, 8] as FLUX tokens [N, 16, 4]."""
-    return FluxPipeline._pack_latents(images, *images.shape)
+    tokens: Tensor = FluxPipeline._pack_latents(images, *images.shape)
+    return tokens
 
 
 def unpack(tokens: Tensor) -> Tensor:
     """FLUX tokens [N, 16, 4] as images [N, 1, 8, 8]."""
     size = IMAGE_SIZE * PIXELS_PER_LATENT
-    return FluxPipeline._unpack_latents(tokens, size, size, PIXELS_PER_LATENT)
+    images: Tensor = FluxPipeline._unpack_latents(tokens, size, size, PIXELS_PER_LATENT)
+    return images
 
 
 def images_of(output: Any) -> Tensor:
@@ -83,7 +85,8 @@ def images_of(output: Any) -> Tensor:
 
 def labels_in(call: Mapping[str, Any]) -> Tensor:
     """The digits [N] that a :func:`request` asks for."""
-    return call["pooled_prompt_embeds"].argmax(-1)
+    labels: Tensor = call["pooled_prompt_embeds"].argmax(-1)
+    return labels
 
 
 def request(

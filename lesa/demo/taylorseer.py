@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxPipeline, TaylorSeerCacheConfig
 
 from lesa.evaluation.methods import Method
-from lesa.runtime.generation import Record
+from lesa.runtime.record import Record
 
 
 @dataclass

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lesa.tables.memory import Memory
 from lesa.tables.plan import StepPlan
-from lesa_kernels import residual
+from lesa_kernels import prediction_error
 
 Advance = Callable[[Tensor, int], Tensor]  # (window [k, *feature], step) -> the prediction of that step [*feature]
 
@@ -68,7 +68,7 @@ class FeatureWindow(Memory):
             return None
         prediction = self._following(step)
         one = torch.ones(1, dtype=torch.promote_types(feature.dtype, torch.float32), device=feature.device)
-        return residual(prediction.unsqueeze(0), one, feature)
+        return prediction_error(prediction.unsqueeze(0), one, feature)
 
     def clear(self) -> None:
         self._buffer, self._end, self._latest = None, 0, -1

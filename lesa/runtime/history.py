@@ -9,7 +9,7 @@ from lesa.runtime.buffer_layout import BufferLayout, BufferLayouts
 from lesa.runtime.guard import Probes
 from lesa.tables.memory import IntervalPrediction, Memory
 from lesa.tables.table import CoefficientTable
-from lesa_kernels import combine, residual, token_means
+from lesa_kernels import combine, prediction_error, token_means
 
 CENTRED = (torch.float32, torch.float64)  # dtypes in which a feature is kept without its means; others would round it
 CENTRED_FROM = 1 << 13  # elements; for fewer the two operators that it takes cost more than the passes it saves
@@ -126,7 +126,7 @@ class FeatureHistory(Memory):
         if step == self._plan.start or not self._holds_all_for(step):
             return None
         history, coefficients, bias = self._rows(step, 1)
-        return residual(history, coefficients[0], feature, bias[0])
+        return prediction_error(history, coefficients[0], feature, bias[0])
 
     def _rows(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Features, coefficients and bias of ``step`` and the next ones."""

@@ -108,7 +108,8 @@ class GramMatrix:
         # The constant is scaled like the others, or its ridge would be one of another size.
         scale = system.diagonal().clamp(min=torch.finfo(torch.float64).tiny).sqrt().unsqueeze(-1)
         normal = system / scale.mT / scale + ridge * torch.eye(len(index), dtype=torch.float64)
-        return (torch.linalg.solve(normal, self.matrix[index][:, list(targets)] / scale) / scale).T
+        solution: Tensor = (torch.linalg.solve(normal, self.matrix[index][:, list(targets)] / scale) / scale).T
+        return solution
 
     def error(self, plan: StepPlan, *, ridge: float = RIDGE) -> Tensor:
         """Mean squared error [steps] of the best prediction of each predicted step; zero at full steps."""

@@ -10,7 +10,7 @@ import torch
 def seeded(seed: int) -> Iterator[None]:
     """Random numbers of the CPU follow from a seed in here, and go on outside as if nothing had been drawn."""
     state = torch.random.get_rng_state()
-    torch.random.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:

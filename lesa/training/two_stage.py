@@ -230,7 +230,7 @@ def _train_on(
         torch.nn.utils.clip_grad_norm_(state.predictor.parameters(), 1.0)
         state.optimizer.step()
     total, count = torch.stack(errors).sum(0).tolist()
-    return total / count
+    return float(total / count)
 
 
 def _mean_over_all(predictor: LesaPredictor, error: Tensor, count: Tensor, accelerator: Processes | None) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lesa_kernels.ops.kan import kernels, launch
+from lesa_kernels.ops.kan_linear import kernels, launch
 from tests.gate.worker import Case
 
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}

@@ -12,26 +12,21 @@ from lesa_kernels import (
     KANLinear,
     bspline_basis,
     combine,
-    combine_with_gram_row,
+    fused_output_head,
     gram_row,
-    head,
     kan_linear,
     kan_predict,
-    residual,
+    prediction_error,
     token_means,
 )
-from lesa_kernels.ops.kan import reference
+from lesa_kernels.ops.kan_linear import reference
 from lesa_kernels.overlap import overlap
 
 OPERATIONS = {
     "combine": (combine, {"history": (3, 2, 4, 8), "coefficients": (5, 3), "bias": (5,), "out": (5, 2, 4, 8)}),
-    "combine_with_gram_row": (
-        combine_with_gram_row,
-        {"history": (3, 2, 4, 8), "coefficients": (5, 3), "feature": (2, 4, 8), "bias": (5,)},
-    ),
     "gram_row": (gram_row, {"history": (3, 8), "feature": (8,)}),
-    "head": (
-        head,
+    "fused_output_head": (
+        fused_output_head,
         {
             "history": (3, 2, 4, 8),
             "coefficients": (5, 3),
@@ -61,7 +56,7 @@ OPERATIONS = {
             "scale": (8,),
         },
     ),
-    "residual": (residual, {"history": (3, 2, 8), "coefficients": (3,), "feature": (2, 8), "bias": ()}),
+    "prediction_error": (prediction_error, {"history": (3, 2, 8), "coefficients": (3,), "feature": (2, 8), "bias": ()}),
 }
 ARGUMENTS = [(name, argument) for name, (_, shapes) in OPERATIONS.items() for argument in shapes]
 
@@ -95,7 +90,7 @@ def test_all_on_meta_give_the_shapes_of_the_result(name):
         assert (fake.shape, fake.dtype) == (real.shape, real.dtype)
 
 
-@pytest.mark.parametrize("name", ["combine", "head", "kan_linear", "kan_predict", "residual"])
+@pytest.mark.parametrize("name", ["combine", "fused_output_head", "kan_linear", "kan_predict", "prediction_error"])
 def test_gradients_on_meta_have_the_shapes_of_the_arguments(name):
     function, shapes = OPERATIONS[name]
     tensors = {a: torch.ones(s, device="meta").requires_grad_() for a, s in shapes.items() if a not in ("out", "means")}
@@ -126,7 +121,7 @@ def test_what_is_no_tensor_is_named(name, argument, convert, message):
         call(name, **{argument: convert(tensor_of(name, argument))})
 
 
-@pytest.mark.parametrize("name", ["combine", "combine_with_gram_row", "gram_row", "head", "kan_predict", "residual"])
+@pytest.mark.parametrize("name", ["combine", "gram_row", "fused_output_head", "kan_predict", "prediction_error"])
 def test_one_number_is_no_history(name):
     with pytest.raises(ValueError, match=r"\[\]"):
         call(name, history=torch.ones(()))
@@ -135,8 +130,8 @@ def test_one_number_is_no_history(name):
 @pytest.mark.parametrize("eps", [-1e-6, math.nan, math.inf, None, "1e-6", True], ids=str)
 def test_eps_of_a_norm_is_a_number_from_zero_on(eps):
     with pytest.raises(ValueError, match=r"eps must be a finite number"):
-        call("head", eps=eps)
-    call("head", eps=0)
+        call("fused_output_head", eps=eps)
+    call("fused_output_head", eps=0)
 
 
 @pytest.mark.parametrize(

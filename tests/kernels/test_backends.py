@@ -8,9 +8,14 @@ import torch
 from lesa_kernels import backend
 from tests.kernels.test_arguments import OPERATIONS, call
 
-HAVE_BACKENDS = ["combine", "combine_with_gram_row", "gram_row", "head", "kan_linear", "kan_predict", "residual"]
-NATIVE = {"combine": "combine.cpu", "gram_row": "combine.cpu", "head": "head.cpu", "kan_linear": "kan.cpu"}
-NATIVE |= {"combine_with_gram_row": "combine.cpu", "kan_predict": "kan_predict.pieces"}
+HAVE_BACKENDS = ["combine", "gram_row", "fused_output_head", "kan_linear", "kan_predict", "prediction_error"]
+NATIVE = {
+    "combine": "combine.cpu",
+    "gram_row": "combine.cpu",
+    "fused_output_head": "fused_output_head.cpu",
+    "kan_linear": "kan_linear.cpu",
+    "kan_predict": "kan_predict.pieces",
+}
 
 
 def drawn(name: str, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -27,7 +32,15 @@ def results(name, **arguments):
 
 def without_native_code(name, monkeypatch):
     module = importlib.import_module(f"lesa_kernels.ops.{NATIVE[name]}")
-    for function in ("combine", "gram_row", "gradients", "head", "forward", "input_gradient", "kan_predict"):
+    for function in (
+        "combine",
+        "gram_row",
+        "gradients",
+        "fused_output_head",
+        "forward",
+        "input_gradient",
+        "kan_predict",
+    ):
         if hasattr(module, function):
             monkeypatch.delattr(module, function)
 
@@ -57,11 +70,11 @@ def test_a_cpu_takes_its_native_code_by_itself(name, monkeypatch):
 
 
 def test_references_are_called_as_they_are():
-    for name in ("combine", "head", "kan_linear", "kan_predict", "residual", "gram_row"):
-        folder = {"kan_linear": "kan", "gram_row": "combine"}.get(name, name)
+    for name in ("combine", "fused_output_head", "kan_linear", "kan_predict", "prediction_error", "gram_row"):
+        folder = {"kan_linear": "kan_linear", "gram_row": "combine"}.get(name, name)
         reference = getattr(importlib.import_module(f"lesa_kernels.ops.{folder}.reference"), name)
         tensors = drawn(name, torch.bfloat16 if name not in ("kan_linear", "kan_predict") else torch.float32)
-        options = {"kan_linear": {"order": 3, "grid_range": (-3.0, 3.0)}, "head": {"eps": 1e-6}}
+        options = {"kan_linear": {"order": 3, "grid_range": (-3.0, 3.0)}, "fused_output_head": {"eps": 1e-6}}
         options["kan_predict"] = options["kan_linear"]
         given = {a: t for a, t in tensors.items() if a != "means"} | options.get(name, {})
         assert torch.equal(OPERATIONS[name][0](**tensors, backend="torch"), reference(**given)), name

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 
 from lesa_kernels import bspline_basis
-from lesa_kernels.ops.kan import reference
+from lesa_kernels.ops.kan_linear import reference
 
 GRIDS = [(1, (-1.0, 1.0)), (2, (0.0, 0.5)), (5, (-3.0, 3.0)), (7, (-0.3, 4.0)), (40, (-100.0, 3.0))]
 

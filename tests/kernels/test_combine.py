@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lesa_kernels import combine
+from lesa_kernels import combine, gram_row
 from lesa_kernels.ops.combine import cpu, reference
-from lesa_kernels.ops.combine.op import combine_with_gram_row, gram_row
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["triton", "torch" if torch.cuda.is_available() else "native"]
@@ -250,18 +249,6 @@ def test_gram_row_matches_float64(size, dtype, backend, device) -> None:
     assert torch.equal(row, gram_row(history, history[3], backend=backend))
 
 
-@pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("layout", CHANNELS)
-@pytest.mark.parametrize("count", [2, 14])
-def test_one_pass_gives_predictions_and_gram_row(layout, backend, count, device) -> None:
-    history, coefficients, bias = inputs(5, count, FEATURE, CHANNELS[layout], torch.bfloat16, device)
-    feature = torch.randn(FEATURE, device=device).bfloat16()
-    result, row = combine_with_gram_row(history, coefficients, feature, bias, backend=backend)
-    assert torch.equal(result, combine(history, coefficients, bias, backend=backend))
-    torch.testing.assert_close(row, reference.gram_row(history, feature), rtol=1e-5, atol=1e-4)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for CPU tensors")
 @pytest.mark.parametrize(
     ("layout", "feature"), [("shared", (2, 3, 24)), ("channel", (2, 3, 24)), ("sample", (2, 3, 7))]
@@ -291,7 +278,7 @@ def test_offsets_beyond_32_bits_do_not_overflow(device) -> None:
     coefficients = torch.ones(2, 2, segments)
     sizes = (segments * length // 16, length // 16, segments)
     kernels.combine_kernel[(segments,)](
-        history, coefficients, None, out, None, None, *sizes, P=2, M=2, PER_CHANNEL=False, VEC=16, BLOCK=block
+        history, coefficients, None, out, *sizes, P=2, M=2, PER_CHANNEL=False, VEC=16, BLOCK=block
     )
     assert [out[1, s * length + 3].item() for s in range(segments)] == [7, 8, 9, 10, 11]
     dots, sums = torch.empty(1, 2, 2, segments), torch.empty(1, 2, segments)

@@ -7,9 +7,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
-from lesa_kernels import combine
+from lesa_kernels import combine, gram_row
 from lesa_kernels.ops.combine import reference
-from lesa_kernels.ops.combine.op import combine_with_gram_row, gram_row
 from tests.kernels.test_combine import CHANNELS, DTYPES, FEATURE, inputs
 
 BACKENDS = ["triton", "torch" if torch.cuda.is_available() else "native"]
@@ -99,8 +98,6 @@ def test_operations_keep_what_they_promise(dtype, layout, triton, device) -> Non
     torch.library.opcheck(OPS.combine_out, (out, history, coefficients, bias, triton))
     torch.library.opcheck(OPS.combine_gradients, (out, history, CHANNELS[layout], triton))
     torch.library.opcheck(OPS.gram_row, (history, history[1], triton))
-    if triton:
-        torch.library.opcheck(OPS.combine_with_gram_row, (history, coefficients, bias, out[0], triton))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -168,9 +165,8 @@ def test_fake_cuda_tensors_need_no_gpu(layout) -> None:
     with FakeTensorMode():
         history, coefficients, bias = inputs(3, 2, FEATURE, CHANNELS[layout], torch.bfloat16, "cuda")
         feature = torch.empty(FEATURE, dtype=torch.bfloat16, device="cuda")
-        results = combine(history, coefficients, bias), *combine_with_gram_row(history, coefficients, feature, bias)
+        results = combine(history, coefficients, bias), gram_row(history, feature)
         assert [(r.shape, r.dtype, r.device.type) for r in results] == [
-            ((2, *FEATURE), torch.bfloat16, "cuda"),
             ((2, *FEATURE), torch.bfloat16, "cuda"),
             ((3,), torch.float64, "cuda"),
         ]

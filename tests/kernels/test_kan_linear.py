@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from lesa_kernels import KAN, kan_linear
-from lesa_kernels.ops.kan import reference
-from lesa_kernels.ops.kan.op import run_layer
+from lesa_kernels.ops.kan_linear import reference
+from lesa_kernels.ops.kan_linear.op import run_layer
 from tests.kernels.test_bspline import knots_of, scipy_bases
 
 pytest.importorskip("triton")
-from lesa_kernels.ops.kan import launch
+from lesa_kernels.ops.kan_linear import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -166,8 +166,8 @@ def test_splits_cover_every_row_once(rows, monkeypatch):
         def __getitem__(self, grid):
             return lambda *args, **kwargs: grids.append((grid, args))
 
-    monkeypatch.setattr(launch.kernels, "weight_gradient_kernel", Recorder())
-    monkeypatch.setattr(launch.kernels, "sum_splits_kernel", Recorder())
+    monkeypatch.setattr(launch.gradient_kernels, "weight_gradient_kernel", Recorder())
+    monkeypatch.setattr(launch.gradient_kernels, "sum_splits_kernel", Recorder())
     launch.weight_gradients(torch.empty(rows, 32), torch.empty(rows, 32), 8, 3, (-3.0, 3.0))
     for (tiles, splits), (*_, rows_per_split) in [(grid, args[:5]) for grid, args in grids if len(grid) == 2]:
         assert (splits - 1) * rows_per_split < rows <= splits * rows_per_split
@@ -284,7 +284,8 @@ def test_a_gate_is_one_launch_a_layer(device, monkeypatch):
     with torch.no_grad():
         expected = gate(x)
         monkeypatch.setattr(
-            "lesa_kernels.ops.kan.modules.run_layer", lambda *a, **k: run_layer(*a, **(k | {"backend": "triton"}))
+            "lesa_kernels.ops.kan_linear.modules.run_layer",
+            lambda *a, **k: run_layer(*a, **(k | {"backend": "triton"})),
         )
         launches.clear()
         torch.testing.assert_close(gate(x), expected)

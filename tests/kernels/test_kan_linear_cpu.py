@@ -8,7 +8,7 @@ import torch
 from scipy.interpolate import BSpline
 
 from lesa_kernels import kan_linear
-from lesa_kernels.ops.kan import cpu, reference
+from lesa_kernels.ops.kan_linear import cpu, reference
 from tests.kernels.test_bspline import knots_of, scipy_bases
 from tests.kernels.test_kan_linear import arguments, layer_and_gradients, relative, second_derivatives
 

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.swa_utils import AveragedModel
 
 from lesa_kernels import KANLinear, kan_linear
-from lesa_kernels.ops.kan import uniform
+from lesa_kernels.ops.kan_linear import uniform
 from tests.kernels.test_kan_modules import trained
 
 X = torch.linspace(-2, 2, 40)[:, None] * torch.tensor([1.0, -0.7, 0.3])
@@ -165,7 +165,7 @@ def test_double_layers_have_exact_uniform_knots_on_every_path(monkeypatch):
     x = torch.randn(50, 3, dtype=torch.float64)
     expected = kan_linear(x, layer.base_weight, layer.scaled_spline_weight, grid_range=(-1, 0.9), backend="torch")
     torch.testing.assert_close(layer(x), expected, rtol=1e-13, atol=1e-13)
-    monkeypatch.setattr("lesa_kernels.ops.kan.op.choose_backend", lambda *_: "torch")
+    monkeypatch.setattr("lesa_kernels.ops.kan_linear.op.choose_backend", lambda *_: "torch")
     torch.testing.assert_close(layer(x), expected, rtol=1e-13, atol=1e-13)
 
 
@@ -245,7 +245,7 @@ def test_another_dtype_is_the_same_function(dtype):
 
 def test_explicit_knots_after_a_kernel_has_gradients_on_a_gpu(device):
     pytest.importorskip("triton")
-    from lesa_kernels.ops.kan.op import run_layer
+    from lesa_kernels.ops.kan_linear.op import run_layer
 
     for layer in (trained(3, 2), moved()):
         layer = layer.to(device)

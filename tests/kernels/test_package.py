@@ -20,7 +20,20 @@ def test_no_function_hides_a_module_of_its_name(name):
 
 def test_every_operation_has_the_same_files():
     operations = {name.split(".")[2] for name in MODULES if name.startswith("lesa_kernels.ops.")}
-    assert operations == {"combine", "head", "kan", "kan_predict", "residual"}
+    assert operations == {
+        *("combine", "fused_output_head", "gram_row", "kan_linear", "kan_predict", "prediction_error")
+    }
     for operation in operations:
-        for file in ("reference", "kernels", "launch", "op"):
+        for file in ("reference", "op"):
             assert f"lesa_kernels.ops.{operation}.{file}" in MODULES
+    for operation in operations - {"gram_row"}:  # which uses a kernel of combine
+        for file in ("kernels", "launch"):
+            assert f"lesa_kernels.ops.{operation}.{file}" in MODULES
+
+
+@pytest.mark.parametrize(("old", "new"), [("head", "fused_output_head"), ("residual", "prediction_error")])
+def test_an_old_name_works_and_says_the_new_one(old, new):
+    with pytest.warns(DeprecationWarning, match=f"lesa_kernels.{old} is now called {new}"):
+        assert getattr(lesa_kernels, old) is getattr(lesa_kernels, new)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lesa_kernels.nothing  # noqa: B018

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lesa_kernels import combine, head
+from lesa_kernels import combine, fused_output_head
 
 
 def inputs():
@@ -13,7 +13,9 @@ def inputs():
 
 
 def predict(history, coefficients, modulation, weight):
-    return combine(history, coefficients), head(history, coefficients, None, modulation, modulation, weight)
+    return combine(history, coefficients), fused_output_head(
+        history, coefficients, None, modulation, modulation, weight
+    )
 
 
 def work(rank, size, address):

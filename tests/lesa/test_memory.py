@@ -9,9 +9,9 @@ import lesa
 from lesa import CoefficientTable, LesaConfig, LesaPredictor, StepPlan, Taylor
 from lesa.runtime.buffer_layout import BufferLayout
 from lesa.runtime.history import FeatureHistory
-from lesa_kernels import combine, head
+from lesa_kernels import combine, fused_output_head
 from lesa_kernels.ops.combine import cpu as combine_cpu
-from lesa_kernels.ops.head import cpu as head_cpu
+from lesa_kernels.ops.fused_output_head import cpu as head_cpu
 from tests.lesa.adapters import tiny
 from tests.lesa.strategies import schedule
 
@@ -70,7 +70,7 @@ def test_the_outputs_of_an_interval_allocate_themselves_and_a_tile():
     history, weight = torch.randn(8, 1, 4096, 1024), torch.randn(16, 1024)
     modulation = torch.randn(6, 1, 1024)
     with Allocations() as allocations:
-        result = head(history, torch.randn(6, 8), None, modulation, modulation, weight)
+        result = fused_output_head(history, torch.randn(6, 8), None, modulation, modulation, weight)
     tile = head_cpu.TILE * 4
     assert allocations.largest <= max(result.nbytes, tile) < history[0].nbytes
 

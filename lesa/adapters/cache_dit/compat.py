@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any, ClassVar
 
+__all__ = ["CalibratorBase", "CalibratorConfig", "check", "install"]
+
 TESTED = "1.5.3"
 METHODS = ("reset_cache", "mark_step_begin", "update", "approximate")
 FIELDS = {

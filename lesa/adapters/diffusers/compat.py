@@ -60,7 +60,8 @@ class CacheContexts(StateManager):
     def name(self) -> str | None:
         """The context of this thread; None: the pipeline names none."""
         context: Any = getattr(self._set, "context", None)
-        return getattr(context, "name", context)  # up to 0.40 the name itself
+        name: str | None = getattr(context, "name", context)  # up to 0.40 the name itself
+        return name
 
 
 class CacheContextHook(ModelHook):

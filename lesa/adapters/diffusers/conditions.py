@@ -131,7 +131,8 @@ def _inside(place: Place, value: Any) -> Iterator[tuple[Place, Any]]:
 def _is_same_value(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
-    if type(a).__eq__ is object.__eq__:
+    equal: object = type(a).__eq__
+    if equal is object.__eq__:
         return not isinstance(a, Enum)
     try:
         return bool(a == b)

@@ -91,7 +91,8 @@ def _embed(projection: nn.Module, embedder: nn.Module, times: Tensor, dtype: tor
     """
     sinusoids = projection(times.flatten())
     embedded: Tensor = embedder(sinusoids.to(dtype) if dtype.is_floating_point else sinusoids)
-    return embedded.unflatten(0, times.shape)
+    result: Tensor = embedded.unflatten(0, times.shape)
+    return result
 
 
 def _adaptive(transformer: Any, condition: Tensor) -> Modulation:
@@ -112,7 +113,8 @@ def _guided_text(embed: Any, arguments: Arguments, times: Tensor, guidance: Tens
     condition = _embed(embed.time_proj, embed.timestep_embedder, times, pooled.dtype)
     if guidance is not None:
         condition = condition + _embed(embed.time_proj, embed.guidance_embedder, guidance, pooled.dtype)
-    return condition + embed.text_embedder(pooled)
+    result: Tensor = condition + embed.text_embedder(pooled)
+    return result
 
 
 def _flux(transformer: Any, arguments: Arguments, times: Tensor) -> Modulation:
@@ -169,7 +171,8 @@ def _as_image(transformer: Any, arguments: Arguments, tokens: Tensor) -> Tensor:
     patch = transformer.config.patch_size
     height, width = (size // patch for size in arguments["hidden_states"].shape[-2:])
     image = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (height, width))
-    return image.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    result: Tensor = image.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    return result
 
 
 def _as_video(transformer: Any, arguments: Arguments, tokens: Tensor, *, channels_first: bool) -> Tensor:
@@ -182,7 +185,8 @@ def _as_video(transformer: Any, arguments: Arguments, tokens: Tensor, *, channel
     inner = (-1, *patch) if channels_first else (*patch, -1)
     video = tokens.unflatten(2, inner).unflatten(1, sizes)  # [B, F, H, W, then C, pt, p, p or pt, p, p, C]
     order = (0, 4, 1, 5, 2, 6, 3, 7) if channels_first else (0, 7, 1, 4, 2, 5, 3, 6)
-    return video.permute(order).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    result: Tensor = video.permute(order).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    return result
 
 
 def _hunyuan_video_output(transformer: Any, arguments: Arguments, tokens: Tensor) -> Tensor:

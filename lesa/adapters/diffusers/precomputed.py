@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lesa.adapters.diffusers.output_heads import Arguments, Modulation, OutputHead, norm_eps
 from lesa.adapters.diffusers.step_clock import StepInfo
 from lesa.tables.memory import IntervalPrediction
-from lesa_kernels import head
+from lesa_kernels import fused_output_head
 
 # Up to this many elements, scale and shift of all steps of a generation are computed at once: 40 small operators for a
 # generation, not for each interval. For more, skipping the full steps and staying in the processor's cache is faster.
@@ -43,7 +43,7 @@ class PrecomputedOutputs:
     def compute(self, arguments: Arguments, info: StepInfo, predicted: IntervalPrediction) -> None:
         """The outputs of all steps of an interval, in one allocation."""
         projection: Any = getattr(self._transformer, self._head.projection)
-        tokens = head(
+        tokens = fused_output_head(
             predicted.history,
             predicted.coefficients,
             predicted.bias,

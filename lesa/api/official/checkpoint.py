@@ -18,7 +18,7 @@ from lesa.api.official.values import StoredTensor, plain
 from lesa.predictor.config import LesaConfig
 from lesa.predictor.predictor import LesaPredictor
 from lesa.tables.forecaster import Stream
-from lesa_kernels.ops.kan.reference import uniform_knots
+from lesa_kernels.ops.kan_linear.reference import uniform_knots
 
 WRAPPERS = {"module", "model", "_orig_mod"}  # what DDP, a parent module and torch.compile put before a key
 BRANCHES = ("cond", "uncond")

@@ -1,5 +1,6 @@
 # ruff: noqa: N803, N806 (compile-time constants are written in capitals)
 # mypy: ignore-errors
+# (functions of Triton have no Python types)
 """Triton kernels of ``combine``. They know flat memory only; ``launch.py`` chooses their shapes.
 
     out[p, i]     = sum_j c[p, j, .] * history[j, i] + bias[p, .]        combine_kernel
@@ -26,8 +27,6 @@ def combine_kernel(
     coefficients,  # float32 [P, M, segments or length]
     bias,  # float32 [P, segments or length], or None
     out,  # [P, segments * length]
-    feature,  # [segments * length], or None
-    dots,  # float32 [programs, M], the inner products of feature and history block by block; None without feature
     row_stride_vec,
     length_vec,
     segments,
@@ -51,11 +50,6 @@ def combine_kernel(
     values = ()
     for j in tl.static_range(M):
         values += (tl.load(history + j * row_stride + offsets, mask=mask, other=0.0).to(tl.float32),)
-
-    if feature is not None:
-        factor = tl.load(feature + offsets, mask=mask, other=0.0).to(tl.float32)
-        for j in tl.static_range(M):
-            tl.store(dots + program.to(tl.int64) * M + j, tl.sum(factor * values[j], axis=0))
 
     for p in tl.static_range(P):
         total = tl.zeros([BLOCK], dtype=tl.float32)

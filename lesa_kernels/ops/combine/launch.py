@@ -1,12 +1,12 @@
 """Launches of the Triton kernels. Importing this module imports Triton; ``op.py`` waits for the first launch."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
 from torch import Tensor
 
+from ...launching import on_device, vector_size
 from . import kernels
 from .segments import (
     PREDICTIONS,
@@ -23,22 +23,19 @@ COMBINE_OPTIONS = {"num_warps": THREADS // 32}
 DOTS_OPTIONS = {"num_warps": THREADS // 32, "maxnreg": 255}
 
 
-def combine(
-    out: Tensor, history: Tensor, coefficients: Tensor, bias: Tensor | None, feature: Tensor | None = None
-) -> Tensor | None:
-    """Writes out [P, *feature]; with a ``feature``, returns its inner products with history, float64 [m].
+def combine(out: Tensor, history: Tensor, coefficients: Tensor, bias: Tensor | None) -> None:
+    """Writes out [P, *feature].
 
     history [m, *feature], m <= MAX_FEATURES, every feature contiguous; coefficients float32 [P, m, *c], bias [P, *c];
-    out and feature contiguous, in the dtype of history.
+    out contiguous, in the dtype of history.
     """
     segments, length, per_channel = _segmentation(history.shape[1:], coefficients.shape[2:])
     m, row_stride = len(history), history.stride(0)
-    vector = _vector(length, row_stride, history, out, feature)
+    vector = vector_size(history, out, counts=(length, row_stride))
     size = block(m, history.element_size(), per_channel)
     programs = segments * triton.cdiv(length, size)
-    dots = None if feature is None else history.new_empty(programs, m, dtype=torch.float32)
     step = PREDICTIONS_PER_CHANNEL if per_channel else PREDICTIONS
-    with _device(history):
+    with on_device(history):
         for first in range(0, len(coefficients), step):
             part = slice(first, first + step)
             kernels.combine_kernel[(programs,)](
@@ -46,8 +43,6 @@ def combine(
                 coefficients[part],
                 None if bias is None else bias[part],
                 out[part],
-                feature if first == 0 else None,
-                dots if first == 0 else None,
                 row_stride // vector,
                 length // vector,
                 segments,
@@ -58,7 +53,6 @@ def combine(
                 BLOCK=size,
                 **COMBINE_OPTIONS,
             )
-    return None if dots is None else dots.sum(0, dtype=torch.float64)
 
 
 def dots(left: Tensor, history: Tensor, channels: Sequence[int], sums: bool) -> tuple[Tensor, Tensor | None]:
@@ -68,7 +62,7 @@ def dots(left: Tensor, history: Tensor, channels: Sequence[int], sums: bool) -> 
     """
     segments, length, per_channel = _segmentation(history.shape[1:], channels)
     m, row_stride = len(history), history.stride(0)
-    vector = _vector(length, row_stride, history, left)
+    vector = vector_size(history, left, counts=(length, row_stride))
     blocks = triton.cdiv(length, THREADS * vector)
     if per_channel:
         # at most 32 partial results: each is as large as the coefficients, and they go through memory
@@ -80,7 +74,7 @@ def dots(left: Tensor, history: Tensor, channels: Sequence[int], sums: bool) -> 
         spans, programs, columns = triton.cdiv(blocks, steps), segments, segments
     most = most_predictions(per_channel)
     results, totals = [], []
-    with _device(history):
+    with on_device(history):
         for first in range(0, len(left), most):
             rows = left[first : first + most]
             together = group(m, len(rows), per_channel)
@@ -114,15 +108,3 @@ def _segmentation(feature: Sequence[int], channels: Sequence[int]) -> tuple[int,
     found = segmentation(feature, channels)
     assert found is not None, "the caller asks segmentation first"
     return found
-
-
-def _vector(length: int, row_stride: int, *tensors: Tensor | None) -> int:
-    """Elements of one access: those of 16 bytes if every segment of every row begins on such a boundary, else 1."""
-    itemsize = next(t.element_size() for t in tensors if t is not None)
-    vector = 16 // itemsize
-    aligned = all(t is None or t.data_ptr() % 16 == 0 for t in tensors)
-    return vector if aligned and length % vector == 0 and row_stride % vector == 0 else 1
-
-
-def _device(tensor: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -1,4 +1,4 @@
-"""``combine`` and ``gram_row`` as callers and PyTorch see them: arguments checked, implementation chosen, gradients.
+"""``combine`` as callers and PyTorch see it: arguments checked, implementation chosen, gradients.
 
 The registered operations serve what their kernels serve: a GPU (or Triton's interpreter) any coefficients that are
 shared, per channel or per sample, a CPU shared ones and those per channel. Everything else is the reference, which
@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from ...backend import choose_backend
-from ...checks import check_tensors
+from ...checks import KERNEL_DTYPES, check_tensors, has_contiguous_rows, needs_gradient
 from ...library import define
 from ...overlap import overlap
 from . import cpu, reference
 from .segments import MAX_FEATURES, segmentation
-
-STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernels
 
 
 def combine(
@@ -52,12 +50,13 @@ def combine(
     _check(history, coefficients, bias, out)
     chosen = choose_backend(backend, history)
     triton = chosen == "triton"
-    fast = chosen != "torch" and len(coefficients) > 0 and _served(history, coefficients.shape[2:], triton)
-    if _needs_gradient(history, coefficients, bias):
+    fast = chosen != "torch" and len(coefficients) > 0 and is_served(history, coefficients.shape[2:], triton)
+    if needs_gradient(history, coefficients, bias):
         if out is not None:
             raise ValueError("combine(..., out=) overwrites a tensor and has no gradients; leave out= away for them")
         if fast:
-            return Combine.apply(history, coefficients, bias, triton)
+            result: Tensor = Combine.apply(history, coefficients, bias, triton)  # type: ignore[no-untyped-call]
+            return result
     elif fast:
         if out is None:
             return _combine(history, coefficients, bias, triton)
@@ -66,46 +65,6 @@ def combine(
             return out
     result = reference.combine(history, coefficients, bias)
     return result if out is None else out.copy_(result)
-
-
-def gram_row(history: Tensor, feature: Tensor, *, backend: str = "auto") -> Tensor:
-    """Inner products of one feature with all kept ones, ``row[j] = <history[j], feature>``: a row of a Gram matrix.
-
-    Args:
-        history: [m, *feature], float32, bfloat16, float16 or float64.
-        feature: [*feature], in the dtype of history.
-        backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``, the reference.
-
-    Returns:
-        float64 [m]. History and feature are read once. A GPU adds products in float32 within parts of the feature and
-        in float64 between them, a CPU in float64, both in a fixed order.
-
-    Raises:
-        ValueError: if shapes, dtypes or devices do not fit together.
-    """
-    _check_feature(history, feature)
-    chosen = choose_backend(backend, history)
-    triton = chosen == "triton"
-    if chosen == "torch" or _needs_gradient(history, feature) or not _served(history, (), triton):
-        return reference.gram_row(history, feature)
-    return _gram_row(history, feature, triton)
-
-
-def combine_with_gram_row(
-    history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None = None, *, backend: str = "auto"
-) -> tuple[Tensor, Tensor]:
-    """``combine(history, coefficients, bias)`` and ``gram_row(history, feature)``, from one pass over history on a GPU.
-
-    For a calibration that wants a step's prediction and its inner products at once. Arguments, results and errors are
-    those of the two functions.
-    """
-    _check(history, coefficients, bias, None)
-    _check_feature(history, feature)
-    triton = choose_backend(backend, history) == "triton"
-    plain = triton and not _needs_gradient(history, coefficients, bias, feature) and len(coefficients) > 0
-    if plain and _served(history, coefficients.shape[2:], triton):
-        return _combine_with_gram_row(history, coefficients, bias, feature, triton)
-    return combine(history, coefficients, bias, backend=backend), gram_row(history, feature, backend=backend)
 
 
 class Combine(torch.autograd.Function):
@@ -123,11 +82,11 @@ class Combine(torch.autograd.Function):
         (grad,) = grads
         history, coefficients = ctx.saved_tensors
         channels = coefficients.shape[2:]
-        twice = torch.is_grad_enabled() and _needs_gradient(grad, history, coefficients)
+        twice = torch.is_grad_enabled() and needs_gradient(grad, history, coefficients)
         by_history = by_coefficients = by_bias = None
         if ctx.needs_input_grad[0]:
             transposed = coefficients.transpose(0, 1)
-            if not twice and _served(grad := grad.contiguous(), channels, ctx.triton):
+            if not twice and is_served(grad := grad.contiguous(), channels, ctx.triton):
                 by_history = _combine(grad, transposed.contiguous(), None, ctx.triton)
             else:
                 by_history = reference.combine(grad, transposed, None)
@@ -173,26 +132,6 @@ def _run_combine_gradients(
     return by_coefficients.to(accumulate).view(shapes[0]), by_bias.to(accumulate).view(shapes[1])
 
 
-def _run_gram_row(history: Tensor, feature: Tensor, triton: bool) -> Tensor:
-    if not triton:
-        return cpu.gram_row(history, feature)
-    from . import launch
-
-    return launch.dots(feature.contiguous().unsqueeze(0), history, (), sums=False)[0][0]
-
-
-def _run_combine_with_gram_row(
-    history: Tensor, coefficients: Tensor, bias: Tensor | None, feature: Tensor, triton: bool
-) -> tuple[Tensor, Tensor]:
-    assert triton, "elsewhere it is two operations"
-    from . import launch
-
-    out = history.new_empty(len(coefficients), *history.shape[1:])
-    row = launch.combine(out, history, *_float32(coefficients, bias), feature.contiguous())
-    assert row is not None
-    return out, row
-
-
 def _float32(coefficients: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """As the kernels read them; nothing is copied of what comes as it should."""
     return coefficients.float().contiguous(), None if bias is None else bias.float().contiguous()
@@ -210,10 +149,6 @@ def _fake_combine_gradients(
     return grad.new_empty(count, m, *channels, dtype=accumulate), grad.new_empty(count, *channels, dtype=accumulate)
 
 
-def _fake_gram_row(history: Tensor, feature: Tensor, triton: bool) -> Tensor:
-    return history.new_empty(history.shape[0], dtype=torch.float64)
-
-
 _combine = define(
     "combine(Tensor history, Tensor coefficients, Tensor? bias, bool triton) -> Tensor", _run_combine, _fake_combine
 )
@@ -227,25 +162,15 @@ _combine_gradients = define(
     _run_combine_gradients,
     _fake_combine_gradients,
 )
-_gram_row = define("gram_row(Tensor history, Tensor feature, bool triton) -> Tensor", _run_gram_row, _fake_gram_row)
-_combine_with_gram_row = define(
-    "combine_with_gram_row(Tensor history, Tensor coefficients, Tensor? bias, Tensor feature, bool triton)"
-    " -> (Tensor, Tensor)",
-    _run_combine_with_gram_row,
-    lambda history, coefficients, bias, feature, triton: (
-        _fake_combine(history, coefficients, bias, triton),
-        _fake_gram_row(history, feature, triton),
-    ),
-)
 
 
-def _served(history: Tensor, channels: Sequence[int], triton: bool) -> bool:
+def is_served(history: Tensor, channels: Sequence[int], triton: bool) -> bool:
     """Whether the registered operations serve coefficients [P, m, *channels]."""
-    if not (history.is_contiguous() or _rows_contiguous(history)):
+    if not (history.is_contiguous() or has_contiguous_rows(history)):
         return False
     if not triton:
         return history.device.type == "cpu" and (len(channels) == 0 or _per_channel(history.shape[1:], channels))
-    if history.dtype not in STORAGE_DTYPES or len(history) > MAX_FEATURES or history.numel() == 0:
+    if history.dtype not in KERNEL_DTYPES or len(history) > MAX_FEATURES or history.numel() == 0:
         return False
     return segmentation(history.shape[1:], channels) is not None
 
@@ -253,19 +178,6 @@ def _served(history: Tensor, channels: Sequence[int], triton: bool) -> bool:
 def _per_channel(feature: Sequence[int], channels: Sequence[int]) -> bool:
     found = segmentation(feature, channels) if math.prod(feature) > 0 else None
     return found is not None and found[2]
-
-
-def _rows_contiguous(history: Tensor) -> bool:
-    expected = 1
-    for size, stride in zip(reversed(history.shape[1:]), reversed(history.stride()[1:]), strict=True):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _check(history: Tensor, coefficients: Tensor, bias: Tensor | None, out: Tensor | None) -> None:
@@ -298,14 +210,3 @@ def _check_out(out: Tensor, history: Tensor, coefficients: Tensor, bias: Tensor 
     for name, source in (("history", history), ("coefficients", coefficients), ("bias", bias)):
         if source is not None and overlap(out, source):
             raise ValueError(f"out shares memory with {name}, which is read while out is written; give it its own")
-
-
-def _check_feature(history: Tensor, feature: Tensor) -> None:
-    check_tensors({"history": history, "feature": feature})
-    if history.ndim == 0:
-        raise ValueError("history [] must be [m, *feature]: the kept features, one after the other")
-    if feature.shape != history.shape[1:] or feature.dtype != history.dtype:
-        raise ValueError(
-            f"feature is {feature.dtype} {list(feature.shape)}, those in history are {history.dtype} "
-            f"{list(history.shape[1:])}"
-        )

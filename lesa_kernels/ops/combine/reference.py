@@ -1,9 +1,8 @@
-"""``combine`` and ``gram_row`` in plain PyTorch: the specification.
+"""``combine`` in plain PyTorch: the specification.
 
     out[p] = sum_j coefficients[p, j] * history[j] + bias[p]          every linear forecaster is this sum
-    row[j] = <history[j], feature>                                    a row of the Gram matrix of the features
 
-Terms are added in float32 at least (float64 for ``gram_row``), and rounded once.
+Terms are added in float32 at least, and rounded once.
 """
 
 import torch
@@ -33,9 +32,3 @@ def gradients(grad: Tensor, history: Tensor, channels: tuple[int, ...]) -> tuple
     broadcast = channels or (1,) * (grad.ndim - 1)
     columns = [(grad * h.to(accumulate)).sum_to_size(count, *broadcast).reshape(count, *channels) for h in history]
     return torch.stack(columns, 1), grad.sum_to_size(count, *broadcast).reshape(count, *channels)
-
-
-def gram_row(history: Tensor, feature: Tensor) -> Tensor:
-    """history [m, *feature], feature [*feature] -> float64 [m]."""
-    feature = feature.double()
-    return torch.stack([(h.double() * feature).sum() for h in history])

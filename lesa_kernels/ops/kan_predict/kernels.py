@@ -1,4 +1,5 @@
 # mypy: ignore-errors
+# (functions of Triton have no Python types)
 # ruff: noqa: N803 (compile-time constants are written in capitals)
 """Triton kernels of ``kan_predict``: a tiny one that sums weights over experts, and one pass over the tokens.
 

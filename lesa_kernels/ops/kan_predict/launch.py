@@ -5,12 +5,12 @@ The settings follow from shapes, dtypes and alignment alone. They were chosen by
 """
 
 import math
-from contextlib import nullcontext
 
 import torch
 import triton
 from torch import Tensor
 
+from ...launching import on_device, vector_size
 from . import kernels
 
 LANES, WARPS = 128, 4  # one vector of 16 bytes a thread: two would double the 200 registers of K = 8, P = 6
@@ -34,14 +34,14 @@ def kan_predict(
         history = history.contiguous()
     out = history.new_empty(steps, *feature)
     length, row_stride, channels = math.prod(feature), history.stride(0), feature[-1]
-    vec = _vector(history, length, row_stride, length if scale is None else channels)
+    vec = vector_size(history, counts=(length, row_stride, length if scale is None else channels))
 
     width = triton.next_power_of_2(bases + 2 * order + 2)
     table = history.new_empty(steps, window + 1, width, dtype=torch.float32)
     low, high = grid_range
     knots_per_unit = (bases - order) / (high - low)
 
-    with torch.cuda.device(history.device) if history.is_cuda else nullcontext():
+    with on_device(history):
         kernels.fold_kernel[(steps,)](
             table,
             gates.contiguous(),
@@ -77,10 +77,3 @@ def kan_predict(
             num_warps=WARPS,
         )
     return out
-
-
-def _vector(history: Tensor, *counts: int) -> int:
-    """Elements of one access: those of 16 bytes where everything is a multiple of them, else 1."""
-    vector = 16 // history.element_size()
-    aligned = history.data_ptr() % 16 == 0 and all(count % vector == 0 for count in counts)
-    return vector if aligned else 1

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from ...backend import choose_backend
-from ...checks import autocast_device, check_tensors
+from ...checks import KERNEL_DTYPES, autocast_device, check_tensors, needs_gradient
 from ...library import define
-from ..kan.op import check_grid
+from ..kan_linear.arguments import check_grid
 from . import pieces, reference
 
-KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_ORDERS = (1, 2, 3)
 OPEN_STEPS = 16  # sums that the kernel keeps, min(K, P) of them: 16 take all 255 registers, more would spill
 
@@ -63,8 +62,9 @@ def kan_predict(
     low, high = map(float, grid_range)
     if backend == "torch" or history.device.type not in ("cpu", "cuda"):
         return reference.kan_predict(*tensors, order=order, grid_range=(low, high))
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _KanPredict.apply(*tensors, order, low, high, backend)
+    if needs_gradient(*tensors):
+        result: Tensor = _KanPredict.apply(*tensors, order, low, high, backend)  # type: ignore[no-untyped-call]
+        return result
     return _kan_predict(*tensors, order, low, high, backend)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...checks import autocast_device
-from ..kan.reference import bspline_basis
+from ..kan_linear.reference import bspline_basis
 
 
 def kan_predict(

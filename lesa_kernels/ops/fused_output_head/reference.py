@@ -1,4 +1,4 @@
-"""``head`` in plain PyTorch: the specification.
+"""``fused_output_head`` in plain PyTorch: the specification.
 
     x[p]   = sum_j coefficients[p, j] * history[j] + bias[p]
     n[p]   = (x[p] - mean_D x[p]) / sqrt(var_D x[p] + eps)                    layer norm over the channels
@@ -14,7 +14,7 @@ from torch.nn import functional
 from ...checks import autocast_device
 
 
-def head(
+def fused_output_head(
     history: Tensor,
     coefficients: Tensor,
     bias: Tensor | None,

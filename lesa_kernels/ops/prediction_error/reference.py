@@ -1,4 +1,4 @@
-"""``residual`` in plain PyTorch: the specification, and what a CPU runs.
+"""``prediction_error`` in plain PyTorch: the specification, and what a CPU runs.
 
     error = sum (feature - sum_j coefficients[j] * history[j] - bias)^2        size = sum feature^2
 
@@ -11,7 +11,7 @@ from torch import Tensor
 CHUNK = 1 << 16  # elements at a time: the features of a chunk stay in the cache, and no whole combination is ever made
 
 
-def residual(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None) -> Tensor:
+def prediction_error(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None) -> Tensor:
     """history [m, *feature], coefficients [m], feature [*feature], bias [] -> float64 [2], error and size."""
     exact = torch.promote_types(history.dtype, torch.float32)
     rows, truth, weights = history.flatten(1), feature.flatten(), coefficients.to(exact)

@@ -1,4 +1,4 @@
-"""``head`` on a CPU: the definition where operators cost more than their work, and else as few passes as they allow.
+"""``fused_output_head`` on a CPU: the reference for small inputs, else as few passes over memory as possible.
 
 A tile is large, since an operator costs 10 us with two threads: for 6 predictions from 7 centred features [256, 16, 96]
 in float32, a whole, tiles of 2^20, 2^18 and 2^17 elements take 3.3, 3.5, 4.5 and 6.0 ms on 2 cores, and 4.3, 4.1, 4.7
@@ -16,7 +16,7 @@ FEW = 1 << 15  # elements of all predictions together; layer_norm takes 0.5 ms f
 TILE = 1 << 20  # 4 MB in float32
 
 
-def head(
+def fused_output_head(
     history: Tensor,
     coefficients: Tensor,
     multiplier: Tensor,
@@ -33,7 +33,7 @@ def head(
     """
     if torch.is_autocast_enabled("cpu"):  # it would round the operands of every product
         with torch.autocast("cpu", enabled=False):
-            return head(history, coefficients, multiplier, addend, weight, projection_bias, eps, centred)
+            return fused_output_head(history, coefficients, multiplier, addend, weight, projection_bias, eps, centred)
     exact = torch.promote_types(history.dtype, torch.float32)
     (m, samples), (outputs, channels), count = history.shape[:2], weight.shape, len(coefficients)
     tokens = math.prod(history.shape[2:-1])

@@ -1,6 +1,7 @@
 # ruff: noqa: N803 (compile-time constants are written in capitals)
 # mypy: ignore-errors
-"""The Triton kernel of ``residual``.
+# (functions of Triton have no Python types)
+"""The Triton kernel of ``prediction_error``.
 
     error = sum_i (feature[i] - sum_j coefficients[j] * history[j, i] - bias)^2        size = sum_i feature[i]^2
 
@@ -13,7 +14,7 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["steps"])
-def residual_kernel(
+def prediction_error_kernel(
     history,  # [M, length], rows row_stride apart
     coefficients,  # float32 [M]
     bias,  # float32 [1], or None

@@ -1,17 +1,16 @@
-"""``residual`` as callers and PyTorch see it: arguments checked, implementation chosen."""
+"""``prediction_error`` as callers and PyTorch see it: arguments checked, implementation chosen."""
 
 import torch
 from torch import Tensor
 
 from ...backend import choose_backend
-from ...checks import check_tensors
+from ...checks import KERNEL_DTYPES, check_feature, check_tensors, needs_gradient
 from ...library import define
-from ..combine.op import STORAGE_DTYPES
 from ..combine.segments import MAX_FEATURES
 from . import reference
 
 
-def residual(
+def prediction_error(
     history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None = None, *, backend: str = "auto"
 ) -> Tensor:
     """What a combination leaves of the truth: ``sum (feature - sum_j coefficients[j] history[j] - bias)^2``.
@@ -34,29 +33,28 @@ def residual(
     _check(history, coefficients, feature, bias)
     triton = choose_backend(backend, history) == "triton"
     tensors = (history, coefficients, feature, bias)
-    gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if gradient or not triton or not _served(history):
-        return reference.residual(history, coefficients, feature, bias)
-    return _residual(history, coefficients, feature, bias)
+    if needs_gradient(*tensors) or not triton or not _served(history):
+        return reference.prediction_error(history, coefficients, feature, bias)
+    return _operation(history, coefficients, feature, bias)
 
 
-def _run_residual(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None) -> Tensor:
+def _run(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None) -> Tensor:
     from . import launch
 
     bias = None if bias is None else bias.float()
-    return launch.residual(history, coefficients.float().contiguous(), feature.contiguous(), bias)
+    return launch.prediction_error(history, coefficients.float().contiguous(), feature.contiguous(), bias)
 
 
-_residual = define(
-    "residual(Tensor history, Tensor coefficients, Tensor feature, Tensor? bias) -> Tensor",
-    _run_residual,
+_operation = define(
+    "prediction_error(Tensor history, Tensor coefficients, Tensor feature, Tensor? bias) -> Tensor",
+    _run,
     lambda history, coefficients, feature, bias: history.new_empty(2, dtype=torch.float64),
 )
 
 
 def _served(history: Tensor) -> bool:
     return (
-        history.dtype in STORAGE_DTYPES
+        history.dtype in KERNEL_DTYPES
         and len(history) <= MAX_FEATURES
         and history.numel() > 0
         and history[0].is_contiguous()
@@ -67,10 +65,6 @@ def _check(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor 
     check_tensors({"history": history, "coefficients": coefficients, "feature": feature}, {"bias": bias})
     if history.ndim == 0 or len(history) == 0 or coefficients.shape != history.shape[:1]:
         raise ValueError(f"coefficients {list(coefficients.shape)} must be [m] for history {list(history.shape)}")
-    if feature.shape != history.shape[1:] or feature.dtype != history.dtype:
-        raise ValueError(
-            f"feature is {feature.dtype} {list(feature.shape)}, those in history are {history.dtype} "
-            f"{list(history.shape[1:])}"
-        )
+    check_feature(history, feature)
     if bias is not None and bias.ndim != 0:
         raise ValueError(f"bias {list(bias.shape)} must be one number, []")

@@ -1,13 +1,13 @@
 """Launches of the Triton kernel. Importing this module imports Triton; ``op.py`` waits for the first launch."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
 from torch import Tensor
 from torch.nn import functional
 
+from ...launching import on_device, vector_size
 from . import kernels
 from .tiles import TOKENS, tiles
 
@@ -16,7 +16,7 @@ from .tiles import TOKENS, tiles
 PRECISION = {torch.bfloat16: "ieee", torch.float16: "tf32", torch.float32: "ieee"}
 
 
-def head(
+def fused_output_head(
     history: Tensor,
     coefficients: Tensor,
     multiplier: Tensor,
@@ -44,16 +44,14 @@ def head(
     weight = weight.to(history.dtype).contiguous()
     means = history.mean(-1, dtype=torch.float32) if means is None else means.float().contiguous()
 
-    vector, row_stride = 16 // history.element_size(), history.stride(0)
-    aligned = all(t.data_ptr() % 16 == 0 for t in (history, weight, multiplier))
-    if not aligned or channels % vector or row_stride % vector:
-        vector = 1
+    row_stride = history.stride(0)
+    vector = vector_size(history, weight, multiplier, counts=(channels, row_stride))
     short = history.dtype == torch.bfloat16
     shape = tiles(count, m, outputs, channels, itemsize=history.element_size(), vector=vector, short=short)
     out = history.new_empty(count, *history.shape[1:-1], outputs)
     programs = samples * triton.cdiv(tokens, TOKENS) * triton.cdiv(count, shape.group)
-    with _device(history):
-        kernels.head_kernel[(programs,)](
+    with on_device(history):
+        kernels.fused_output_head_kernel[(programs,)](
             out,
             history,
             means,
@@ -82,7 +80,3 @@ def head(
             **shape.options,
         )
     return out
-
-
-def _device(tensor: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..combine.launch import _device, _vector
+from ...launching import on_device, vector_size
 from . import kernels
 
 LANES = 128
@@ -12,16 +12,16 @@ BYTES = 256  # of each feature that a thread reads; they pay for the reduction o
 OPTIONS = {"num_warps": LANES // 32}
 
 
-def residual(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None) -> Tensor:
+def prediction_error(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None) -> Tensor:
     """history [m, *feature] with every feature contiguous, coefficients float32 [m], bias float32 [] -> float64 [2]."""
     length, row_stride = feature.numel(), history.stride(0)
-    vector = _vector(length, row_stride, history, feature)
+    vector = vector_size(history, feature, counts=(length, row_stride))
     blocks = triton.cdiv(length, LANES * vector)
     steps = min(BYTES // (history.element_size() * vector), blocks)
     programs = triton.cdiv(blocks, steps)
     sums = history.new_empty(2, programs, dtype=torch.float32)
-    with _device(history):
-        kernels.residual_kernel[(programs,)](
+    with on_device(history):
+        kernels.prediction_error_kernel[(programs,)](
             history,
             coefficients,
             bias,

@@ -1,4 +1,4 @@
-"""``head`` as callers and PyTorch see it: arguments checked, implementation chosen, gradients."""
+"""``fused_output_head`` as callers and PyTorch see it: arguments checked, implementation chosen, gradients."""
 
 from typing import Any
 
@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from ...backend import choose_backend
-from ...checks import autocast_device, check_not_negative, check_tensors
+from ...checks import KERNEL_DTYPES, autocast_device, check_not_negative, check_tensors, needs_gradient
 from ...library import define
 from . import cpu, reference
 from .tiles import MAX_FEATURES, MAX_OUTPUTS
 
-STORAGE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernel
 
-
-def head(
+def fused_output_head(
     history: Tensor,
     coefficients: Tensor,
     bias: Tensor | None,
@@ -66,17 +64,21 @@ def head(
     chosen = choose_backend(backend, history)
     triton = chosen == "triton"
     if chosen == "torch" or not _served(history, coefficients, weight, triton):
-        return reference.head(history, coefficients, bias, multiplier, addend, weight, projection_bias, eps)
+        return reference.fused_output_head(
+            history, coefficients, bias, multiplier, addend, weight, projection_bias, eps
+        )
     arguments = (history, coefficients, multiplier, addend, weight, projection_bias)
-    if _needs_gradient(bias, *arguments):
-        result: Tensor = Head.apply(bias, *arguments, means, eps, centred, triton)
+    if needs_gradient(bias, *arguments):
+        result: Tensor = FusedOutputHead.apply(bias, *arguments, means, eps, centred, triton)  # type: ignore[no-untyped-call]
     else:
-        result = _head(*arguments, means, eps, centred, triton)
+        result = _operation(*arguments, means, eps, centred, triton)
     return result
 
 
 def token_means(feature: Tensor) -> Tensor:
-    """The mean of each token's channels, to be kept with a feature for :func:`head`: [*tokens, D] -> float32 [*tokens].
+    """The channel mean of each token, to be kept with a feature: [*tokens, D] -> float32 [*tokens].
+
+    :func:`fused_output_head` takes it.
 
     The mean of a combination of features is the combination of their means. So a single pass can subtract it before
     it squares, and what tokens have in common does not cancel the digits of their variance.
@@ -90,14 +92,14 @@ def token_means(feature: Tensor) -> Tensor:
     return feature.mean(-1, dtype=torch.float32)
 
 
-class Head(torch.autograd.Function):
+class FusedOutputHead(torch.autograd.Function):
     """The registered operation, with the gradients of the reference, which is evaluated again for them."""
 
     @staticmethod
     def forward(ctx: Any, bias: Tensor | None, *arguments: Any) -> Tensor:
         ctx.save_for_backward(bias, *arguments[:6])
         ctx.eps = arguments[7]
-        result: Tensor = _head(*arguments)
+        result: Tensor = _operation(*arguments)
         return result
 
     @staticmethod
@@ -109,7 +111,9 @@ class Head(torch.autograd.Function):
             bias, history, coefficients, multiplier, addend, weight, projection_bias = (
                 changed[wanted.index(i)] if i in wanted else tensor for i, tensor in enumerate(tensors)
             )
-            return reference.head(history, coefficients, bias, multiplier, addend, weight, projection_bias, eps)
+            return reference.fused_output_head(
+                history, coefficients, bias, multiplier, addend, weight, projection_bias, eps
+            )
 
         with torch.autocast(autocast_device(grad), enabled=False):  # backward may run under it, and would round
             pull_back = torch.func.vjp(outputs, *(tensors[i] for i in wanted))[1]
@@ -117,7 +121,7 @@ class Head(torch.autograd.Function):
         return *(gradients.get(i) for i in range(len(tensors))), None, None, None, None
 
 
-def _run_head(
+def _run(
     history: Tensor,
     coefficients: Tensor,
     multiplier: Tensor,
@@ -130,13 +134,13 @@ def _run_head(
     triton: bool,
 ) -> Tensor:
     if not triton:
-        return cpu.head(history, coefficients, multiplier, addend, weight, projection_bias, eps, centred)
+        return cpu.fused_output_head(history, coefficients, multiplier, addend, weight, projection_bias, eps, centred)
     from . import launch
 
-    return launch.head(history, coefficients, multiplier, addend, weight, projection_bias, means, eps)
+    return launch.fused_output_head(history, coefficients, multiplier, addend, weight, projection_bias, means, eps)
 
 
-def _fake_head(
+def _fake(
     history: Tensor,
     coefficients: Tensor,
     multiplier: Tensor,
@@ -151,11 +155,11 @@ def _fake_head(
     return history.new_empty(coefficients.shape[0], *history.shape[1:-1], weight.shape[0])
 
 
-_head = define(
-    "head(Tensor history, Tensor coefficients, Tensor multiplier, Tensor addend, Tensor weight, "
+_operation = define(
+    "fused_output_head(Tensor history, Tensor coefficients, Tensor multiplier, Tensor addend, Tensor weight, "
     "Tensor? projection_bias, Tensor? means, float eps, bool centred, bool triton) -> Tensor",
-    _run_head,
-    _fake_head,
+    _run,
+    _fake,
 )
 
 
@@ -167,11 +171,7 @@ def _served(history: Tensor, coefficients: Tensor, weight: Tensor, triton: bool)
         return False
     if not triton:
         return history.device.type == "cpu"
-    return history.dtype in STORAGE_DTYPES and len(history) <= MAX_FEATURES and len(weight) <= MAX_OUTPUTS
-
-
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return history.dtype in KERNEL_DTYPES and len(history) <= MAX_FEATURES and len(weight) <= MAX_OUTPUTS
 
 
 def _check(

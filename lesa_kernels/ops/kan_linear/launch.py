@@ -9,7 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
-from . import kernels
+from ...launching import on_device
+from . import gradient_kernels, kernels
 
 # For the tensor cores (2 bytes a number) and for the ordinary ones (4).
 # A program's time goes into its bases: about 10 instructions each on 128 lanes an SM, against 2 BN operations on tensor
@@ -82,7 +83,7 @@ def forward(
     small, config = forward_config(len(x), out_features, x.itemsize, has_wide_rows(bases, in_features, x.stride(0)))
     kernel = kernels.forward_small_kernel if small else kernels.forward_kernel
     programs = triton.cdiv(len(x), config["BM"]) * triton.cdiv(out_features, config["BN"])
-    with torch.cuda.device_of(x):
+    with on_device(x):
         kernel[(programs,)](
             x,
             base_weight.contiguous(),
@@ -113,8 +114,8 @@ def input_gradient(
     wide = has_wide_rows(bases, in_features, out_features, dy.stride(0))
     config = (INPUT_GRADIENT if wide else ODD_INPUT_GRADIENT)[x.itemsize]
     programs = triton.cdiv(len(x), config["BM"]) * triton.cdiv(in_features * BASES, config["BF"])
-    with torch.cuda.device_of(x):
-        kernels.input_gradient_kernel[(programs,)](
+    with on_device(x):
+        gradient_kernels.input_gradient_kernel[(programs,)](
             dy,
             x,
             base_weight.contiguous(),
@@ -157,8 +158,8 @@ def _weight_gradient(dy: Tensor, x: Tensor, scale: tuple[float, float], **consta
     rows_per_split = triton.cdiv(triton.cdiv(rows, splits), config["BK"]) * config["BK"]
     splits = triton.cdiv(rows, rows_per_split)
     partial = total if splits == 1 else torch.empty(splits, *total.shape, dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        kernels.weight_gradient_kernel[(tiles, splits)](
+    with on_device(x):
+        gradient_kernels.weight_gradient_kernel[(tiles, splits)](
             dy,
             x,
             partial,
@@ -174,7 +175,7 @@ def _weight_gradient(dy: Tensor, x: Tensor, scale: tuple[float, float], **consta
         )
         if splits > 1:
             blocks = triton.cdiv(total.numel(), SUM_BLOCK)
-            kernels.sum_splits_kernel[(blocks,)](partial, total, splits, total.numel(), BLOCK=SUM_BLOCK)
+            gradient_kernels.sum_splits_kernel[(blocks,)](partial, total, splits, total.numel(), BLOCK=SUM_BLOCK)
     return total
 
 

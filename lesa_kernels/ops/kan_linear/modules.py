@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...checks import check_not_negative, check_tensors, check_whole
+from .arguments import check_grid
 from .bsplines import from_bsplines, to_bsplines
-from .op import check_grid, run_layer
+from .op import run_layer
 from .reference import cox_de_boor, uniform_knots
 from .uniform import is_uniform
 
@@ -125,7 +126,7 @@ class KANLinear(nn.Module):
         touches its basis.
         """
         solution = torch.linalg.pinv(self._expand_exactly(x)) @ y.double().transpose(0, 1)  # [in, C, out]
-        return solution.permute(2, 0, 1).to(self.spline_weight.dtype)
+        return torch.permute(solution, (2, 0, 1)).to(self.spline_weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.base_activation, nn.SiLU):
@@ -239,7 +240,7 @@ class KANLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Of ``.to(dtype)``: the knots keep float32. Rounded to bf16 they would be off by up to 1 % of an interval."""
         grid = self.grid
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.grid.dtype != grid.dtype and self.grid.itemsize < 4:
             self.grid = grid.to(self.grid.device)
         return self

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from lesa_kernels.ops.head.kernels import head_kernel
-from lesa_kernels.ops.head.tiles import TOKENS, tiles
+from lesa_kernels.ops.fused_output_head.kernels import fused_output_head_kernel
+from lesa_kernels.ops.fused_output_head.tiles import TOKENS, tiles
 from tests.gate.worker import Case
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -48,7 +48,7 @@ def head(
     types |= dict.fromkeys((*sizes, "samples", "tokens", "modulated"), "i32")
     return Case(
         f"{model}-{dtype}",
-        head_kernel,
+        fused_output_head_kernel,
         types,
         {
             "P": count,

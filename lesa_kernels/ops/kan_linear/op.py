@@ -4,20 +4,18 @@ The registered operations serve what their kernels serve: a GPU (or Triton's int
 knots. Everything else is the reference, which autograd differentiates.
 """
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...backend import choose_backend
-from ...checks import autocast_device, check_tensors, check_whole
+from ...checks import KERNEL_DTYPES, check_tensors, needs_gradient
 from ...library import define
 from . import cpu, reference
+from .arguments import autocast, check_grid, check_layer
 from .uniform import runs_uniform, snapped
 
-KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 KERNEL_ORDERS = (1, 2, 3)
 
 
@@ -102,8 +100,8 @@ def run_layer(
     they were.
     """
     check_tensors({"x": x, "base_weight": base_weight, "spline_weight": spline_weight}, {"grid": grid})
-    x, base_weight, spline_weight = _autocast(x, base_weight, spline_weight)
-    _check(x, base_weight, spline_weight, order, grid_range, grid)
+    x, base_weight, spline_weight = autocast(x, base_weight, spline_weight)
+    check_layer(x, base_weight, spline_weight, order, grid_range, grid)
     low, high = map(float, grid_range)
     chosen = choose_backend(backend, x)
     triton = chosen == "triton"
@@ -111,72 +109,16 @@ def run_layer(
         served = (grid is None or look) and order in KERNEL_ORDERS and x.dtype in KERNEL_DTYPES
     else:
         served = chosen == "native" and order in cpu.ORDERS
-    if grid is not None and grid.requires_grad and torch.is_grad_enabled():
+    if needs_gradient(grid):
         served = False  # a gradient of the knots is the reference's
     if not served or torch._C._are_functorch_transforms_active():
         grid = snapped(grid, order, (low, high)) if grid is not None and look else grid
         return reference.kan_linear(x, base_weight, spline_weight, order=order, grid_range=grid_range, grid=grid)
     tensors = (x, base_weight, spline_weight)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _KanLinear.apply(*tensors, order, low, high, grid, triton, look)
+    if needs_gradient(*tensors):
+        y: Tensor = _KanLinear.apply(*tensors, order, low, high, grid, triton, look)  # type: ignore[no-untyped-call]
+        return y
     return _forward(*tensors, order, low, high, grid, triton, look)
-
-
-def check_grid(grid_size: int, order: int, grid_range: Sequence[float]) -> None:
-    """Raise ValueError unless such a grid exists."""
-    check_whole(order=order, grid_size=grid_size)
-    if order < 0 or grid_size < 1:
-        raise ValueError(f"a spline grid needs order >= 0 and grid_size >= 1, not order={order}, grid_size={grid_size}")
-    try:
-        low, high = map(float, grid_range)
-    except (TypeError, ValueError):
-        raise ValueError(f"grid_range must be two numbers, (low, high), not {grid_range!r}") from None
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"grid_range must run from a lower to a higher finite number, not {grid_range}")
-
-
-def _check(
-    x: Tensor,
-    base_weight: Tensor,
-    spline_weight: Tensor,
-    order: int,
-    grid_range: tuple[float, float],
-    grid: Tensor | None,
-) -> None:
-    check_whole(order=order)
-    if base_weight.ndim != 2 or spline_weight.ndim != 3:
-        raise ValueError(
-            f"base_weight must be [out, in] and spline_weight [out, in, grid_size + order], "
-            f"not {list(base_weight.shape)} and {list(spline_weight.shape)}"
-        )
-    out_features, in_features = base_weight.shape
-    bases = spline_weight.shape[-1]
-    check_grid(bases - order, order, grid_range)
-    if spline_weight.shape[:2] != (out_features, in_features):
-        raise ValueError(
-            f"spline_weight {list(spline_weight.shape)} does not belong to base_weight {list(base_weight.shape)}: "
-            f"expected [{out_features}, {in_features}, grid_size + order]"
-        )
-    if x.ndim == 0 or x.shape[-1] != in_features:
-        raise ValueError(f"x is {list(x.shape)}, the weights take {in_features} features in its last dimension")
-    if not x.dtype == base_weight.dtype == spline_weight.dtype:
-        raise ValueError(
-            f"x is {x.dtype}, base_weight {base_weight.dtype}, spline_weight {spline_weight.dtype}: use one dtype"
-        )
-    if grid is not None and grid.shape != (in_features, bases + order + 1):
-        raise ValueError(
-            f"grid {list(grid.shape)} does not carry {bases} bases of order {order} for {in_features} inputs: "
-            f"expected [{in_features}, {bases + order + 1}]"
-        )
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """What autocast does to the arguments of F.linear: one dtype for all, float64 left alone."""
-    device = autocast_device(tensors[0])
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
 def _forward_op(

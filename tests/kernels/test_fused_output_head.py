@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lesa_kernels import combine
-from lesa_kernels.ops.head import cpu, reference
-from lesa_kernels.ops.head.op import head, token_means
+from lesa_kernels.ops.fused_output_head import cpu, reference
+from lesa_kernels.ops.fused_output_head.op import fused_output_head, token_means
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["triton", "torch" if torch.cuda.is_available() else "native"]
@@ -77,9 +77,9 @@ def test_reference_is_the_definition() -> None:
     for tokens in ((), (5,), (3, 4)):
         arguments = inputs(tokens=tokens, dtype=torch.float64)
         expected = in_float64(*arguments)
-        torch.testing.assert_close(reference.head(*arguments, 1e-6), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(reference.fused_output_head(*arguments, 1e-6), expected, rtol=1e-12, atol=1e-12)
         for backend in BACKENDS:
-            torch.testing.assert_close(head(*arguments, backend=backend), expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(fused_output_head(*arguments, backend=backend), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -98,20 +98,20 @@ def test_reference_is_the_definition() -> None:
 )
 def test_matches_float64(shape, dtype, backend, device) -> None:
     arguments = inputs(**shape, dtype=dtype, device=device)
-    assert_accurate(head(*arguments, backend=backend), *arguments)
+    assert_accurate(fused_output_head(*arguments, backend=backend), *arguments)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(("m", "count", "outputs"), [(1, 1, 4), (16, 9, 17), (2, 7, 1), (8, 6, 64), (16, 3, 384)])
 def test_any_number_of_features_predictions_and_outputs(m, count, outputs, backend, device) -> None:
     arguments = inputs(m, count, 1, (5,), 64, outputs, dtype=torch.bfloat16, device=device)
-    assert_accurate(head(*arguments, backend=backend), *arguments)
+    assert_accurate(fused_output_head(*arguments, backend=backend), *arguments)
 
 
 @pytest.mark.parametrize("outputs", [385, 600])
 def test_more_outputs_or_features_than_the_kernel_serves_are_the_reference(outputs, device) -> None:
     arguments = inputs(17, outputs=outputs, device=device)
-    assert torch.equal(head(*arguments, backend="triton"), reference.head(*arguments, 1e-6))
+    assert torch.equal(fused_output_head(*arguments, backend="triton"), reference.fused_output_head(*arguments, 1e-6))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -123,7 +123,7 @@ def test_unusual_features(case, dtype, backend, device) -> None:
     values |= {"constant": torch.full_like(history, 3), "zero": torch.zeros_like(history)}
     history = values[case]
     for means in (None, token_means(history)):
-        assert_accurate(head(history, *rest, means=means, backend=backend), history, *rest)
+        assert_accurate(fused_output_head(history, *rest, means=means, backend=backend), history, *rest)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -132,29 +132,29 @@ def test_features_without_their_means_give_the_same_outputs(common, backend, dev
     history, *rest = inputs(4, 2, 2, (17,), 192, device=device)
     history += common
     centred = history - history.mean(-1, keepdim=True)
-    assert_accurate(head(centred, *rest, centred=True, backend=backend), history, *rest)
+    assert_accurate(fused_output_head(centred, *rest, centred=True, backend=backend), history, *rest)
 
 
 def test_large_coefficients_that_cancel(backend, device) -> None:
     history, coefficients, *rest = inputs(8, 2, 1, (17,), 192, device=device)
     history = history[:1] + 0.05 * history
     coefficients = 20 * (coefficients - coefficients.mean(1, keepdim=True)) + 1 / 8
-    assert_accurate(head(history, coefficients, *rest, backend=backend), history, coefficients, *rest)
+    assert_accurate(fused_output_head(history, coefficients, *rest, backend=backend), history, coefficients, *rest)
 
 
 def test_eps_and_optional_arguments(backend, device) -> None:
     history, coefficients, _, multiplier, addend, weight, _ = inputs(device=device)
     arguments = history, coefficients, None, multiplier, addend, weight, None
-    assert_accurate(head(*arguments, eps=0.5, backend=backend), *arguments, eps=0.5)
+    assert_accurate(fused_output_head(*arguments, eps=0.5, backend=backend), *arguments, eps=0.5)
 
 
 def test_modulation_may_be_in_the_dtype_of_the_history_and_shared_by_halves(backend, device) -> None:
     history, coefficients, bias, multiplier, addend, *rest = inputs(dtype=torch.bfloat16, device=device)
     arguments = history, coefficients, bias, multiplier.bfloat16(), addend.bfloat16(), *rest
-    assert_accurate(head(*arguments, backend=backend), *arguments)
+    assert_accurate(fused_output_head(*arguments, backend=backend), *arguments)
     one = history, coefficients, bias, multiplier[:, :1], addend, *rest
     both = history, coefficients, bias, multiplier[:, :1].expand(-1, 2, -1), addend, *rest
-    assert torch.equal(head(*one, backend=backend), head(*both, backend=backend))
+    assert torch.equal(fused_output_head(*one, backend=backend), fused_output_head(*both, backend=backend))
 
 
 VIEWS = {
@@ -184,13 +184,13 @@ def test_history_and_the_others_may_be_any_view(view, backend, device) -> None:
         weight.T.contiguous().T,
         offset,
     )
-    assert_accurate(head(*arguments, backend=backend), *arguments)
+    assert_accurate(fused_output_head(*arguments, backend=backend), *arguments)
 
 
 @pytest.mark.parametrize("empty", [{"count": 0}, {"samples": 0}, {"tokens": (0,)}, {"outputs": 0}], ids=str)
 def test_nothing_in_gives_nothing_out(empty, backend, device) -> None:
     arguments = [t.requires_grad_() for t in inputs(**empty, device=device)]
-    result = head(*arguments, backend=backend)
+    result = fused_output_head(*arguments, backend=backend)
     assert result.shape == (len(arguments[1]), *arguments[0].shape[1:-1], len(arguments[5]))
     assert result.numel() == 0
     result.sum().backward()
@@ -200,10 +200,10 @@ def test_nothing_in_gives_nothing_out(empty, backend, device) -> None:
 def test_shards_of_the_tokens_need_nothing_of_each_other(backend, device) -> None:
     history, *rest = inputs(tokens=(37,), dtype=torch.bfloat16, device=device)
     means = token_means(history)
-    whole = head(history, *rest, means=means, backend=backend)
+    whole = fused_output_head(history, *rest, means=means, backend=backend)
     for part in (slice(0, 16), slice(16, 37), slice(5, 6)):
         shard, its_means = history[:, :, part].contiguous(), means[:, :, part].contiguous()
-        result, expected = head(shard, *rest, means=its_means, backend=backend), whole[:, :, part]
+        result, expected = fused_output_head(shard, *rest, means=its_means, backend=backend), whole[:, :, part]
         # a matrix product on a CPU may add up in another order for another number of rows
         assert torch.equal(result, expected) if backend == "triton" else torch.allclose(result, expected, rtol=0.01)
 
@@ -215,9 +215,9 @@ def test_cpu_tiles_cut_samples_and_tokens(monkeypatch) -> None:
         for modulated in (1, 3):
             arguments = inputs(samples=3, tokens=(7,), channels=24, modulated=modulated, dtype=torch.float64)
             expected = in_float64(*arguments)
-            torch.testing.assert_close(head(*arguments), expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(fused_output_head(*arguments), expected, rtol=1e-12, atol=1e-12)
             arguments[0] -= arguments[0].mean(-1, keepdim=True)
-            torch.testing.assert_close(head(*arguments, centred=True), expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(fused_output_head(*arguments, centred=True), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_means_are_those_of_the_tokens_in_float32() -> None:
@@ -235,7 +235,9 @@ def test_addresses_are_64_bit(device) -> None:
     room = torch.empty(apart + 3 * 64, dtype=torch.bfloat16)
     history = room.as_strided((2, 1, 3, 64), (apart, 3 * 64, 64, 1))
     history.copy_(arguments[0])
-    assert torch.equal(head(history, *arguments[1:], backend="triton"), head(*arguments, backend="triton"))
+    assert torch.equal(
+        fused_output_head(history, *arguments[1:], backend="triton"), fused_output_head(*arguments, backend="triton")
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ def test_addresses_are_64_bit(device) -> None:
 def test_nothing_out_of_bounds_is_touched(shape, device, monkeypatch) -> None:
     if device.type == "cuda":
         pytest.skip("needs the interpreter")
-    from lesa_kernels.ops.head import launch
+    from lesa_kernels.ops.fused_output_head import launch
     from tests.kernels.memcheck import memcheck
 
     def remembered(*arguments):
@@ -258,11 +260,13 @@ def test_nothing_out_of_bounds_is_touched(shape, device, monkeypatch) -> None:
     history, coefficients, _, multiplier, addend, weight, offset = inputs(*shape, dtype=torch.bfloat16)
     means = token_means(history)
     with memcheck(history, coefficients, multiplier, weight, means):
-        head(history, coefficients, None, multiplier, addend, weight, offset, means=means, backend="triton")
+        fused_output_head(
+            history, coefficients, None, multiplier, addend, weight, offset, means=means, backend="triton"
+        )
 
 
 def test_import_needs_no_triton() -> None:
-    code = "import sys; sys.modules['triton'] = None; import lesa_kernels.ops.head.op"
+    code = "import sys; sys.modules['triton'] = None; import lesa_kernels.ops.fused_output_head.op"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -282,14 +286,14 @@ def test_wrong_shapes_are_named(position, shape, message) -> None:
     arguments = inputs()
     arguments[position] = torch.zeros(shape)
     with pytest.raises(ValueError, match=message):
-        head(*arguments)
+        fused_output_head(*arguments)
 
 
 def test_wrong_means_devices_and_backends_are_named() -> None:
     arguments = inputs()
     with pytest.raises(ValueError, match=r"means \[3, 2\] must be \[3, 2, 20\]"):
-        head(*arguments, means=torch.zeros(3, 2))
+        fused_output_head(*arguments, means=torch.zeros(3, 2))
     with pytest.raises(ValueError, match="weight is on meta"):
-        head(*arguments[:5], arguments[5].to("meta"), arguments[6])
+        fused_output_head(*arguments[:5], arguments[5].to("meta"), arguments[6])
     with pytest.raises(ValueError, match="backend"):
-        head(*arguments, backend="cuda")
+        fused_output_head(*arguments, backend="cuda")

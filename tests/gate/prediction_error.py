@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lesa_kernels.ops.residual import kernels, launch
+from lesa_kernels.ops.prediction_error import kernels, launch
 from tests.gate.worker import Case
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -22,7 +22,7 @@ def case(dtype: str, m: int, aligned: bool = True) -> Case:
     )
     return Case(
         f"residual-{dtype}-m{m}{'' if aligned else '-odd'}",
-        kernels.residual_kernel,
+        kernels.prediction_error_kernel,
         pointers | dict.fromkeys(("row_stride_vec", "length_vec", "steps"), "i32"),
         {"M": m, "VEC": 16 // ITEMSIZE[dtype] if aligned else 1, "LANES": launch.LANES},
         tuple(pointers),

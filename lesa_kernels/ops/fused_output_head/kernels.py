@@ -1,6 +1,7 @@
 # ruff: noqa: N803, N806 (compile-time constants are written in capitals)
 # mypy: ignore-errors
-"""The Triton kernel of ``head``: one pass over the kept features makes the outputs of all steps to be predicted.
+# (functions of Triton have no Python types)
+"""The Triton kernel of ``fused_output_head``: the outputs of all predicted steps in one pass over the kept features.
 
     x[p]   = sum_j c[p, j] * (history[j] - mean_j)           centred: the mean of a sum is the sum of the means
     out[p] = (x[p] * multiplier[p]) @ weight.T / sqrt(mean x[p]^2 + eps) + table[p]
@@ -33,7 +34,7 @@ def operand(values, STORAGE: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["samples", "tokens", "modulated"])
-def head_kernel(
+def fused_output_head_kernel(
     out,  # [P, samples * tokens, outputs]
     history,  # [M, samples * tokens, channels], features row_stride apart
     means,  # float32 [M, samples * tokens]: of each token's channels

@@ -1,0 +1,1 @@
+"""A row of the Gram matrix of features: inner products of one feature with all kept ones."""

@@ -28,10 +28,9 @@ from tqdm import tqdm
 
 import lesa
 from benchmarks.census import Census, census
-from benchmarks.demo_loop import timed_calls
+from benchmarks.demo.loop import timed_calls
 from lesa.adapters.cache_dit import ForecasterConfig, steps_mask
-from lesa.demo.measure import labels_of
-from lesa.demo.model import load_pipeline, request, unpack
+from lesa.demo.model import labels_of, load_pipeline, request, unpack
 from lesa.reports.environment import describe_environment
 
 THEIRS: dict[str, Callable[[], Any]] = {

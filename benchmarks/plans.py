@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 import lesa
 from lesa.calibration.calibration import Calibration
-from lesa.demo.measure import labels_of
-from lesa.demo.model import build_pipeline, images_of, load_pipeline, request
+from lesa.demo.model import build_pipeline, images_of, labels_of, load_pipeline, request
 from lesa.evaluation.metrics import psnr
 from lesa.reports.environment import describe_environment
 from lesa.statistics.output_errors import OutputErrorGram

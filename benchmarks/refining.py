@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 import lesa
 from benchmarks.plans import CALIBRATION, HELD_OUT, Judge, Sampler, calibrate, samplers
-from lesa.demo.measure import labels_of
-from lesa.demo.model import request
+from lesa.demo.model import labels_of, request
 from lesa.demo.run import CONFIG, collect_digits
 from lesa.reports.environment import describe_environment
 

@@ -27,7 +27,7 @@ def test_a_predicted_step(bench, shape, provider):
 @functools.cache
 def loop_methods():
     """The methods of the loop, and the full sampler's image."""
-    from benchmarks.demo_loop import STEPS, methods
+    from benchmarks.demo.loop import STEPS, methods
     from lesa.demo.model import request
 
     chosen = {name: (pipeline.to(DEVICE), enabled) for name, pipeline, enabled in methods()}
@@ -41,7 +41,7 @@ def test_a_denoising_loop(benchmark, request, clock, provider):
         pytest.skip("diffusers is not installed")
     if clock == "device":
         pytest.skip("a loop is what its caller waits for")
-    from benchmarks.demo_loop import STEPS
+    from benchmarks.demo.loop import STEPS
     from lesa.demo.model import request as arguments
 
     chosen, full = loop_methods()

@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lesa
-from lesa.demo.measure import call_of
-from lesa.demo.model import images_of, load_pipeline
+from lesa.demo.model import call_of, images_of, load_pipeline
 from lesa.demo.run import CALIBRATION_SEEDS, CONFIG, HELD_OUT_SEEDS
 from lesa.evaluation import metrics
 from lesa.reports.environment import describe_environment

@@ -7,7 +7,7 @@ from benchmarks.report.registry import part, table
 from lesa.reports.columns import LEFT, cells
 
 
-@part("README.md", "demo table", "demo.json", command="lesa demo")
+@part("README.md", "demo table", "demo.json", command="python -m benchmarks.demo.run")
 def demo_table(rows: Any) -> str:
     """The rows of the demo's report."""
     setting = f"{rows[0]['samples']} held-out digits, {rows[0]['batch']} at a time."
@@ -46,7 +46,7 @@ def demo_findings(measured: Any) -> str:
     )
 
 
-@part("README.md", "loop table", "demo_loop.json", command="python -m benchmarks.demo_loop")
+@part("README.md", "loop table", "demo_loop.json", command="python -m benchmarks.demo.loop")
 def loop_table(rows: Any) -> str:
     """How much of the ideal speed-up arrives, beside other caches."""
     headings = ["batch", "method", "full steps", "inside transformer calls (quartiles)", "denoising loop"]

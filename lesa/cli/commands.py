@@ -111,8 +111,7 @@ def _pipeline_and_calls(
 ) -> tuple[Any, list[Any], dict[str, Any]]:
     """What to sample with, the calls to make, and keyword arguments of each."""
     if options.model == DEMO:
-        from lesa.demo.measure import call_of
-        from lesa.demo.model import images_of, load_pipeline
+        from lesa.demo.model import call_of, images_of, load_pipeline
         from lesa.demo.run import CALIBRATION_SEEDS, HELD_OUT_SEEDS
 
         if held_out:

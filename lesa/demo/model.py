@@ -14,7 +14,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from torch import Tensor
 from torch.nn import functional as F
 
-from lesa.demo.digits import IMAGE_SIZE
+from lesa.demo.digits import IMAGE_SIZE, NUM_CLASSES, read
+from lesa.evaluation.metrics import Call, Metric
 
 WEIGHTS = Path(__file__).parent / "weights"
 PROMPT_DIM = 16  # ten classes, padded to what the attention likes
@@ -116,3 +117,20 @@ def request(
 def sample(pipeline: FluxPipeline, labels: Sequence[int], seeds: Sequence[int], **options: Any) -> Tensor:
     """Images [N, 1, 8, 8] from one pipeline call; ``options`` as in :func:`request`."""
     return unpack(pipeline(**request(labels, seeds, **options)).images)
+
+
+def labels_of(seeds: range) -> Tensor:
+    """The digit that each seed is asked for."""
+    return torch.tensor(seeds) % NUM_CLASSES
+
+
+def call_of(seeds: range, num_steps: int = 50) -> dict[str, Any]:
+    """The pipeline call that draws a digit for each seed."""
+    return request(labels_of(seeds).tolist(), seeds, num_steps=num_steps)
+
+
+def _is_read_as_asked(images: Tensor, reference: Tensor, call: Call) -> Tensor:
+    return (read(images * 2 - 1) == labels_in(call)).float()
+
+
+digit_metric = Metric("classifier_agreement", _is_read_as_asked)

@@ -1,86 +1,91 @@
-"""The guided run: calibrate, fit, compare, and write ``report.json``, ``comparison.png`` and ``plan.png``."""
+"""The guided run: calibrate, fit, accelerate, compare; writes ``report.json``, ``comparison.png`` and ``plan.png``."""
 
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 from diffusers import FluxPipeline
 from rich.console import Console
 
+from lesa.api.choose import UNCALIBRATED
 from lesa.arguments import whole
 from lesa.calibration.calibrate import calibrate
 from lesa.calibration.calibration import Calibration
-from lesa.demo.measure import call_of, compare, error_along_the_way
-from lesa.demo.methods import DEFAULT, INTERVALS, LIVE_INTERVAL, NUM_STEPS, all_methods, calibrated_methods
-from lesa.demo.model import WEIGHTS, images_of, load_pipeline
-from lesa.demo.pictures import draw_comparison, draw_plans
-from lesa.evaluation.methods import Method
+from lesa.demo.model import call_of, digit_metric, images_of, load_pipeline
+from lesa.demo.pictures import draw_comparison
+from lesa.evaluation.evaluate import evaluate
+from lesa.evaluation.methods import FULL, Method, predicted
+from lesa.evaluation.pictures import draw_strips
 from lesa.files import write_text
+from lesa.forecasters import Reuse, Taylor
 from lesa.predictor.config import LesaConfig
 from lesa.predictor.predictor import LesaPredictor
 from lesa.reports.columns import console_table
-from lesa.statistics.gram import GramMatrix
 from lesa.tables.plan import StepPlan
 from lesa.training.collect import collect
 from lesa.training.trajectories import Trajectories
 from lesa.training.two_stage import fit
 
+NUM_STEPS, INTERVAL = 50, 7
 CALIBRATION_SEEDS = range(10_000, 10_096)
 HELD_OUT_SEEDS = range(512)
+BATCH = 256
 SHOWN = 16  # digits in the picture
 CONFIG = LesaConfig(NUM_STEPS, hidden_dim=64)
+PAPER = StepPlan.paper(NUM_STEPS, INTERVAL)
+COUNTS = (13, len(PAPER.full_steps), 8)  # full steps of the calibrated plans
 
 
-def run_demo(
-    out: Path,
-    *,
-    held_out: int = len(HELD_OUT_SEEDS),
-    batch: int = 256,
-    timing_rounds: int = 5,
-    intervals: Sequence[int] = INTERVALS,
-) -> None:
-    """Everything that ``lesa demo`` shows, with the files in ``out``; ``intervals`` of the paper's plans."""
+def run_demo(out: Path, *, held_out: int = len(HELD_OUT_SEEDS), timing_rounds: int = 5) -> None:
+    """Everything that ``lesa demo`` shows, with the files in ``out``; about two minutes on two cores."""
     whole("held_out", held_out, least=1)
     whole("timing_rounds", timing_rounds, least=0)
     out.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    start = time.monotonic()
-    pipeline = load_pipeline()
+    console, start, pipeline = Console(), time.monotonic(), load_pipeline()
     console.print(
         f"A FLUX of {pipeline.transformer.num_parameters() / 1e6:.2f} M parameters draws digits in {NUM_STEPS} steps.\n"
-        f"[bold]1.[/] It samples {len(CALIBRATION_SEEDS)} digits normally while its features are recorded."
+        f"[bold]1.[/] It samples {len(CALIBRATION_SEEDS)} digits normally: a calibration finds the best full steps."
     )
-    trajectories = collect_digits(pipeline)
-    console.print(f"[bold]2.[/] A LESA predictor for the paper's plan with interval {LIVE_INTERVAL} is fitted to them.")
-    predictors = {
-        n: fit_digits(trajectories, n) if n == LIVE_INTERVAL else load_predictor(f"lesa-n{n}") for n in intervals
-    }
-    console.print("[bold]3.[/] A calibration finds the best full steps, and predictors are fitted to it.")
     calibration = calibrate(pipeline, [call_of(CALIBRATION_SEEDS)], search=False)
-    best = calibrated_methods(calibration, trajectories, CONFIG, intervals)
-    kan = load_predictor(f"lesa-kan-n{LIVE_INTERVAL}")
-    methods = all_methods(predictors, gram_of(trajectories), kan, best)
-    console.print(
-        f"[bold]4.[/] {len(methods)} methods draw {held_out} digits from seeds that nobody has seen, taking turns."
-    )
+    console.print(f"[bold]2.[/] A LESA predictor for the paper's plan with interval {INTERVAL} is trained.")
+    methods = demo_methods(calibration, fit_digits(collect_digits(pipeline), INTERVAL))
+    console.print(f"[bold]3.[/] {len(methods)} methods draw {held_out} digits from other seeds, taking turns.")
+    seeds = HELD_OUT_SEEDS[:held_out]
+    batches = [seeds[first : first + BATCH] for first in range(0, len(seeds), BATCH)]
 
     def keep(rows: list[dict[str, Any]]) -> None:
-        """After every call, so that an interrupted run leaves what it has measured."""
-        write_text(out / "report.json", json.dumps(keep_better_taylorseer(rows), indent=1) + "\n")
+        """After every call, so that an interrupted run keeps what it has measured."""
+        write_text(out / "report.json", json.dumps(rows, indent=1) + "\n")
 
-    seeds = HELD_OUT_SEEDS[:held_out]
-    rows = compare(pipeline, methods, seeds, batch=batch, timing_rounds=timing_rounds, keep=keep)
-    rows = keep_better_taylorseer(rows)
-    write_text(out / "report.json", json.dumps(rows, indent=1) + "\n")
-    shown = [m for m in methods if m.timed and m.plan in ("every step", f"paper N={LIVE_INTERVAL}")]
-    count = len(StepPlan.paper(NUM_STEPS, LIVE_INTERVAL).full_steps)
-    shown += [m for m in best if m.plan == f"calibrated, {count} steps" and m.name == DEFAULT]
-    draw(out, pipeline, shown, rows, calibration, intervals)
+    rows = evaluate(
+        pipeline,
+        methods,
+        [call_of(batch) for batch in batches],
+        metrics=["psnr", "ssim", digit_metric],
+        images=images_of,
+        rounds=max(1, timing_rounds // len(batches)),
+        keep=keep,
+    )
+    draw(out, pipeline, methods, rows)
     console.print(console_table(rows, title=f"{rows[0]['samples']} held-out digits against the full sampler"))
     console.print(f"Wrote report.json, comparison.png and plan.png to {out} after {time.monotonic() - start:.0f} s.")
+
+
+def demo_methods(calibration: Calibration, predictor: LesaPredictor) -> list[Method]:
+    """The full sampler, plain samplers of fewer steps, forecasters on the paper's plan, and calibrated plans."""
+    count, forecasters = len(PAPER.full_steps), calibration.forecasters()
+    plain = [Method("plain sampler", f"{n} steps", lambda _: nullcontext(), {"num_inference_steps": n}) for n in COUNTS]
+    paper = {"reuse": Reuse(), "Taylor 2": Taylor(2), "LESA": predictor}
+    return [
+        FULL,
+        *plain,
+        *(predicted(name, forecaster, PAPER, f"paper N={INTERVAL}") for name, forecaster in paper.items()),
+        predicted("nothing calibrated", UNCALIBRATED, StepPlan.even(calibration.times, count), f"even, {count} steps"),
+        *(predicted("calibrated", forecasters, calibration.plan(n), f"calibrated, {n} steps") for n in COUNTS),
+    ]
 
 
 def collect_digits(pipeline: FluxPipeline) -> Trajectories:
@@ -93,45 +98,14 @@ def fit_digits(trajectories: Trajectories, interval: int, latent: Literal["linea
     return fit(trajectories, StepPlan.paper(NUM_STEPS, interval), dataclasses.replace(CONFIG, latent=latent))
 
 
-def load_predictor(name: str) -> LesaPredictor:
-    """A predictor that ships with the package, made by ``lesa fit demo --out lesa/demo/weights/NAME``."""
-    return LesaPredictor.from_pretrained(WEIGHTS / name)
-
-
-def gram_of(trajectories: Trajectories) -> GramMatrix:
-    """The inner products of recorded features."""
-    gram = GramMatrix(trajectories.num_steps)
-    for features in trajectories.batches(trajectories.samples):
-        for step in range(trajectories.num_steps):
-            gram.update(step, features[:, step])
-    return gram
-
-
-def keep_better_taylorseer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of diffusers' TaylorSeer only the better order."""
-    theirs = [row for row in rows if row["method"].startswith("diffusers")]
-    best = max(theirs, key=lambda row: row["psnr"])
-    return [row for row in rows if row not in theirs or row is best]
-
-
-def draw(
-    out: Path,
-    pipeline: FluxPipeline,
-    methods: list[Method],
-    rows: list[dict[str, Any]],
-    calibration: Calibration,
-    intervals: Sequence[int],
-) -> None:
-    """The two pictures, of the methods on the live predictor's plan and of the best one with as many full steps."""
-    seeds = HELD_OUT_SEEDS[:SHOWN]
+def draw(out: Path, pipeline: FluxPipeline, methods: list[Method], rows: list[dict[str, Any]]) -> None:
+    """The digits of methods with as many full steps as the paper's plan, and the full steps of all plans."""
+    chosen = [i for i, row in enumerate(rows) if i == 0 or row["full_steps"] == len(PAPER.full_steps)]
     images = {}
-    for method in methods:
-        with method.enabled(pipeline):
-            images[method.name] = images_of(pipeline(**call_of(seeds)))
-    shown = [next(r for r in rows if (r["method"], r["plan"]) == (m.name, m.plan)) for m in methods]
-    draw_comparison(out / "comparison.png", images, shown)
-    errors = error_along_the_way(pipeline, methods, HELD_OUT_SEEDS[:128])
-    del errors[methods[0].name]
-    plans = {f"N={interval}": StepPlan.paper(NUM_STEPS, interval) for interval in intervals}
-    plans |= {f"best {count}": calibration.plan(count) for count in (len(p.full_steps) for p in list(plans.values()))}
-    draw_plans(out / "plan.png", plans, errors, f"distance from the full sampler along the way, N={LIVE_INTERVAL}")
+    for index in chosen:
+        with methods[index].enabled(pipeline):
+            made = pipeline(**{**call_of(HELD_OUT_SEEDS[:SHOWN]), **methods[index].options})
+        images[f"{methods[index].name}, {methods[index].plan}"] = images_of(made)
+    draw_comparison(out / "comparison.png", images, [rows[index] for index in chosen])
+    plans = {row["plan"]: (row["full"], NUM_STEPS) for row in rows[1:] if row["method"] != "plain sampler"}
+    draw_strips(out / "plan.png", plans)

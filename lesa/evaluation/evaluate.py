@@ -92,7 +92,7 @@ def evaluate(
                         continue
                     with method.enabled(pipeline) as handle:
                         for _ in range(1 + warm_up):
-                            call = call_arguments(prompt, seed + index, options)
+                            call = {**call_arguments(prompt, seed + index, options), **method.options}
                             output, seconds, peak = _timed(pipeline, call)
                     figures[method].add_run(seconds, peak, handle, pipeline.scheduler)
                     if number == 0:
@@ -147,7 +147,7 @@ class Measurements:
             "plan": method.plan,
             "full": self.full,
             "full_steps": self.full_steps,
-            "speedup_ideal": self.steps / self.full_steps,
+            "speedup_ideal": max(self.steps, whole.steps) / self.full_steps,
             "speedup_wall": statistics.median(a / b for a, b in zip(whole.seconds, self.seconds, strict=False)),
             # the full sampler's distance from itself is infinitely good, which JSON does not know
             **{name: score if abs(score) < float("inf") else None for name, score in scores.items()},

@@ -1,8 +1,8 @@
 """What is compared: a method is a name, a plan and a way to put it into a pipeline."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lesa.adapters.diffusers.attachment import Attachment
@@ -19,12 +19,14 @@ class Method:
         plan: of the full steps.
         enabled: the method as a context manager on a pipeline; it yields an object with the ``records`` of the latest
             generation, or None if another library's cache is used.
-        timed: whether its speed is measured; otherwise one generation, for its images, has to do.
+        options: keyword arguments of its calls, such as fewer steps of the plain sampler.
+        timed: whether its speed is measured; otherwise it makes one generation, for its images.
     """
 
     name: str
     plan: str
     enabled: Callable[[Any], AbstractContextManager[Any]]
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)
     timed: bool = True
 
 

@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from lesa import StepPlan
+from lesa import GramMatrix, StepPlan
 
 
 @st.composite
@@ -42,3 +42,12 @@ def changed(data, steps):
         if not data:
             break
     return data
+
+
+def gram_of(trajectories):
+    """The inner products of recorded features."""
+    gram = GramMatrix(trajectories.num_steps)
+    for features in trajectories.batches(trajectories.samples):
+        for step in range(trajectories.num_steps):
+            gram.update(step, features[:, step])
+    return gram

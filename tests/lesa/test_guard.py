@@ -5,13 +5,12 @@ from hypothesis import strategies as st
 
 import lesa
 from lesa import Guard, LeastSquares, LesaConfig, LesaWarning, Reuse, StepPlan, Taylor, Trajectories
-from lesa.demo.run import gram_of
 from lesa.runtime import history as history_module
 from lesa.runtime.guard import make_probes
 from lesa.runtime.history import FeatureHistory
 from tests.lesa.adapters import tiny
 from tests.lesa.adapters.tiny import STEPS, generate
-from tests.lesa.strategies import plans, schedule
+from tests.lesa.strategies import gram_of, plans, schedule
 from tests.lesa.test_predictor import closed_loop, kan_predictor, trained_size
 
 PLAN = StepPlan(STEPS, [0, 1, 4, 7])
@@ -133,7 +132,7 @@ def test_a_report_gives_the_error_of_every_full_step_and_leaves_the_result_alone
 
 
 def test_without_a_guard_nothing_is_compared(pipeline, monkeypatch):
-    monkeypatch.setattr(history_module, "residual", None)
+    monkeypatch.setattr(history_module, "prediction_error", None)
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         generate(pipeline)
         with pytest.raises(ValueError, match="guard=lesa"):

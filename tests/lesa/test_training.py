@@ -6,8 +6,7 @@ from safetensors.torch import save_file
 import lesa.training.checkpoint as checkpoint
 import lesa.training.two_stage as training
 from lesa import LeastSquares, LesaConfig, Reuse, StepPlan, Trajectories, fit
-from lesa.demo.run import gram_of
-from tests.lesa.strategies import schedule
+from tests.lesa.strategies import gram_of, schedule
 
 STEPS = 12
 PLAN = StepPlan(STEPS, [0, 1, 5, 9])

@@ -1,4 +1,4 @@
-"""Trains the demo model by flow matching on digits: ``python -m benchmarks.demo_training`` writes its weights.
+"""Trains the demo model by flow matching on digits: ``python -m benchmarks.demo.training`` writes its weights.
 
 Flow matching (Lipman et al., https://arxiv.org/abs/2210.02747), as FLUX has it: the model sees
 x_t = (1 - t) x + t noise and learns the velocity noise - x. Times are logit-normal, then shifted as in sampling

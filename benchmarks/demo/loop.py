@@ -1,6 +1,6 @@
 """How much of the ideal speed-up arrives: inside transformer calls and in the whole denoising loop, on the demo model.
 
-    python -m benchmarks.demo_loop --out benchmarks/results/demo_loop.json
+    python -m benchmarks.demo.loop --out benchmarks/results/demo_loop.json
 
 All methods run in one process, each with 10 full steps of 50. Every generation lies between two turns of the full
 sampler, whose mean step is the unit of its cost. Each round has another order and, but for cache-dit, other pipelines,
@@ -26,12 +26,11 @@ from diffusers import FluxPipeline, TaylorSeerCacheConfig
 from tqdm import tqdm
 
 import lesa
+from benchmarks.demo.run import load_predictor
+from benchmarks.demo.taylorseer import count_full_steps
 from benchmarks.memory import keep_freed_memory
 from benchmarks.turns import Step, take_turns
-from lesa.demo.measure import labels_of
-from lesa.demo.model import load_pipeline, request
-from lesa.demo.run import load_predictor
-from lesa.demo.taylorseer import count_full_steps
+from lesa.demo.model import labels_of, load_pipeline, request
 from lesa.reports.environment import describe_environment
 
 STEPS, INTERVAL = 50, 7

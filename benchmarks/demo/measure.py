@@ -7,22 +7,9 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from lesa.demo.digits import NUM_CLASSES, read
-from lesa.demo.methods import NUM_STEPS
-from lesa.demo.model import images_of, labels_in, request
+from lesa.demo.model import call_of, digit_metric, images_of
 from lesa.evaluation.evaluate import Row, evaluate
 from lesa.evaluation.methods import Method
-from lesa.evaluation.metrics import Call, Metric
-
-
-def labels_of(seeds: range) -> Tensor:
-    """The digit that each seed is asked for."""
-    return torch.tensor(seeds) % NUM_CLASSES
-
-
-def call_of(seeds: range, num_steps: int = NUM_STEPS) -> dict[str, Any]:
-    """The pipeline call that draws a digit for each seed."""
-    return request(labels_of(seeds).tolist(), seeds, num_steps=num_steps)
 
 
 def compare(
@@ -44,7 +31,7 @@ def compare(
         pipeline,
         methods,
         [call_of(part) for part in batches],
-        metrics=["psnr", "ssim", CLASSIFIER],
+        metrics=["psnr", "ssim", digit_metric],
         images=images_of,
         rounds=max(1, timing_rounds // len(batches)),
         keep=keep,
@@ -69,13 +56,6 @@ def beside(rows: list[Row], single: list[Row], batch: int) -> list[Row]:
         row | {"speedup_wall_batch_1": alone["speedup_wall"], "batch": batch}
         for row, alone in zip(rows, single, strict=True)
     ]
-
-
-def _is_read_as_asked(images: Tensor, reference: Tensor, call: Call) -> Tensor:
-    return (read(images * 2 - 1) == labels_in(call)).float()
-
-
-CLASSIFIER = Metric("classifier_agreement", _is_read_as_asked)
 
 
 def error_along_the_way(pipeline: FluxPipeline, methods: list[Method], seeds: range) -> dict[str, list[float]]:

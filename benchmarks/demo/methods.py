@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Iterable
 
+from benchmarks.demo.taylorseer import taylorseer
 from lesa.api.choose import UNCALIBRATED
 from lesa.calibration.calibration import Calibration
-from lesa.demo.taylorseer import taylorseer
 from lesa.evaluation.methods import FULL, Method, predicted
 from lesa.forecasters import Forecaster, LeastSquares, Reuse, Taylor
 from lesa.predictor.config import LesaConfig

@@ -46,7 +46,6 @@ OURS: dict[str, lesa.Forecaster] = {
     "Taylor 2": lesa.Taylor(2),
     "Hermite 2": lesa.Hermite(2),
     "FoCa": lesa.FoCa(),
-    "Adams-Bashforth 2": lesa.AdamsBashforth(2),
 }
 
 

@@ -12,7 +12,6 @@ from lesa.calibration.calibration import Calibration, optimize_plan
 from lesa.calibration.planning import sample_error
 from lesa.forecasters import (
     L2P,
-    AdamsBashforth,
     FoCa,
     Forecaster,
     Hermite,
@@ -50,7 +49,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "L2P",
-    "AdamsBashforth",
     "Calibration",
     "CoefficientTable",
     "FeatureHistory",

@@ -1,6 +1,5 @@
 """Forecasters: each turns a plan and a schedule into a table of coefficients. One small file each."""
 
-from lesa.forecasters.adams_bashforth import AdamsBashforth
 from lesa.forecasters.foca import FoCa
 from lesa.forecasters.hermite import Hermite
 from lesa.forecasters.l2p import L2P
@@ -15,14 +14,12 @@ register_forecaster("reuse", Reuse)
 register_forecaster("taylor", Taylor)
 register_forecaster("hermite", Hermite)
 register_forecaster("foca", FoCa)
-register_forecaster("adams-bashforth", AdamsBashforth)
 register_forecaster("l2p", L2P)
 register_forecaster("least-squares", LeastSquares)
 register_forecaster("path-least-squares", PathLeastSquares)
 
 __all__ = [
     "L2P",
-    "AdamsBashforth",
     "FoCa",
     "Forecaster",
     "Hermite",

@@ -145,7 +145,6 @@ def test_wrong_arguments_of_enable_say_what_to_give(pipeline, arguments, message
         (lambda: Taylor(1.5), "order"),
         (lambda: Taylor(-1), "order"),
         (lambda: lesa.Hermite(True), "order"),
-        (lambda: lesa.AdamsBashforth(0), "order"),
         (lambda: Guard(extra_steps=1.5), "extra_steps"),
         (lambda: Guard(max_error=float("nan")), "max_error"),
         (lambda: LeastSquares(calibration()), "gram must be a GramMatrix, not a Calibration"),

@@ -10,7 +10,6 @@ from numpy.polynomial.hermite import hermval
 
 from lesa import (
     L2P,
-    AdamsBashforth,
     FoCa,
     GramMatrix,
     Hermite,
@@ -106,28 +105,6 @@ def test_foca_takes_its_slopes_from_parabolas(plan):
             assert float(prediction[channel]) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-@given(plans(), st.integers(1, 4), st.sampled_from(["step", "time"]))
-def test_adams_bashforth_integrates_the_polynomial_through_its_slopes(plan, order, variable):
-    features, times = random_features(plan), schedule(plan.num_steps)
-    x = (times if variable == "time" else torch.arange(plan.num_steps + 1.0)).double().numpy()
-    made = predict(AdamsBashforth(order, variable), plan, features, times)
-    for prediction, step in zip(made, plan.predicted_steps, strict=True):
-        full = before(plan, step)[: order + 1]
-        for channel in range(3):
-            f = features[:, channel].numpy()
-            expected = f[full[0]]
-            slopes = [(f[a] - f[b]) / (x[a] - x[b]) for a, b in itertools.pairwise(full)]
-            if slopes:
-                curve = Polynomial.fit(x[full[:-1]], slopes, len(slopes) - 1).integ()
-                expected += curve(x[step]) - curve(x[full[0]])
-            assert float(prediction[channel]) == pytest.approx(expected, rel=1e-6, abs=1e-6)
-
-
-def test_adams_bashforth_of_order_2_has_the_published_coefficients():
-    even = AdamsBashforth(2).table(StepPlan(7, [0, 2, 4]), schedule(7))
-    assert even.coefficients[-1].tolist() == pytest.approx([0.5, -2, 2.5])
-
-
 @given(plans(), st.booleans())
 def test_l2p_multiplies_its_matrix_with_features_and_earlier_predictions(plan, as_published):
     features = random_features(plan)
@@ -147,9 +124,6 @@ LINES = [
     Hermite(1, math.sqrt(0.5)),
     Hermite(3, math.sqrt(0.5)),
     FoCa(),
-    AdamsBashforth(1),
-    AdamsBashforth(4),
-    AdamsBashforth(3, "time"),
 ]
 
 
@@ -190,10 +164,9 @@ def test_a_feature_that_stands_still_is_predicted_exactly(forecaster, plan):
     torch.testing.assert_close(made, torch.full_like(made, 7.0))
 
 
-@pytest.mark.parametrize("forecaster", [Taylor(2, "time"), AdamsBashforth(2, "time")], ids=repr)
-def test_by_time_two_steps_at_one_time_have_no_slope(forecaster):
+def test_by_time_two_steps_at_one_time_have_no_slope():
     times = torch.tensor([1.0, 0.8, 0.8, 0.5, 0.5, 0.2, 0.0])
-    made = forecaster.table(StepPlan(6, [0, 1, 2]), times)
+    made = Taylor(2, "time").table(StepPlan(6, [0, 1, 2]), times)
     assert bool(made.coefficients.isfinite().all())
 
 
@@ -204,8 +177,6 @@ def test_by_time_two_steps_at_one_time_have_no_slope(forecaster):
         (lambda: Taylor(1, "sigma"), "variable"),
         (lambda: Hermite(-1), "order"),
         (lambda: Hermite(2, scale=0), r"scale must be a number above 0"),
-        (lambda: AdamsBashforth(0), "at least 1"),
-        (lambda: AdamsBashforth(1, "sigma"), "variable"),
         (lambda: L2P(torch.zeros(3, 4)), "square matrix"),
         (lambda: L2P(torch.full((3, 3), math.nan)), "NaN"),
     ],

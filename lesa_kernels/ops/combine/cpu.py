@@ -2,17 +2,14 @@
 
 The reference makes a pass and a temporary for every term; here each feature is read once, by matrix products of tiles
 that stay in the cache. bf16 and fp16 are widened to float32 there, since rounding the coefficients instead would cost a
-factor of ten in error. For a single bf16 prediction there is something faster: a weighted sum of rows in float32,
-rounded once, is what ``embedding_bag`` does, without a copy of the rows (5.2 ms where the tiles take 8.4). Per channel
+factor of ten in error. Per channel
 there is no such product: terms are added one by one to sums that stay in the cache.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from . import reference
 
@@ -22,8 +19,6 @@ from . import reference
 # 8.6 ms as one product, which goes through all columns at once.
 TILES, COLUMNS = 16, 8192
 UNCONVERTED_TILES = 48
-# Rows of a bag: long enough to hide the indices, short enough that all terms of a sum stay in the first-level cache.
-BAG = 4096
 CHANNEL_CHUNK = 1 << 17  # elements of all sums of a chunk, in float32 512 KB
 DOT_CHUNK = 1 << 14  # elements; in float64, since a float32 product of this length is off by 1e-6 of its norms
 
@@ -38,10 +33,6 @@ def combine(history: Tensor, coefficients: Tensor, bias: Tensor | None, out: Ten
         return _combine_channels(history, coefficients, bias, out)
     exact = torch.promote_types(history.dtype, torch.float32)
     rows, weights, shift = history.flatten(1), coefficients.to(exact), None if bias is None else bias.to(exact)
-    if out is None and len(weights) == 1 and _fits_bags(rows):
-        bag = _bag(weights[0], None if shift is None else shift[0])
-        if bag is not None:
-            return _sum(rows, bag).view(1, *history.shape[1:])
     if out is None:
         out = history.new_empty(len(weights), *history.shape[1:])
     results = out.flatten(1)
@@ -108,59 +99,6 @@ def _combine_tiles(out: Tensor, rows: Tensor, weights: Tensor, shift: Tensor | N
             torch.baddbmm(shift[:, None].expand(tiles, -1, columns), weights.expand(tiles, -1, -1), tile, out=total)
         if widened:
             target.copy_(total)
-
-
-class Bag(NamedTuple):
-    """A prediction as a weighted sum of all features, weights [m], and where there is a bias what is added after that.
-
-    A bag has no place for a bias, and its sum is rounded before one can be added. So the largest term stays out of it:
-    the sum without that term is small, and so is its rounding.
-    """
-
-    weights: Tensor
-    bias: Tensor | None = None
-    anchor: int = 0
-    anchor_weight: float = 0.0  # a bf16 number, as which ``add_`` takes it; the rest of this weight is in the bag
-
-
-def _fits_bags(rows: Tensor) -> bool:
-    size = rows.shape[1]
-    return rows.dtype == torch.bfloat16 and size > 0 and size % BAG == 0 and rows.is_contiguous()
-
-
-def _bag(weights: Tensor, bias: Tensor | None) -> Bag | None:
-    """None where being rounded before the end would show: twice, in the sum of what is left beside the anchor.
-
-    Of independent features it must be at most as large as the anchor, and of equal ones as the result, which bounds the
-    error by 1.4 and 1.7 times that of the one rounding of the tiles.
-    """
-    if bias is None or not bias:
-        return Bag(weights)
-    anchor = int(weights.abs().argmax())
-    largest = weights[anchor].bfloat16().to(weights.dtype)
-    rest = weights.clone()
-    rest[anchor] -= largest
-    if rest.norm().hypot(bias) > largest.abs() or rest.sum().abs() > weights.sum().abs():
-        return None
-    return Bag(rest, bias, anchor, float(largest))
-
-
-def _sum(rows: Tensor, bag: Bag) -> Tensor:
-    """One prediction, [n]."""
-    m, size = rows.shape
-    bags = size // BAG
-    # Three bf16 numbers hold the 24 bits of a float32 exactly, and the bag multiplies and adds them in float32.
-    parts, rest = [], bag.weights
-    for _ in range(3):
-        parts.append(rest.to(rows.dtype))
-        rest = rest - parts[-1].to(rest.dtype)
-    scale = torch.stack(parts, 1).flatten().expand(bags, -1).contiguous()
-    first = (torch.arange(m, device=rows.device) * bags).repeat_interleave(3)
-    terms = torch.arange(bags, device=rows.device)[:, None] + first
-    total = functional.embedding_bag(terms, rows.view(-1, BAG), per_sample_weights=scale, mode="sum").view(-1)
-    if bag.bias is not None:
-        total.add_(bag.bias).add_(rows[bag.anchor], alpha=bag.anchor_weight)
-    return total
 
 
 def _dots(left: Tensor, rows: Tensor) -> Tensor:

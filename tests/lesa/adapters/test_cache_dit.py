@@ -12,7 +12,7 @@ from cache_dit.caching.cache_contexts import cache_context
 from cache_dit.caching.cache_contexts.calibrators import CalibratorBase
 from hypothesis import given
 
-from lesa import L2P, AdamsBashforth, FoCa, Hermite, LeastSquares, LesaConfig, LesaPredictor, Reuse, StepPlan, Taylor
+from lesa import L2P, FoCa, Hermite, LeastSquares, LesaConfig, LesaPredictor, Reuse, StepPlan, Taylor
 from lesa.adapters.cache_dit import ForecasterCalibrator, ForecasterConfig, GramConfig, compat, steps_mask
 from lesa.adapters.cache_dit.calibrator import Stream
 from lesa.adapters.cache_dit.tables import Tables
@@ -85,7 +85,6 @@ FORECASTERS = [
     Taylor(1, "time"),
     Hermite(2),
     FoCa(),
-    AdamsBashforth(3, "time"),
     L2P(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)) / 4),
     LesaPredictor(LesaConfig(12, hidden_dim=4)),
 ]

@@ -14,6 +14,7 @@ from lesa_kernels.ops.combine import cpu, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["triton", "torch" if torch.cuda.is_available() else "native"]
+SIZE = 4096  # elements of a feature in one dimension
 FEATURE = (2, 3, 24)
 # what coefficients [P, m, *channels] may be for that feature; the last is left to the reference
 CHANNELS = {"shared": (), "shared-ones": (1, 1, 1), "channel": (1, 1, 24), "sample": (2, 1, 1), "token": (1, 3, 1)}
@@ -117,7 +118,7 @@ def test_float64_stays_float64(channels, backend, device) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_coefficients_that_cancel_lose_nothing(dtype, backend, device) -> None:
-    size = cpu.BAG * 2
+    size = SIZE * 2
     history = (torch.randn(size, device=device) + 0.05 * torch.randn(8, size, device=device)).to(dtype)
     coefficients = 20 * torch.randn(2, 8, device=device)
     coefficients -= coefficients.mean(1, keepdim=True) - 1 / 8
@@ -127,7 +128,7 @@ def test_large_coefficients_that_cancel_lose_nothing(dtype, backend, device) -> 
 @given(
     m=st.integers(1, 16),
     count=st.integers(1, 12),
-    size=st.sampled_from([1, 3, 64, 1000, cpu.BAG, 3 * cpu.BAG, cpu.TILES * cpu.COLUMNS, 70_000]),
+    size=st.sampled_from([1, 3, 64, 1000, SIZE, 3 * SIZE, cpu.TILES * cpu.COLUMNS, 70_000]),
     dtype=st.sampled_from([*DTYPES, torch.float64]),
     seed=st.integers(0, 1000),
     offset=st.sampled_from([None, 0.0, 0.1, 100.0]),
@@ -167,7 +168,7 @@ def test_cpu_path_per_channel_is_as_accurate_as_the_reference_for_any_sizes(
 
 
 def test_a_bias_that_cancels_the_sum_is_added_before_rounding() -> None:
-    history = (1 + 0.01 * torch.randn(4, cpu.BAG)).bfloat16()
+    history = (1 + 0.01 * torch.randn(4, SIZE)).bfloat16()
     coefficients, bias = torch.full((1, 4), 5.0), torch.tensor([-20.0])
     assert_accurate(combine(history, coefficients, bias), history, coefficients, bias)
 
@@ -176,7 +177,7 @@ def test_cpu_path_is_as_accurate_as_the_graph_of_the_released_predictor() -> Non
     """Both round what is small beside the last feature before they add it; which falls better is a matter of chance."""
     ratios = []
     for gate in torch.linspace(0.05, 2, 64).bfloat16():
-        history = torch.randn(8, 4 * cpu.BAG).bfloat16()
+        history = torch.randn(8, 4 * SIZE).bfloat16()
         latent = torch.nn.Linear(8, 1).bfloat16().requires_grad_(False)
         released = history[-1] + gate * latent(torch.stack(list(history), -1)).squeeze(-1)
         coefficients = gate.float() * latent.weight.float() + torch.eye(8)[-1:]
@@ -191,7 +192,7 @@ def test_cpu_path_is_as_accurate_as_the_graph_of_the_released_predictor() -> Non
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_infinite_feature_stays_visible_where_it_is(dtype, backend, device) -> None:
-    history, coefficients, bias = inputs(3, 2, (cpu.BAG,), dtype=dtype, device=device)
+    history, coefficients, bias = inputs(3, 2, (SIZE,), dtype=dtype, device=device)
     history[1, 7] = float("inf")
     finite = combine(history, coefficients, bias, backend=backend).isfinite()
     assert not finite[:, 7].any()
@@ -216,17 +217,17 @@ def test_out_is_overwritten_and_returned(contiguous, layout, backend, device) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_tiles_of_a_prediction_meet_without_gaps(dtype, predictions, monkeypatch) -> None:
     monkeypatch.setattr(cpu, "COLUMNS", 128)
-    history, coefficients, bias = inputs(3, predictions, (5 * cpu.BAG + 100,), dtype=dtype)
+    history, coefficients, bias = inputs(3, predictions, (5 * SIZE + 100,), dtype=dtype)
     assert_accurate(combine(history, coefficients, bias), history, coefficients, bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("channels", [(), (1, cpu.BAG)], ids=["shared", "channel"])
+@pytest.mark.parametrize("channels", [(), (1, SIZE)], ids=["shared", "channel"])
 def test_cpu_path_with_out_keeps_no_feature_sized_temporary(channels, dtype) -> None:
     """The largest tensor it makes does not grow with the feature."""
     largest = []
     for size in (2 * cpu.UNCONVERTED_TILES * cpu.COLUMNS, 4 * cpu.UNCONVERTED_TILES * cpu.COLUMNS):
-        feature = (size // cpu.BAG, cpu.BAG) if channels else (size,)
+        feature = (size // SIZE, SIZE) if channels else (size,)
         history, coefficients, bias = inputs(1, 1, feature, channels, dtype)
         out = torch.empty(1, *feature, dtype=dtype)
         with torch.profiler.profile(profile_memory=True) as profile:

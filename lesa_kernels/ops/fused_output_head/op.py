@@ -121,45 +121,23 @@ class FusedOutputHead(torch.autograd.Function):
         return *(gradients.get(i) for i in range(len(tensors))), None, None, None, None
 
 
-def _run(
-    history: Tensor,
-    coefficients: Tensor,
-    multiplier: Tensor,
-    addend: Tensor,
-    weight: Tensor,
-    projection_bias: Tensor | None,
-    means: Tensor | None,
-    eps: float,
-    centred: bool,
-    triton: bool,
-) -> Tensor:
+def _run(history: Tensor, *rest: Any) -> Tensor:
+    coefficients, multiplier, addend, weight, projection_bias, means, eps, centred, triton = rest
+    tensors = (history, coefficients, multiplier, addend, weight, projection_bias)
     if not triton:
-        return cpu.fused_output_head(history, coefficients, multiplier, addend, weight, projection_bias, eps, centred)
+        return cpu.fused_output_head(*tensors, eps, centred)
     from . import launch
 
-    return launch.fused_output_head(history, coefficients, multiplier, addend, weight, projection_bias, means, eps)
-
-
-def _fake(
-    history: Tensor,
-    coefficients: Tensor,
-    multiplier: Tensor,
-    addend: Tensor,
-    weight: Tensor,
-    projection_bias: Tensor | None,
-    means: Tensor | None,
-    eps: float,
-    centred: bool,
-    triton: bool,
-) -> Tensor:
-    return history.new_empty(coefficients.shape[0], *history.shape[1:-1], weight.shape[0])
+    return launch.fused_output_head(*tensors, means, eps)
 
 
 _operation = define(
     "fused_output_head(Tensor history, Tensor coefficients, Tensor multiplier, Tensor addend, Tensor weight, "
     "Tensor? projection_bias, Tensor? means, float eps, bool centred, bool triton) -> Tensor",
     _run,
-    _fake,
+    lambda history, coefficients, multiplier, addend, weight, *_: history.new_empty(
+        coefficients.shape[0], *history.shape[1:-1], weight.shape[0]
+    ),
 )
 
 

@@ -4,7 +4,8 @@ The registered operations serve what their kernels serve: a GPU (or Triton's int
 knots. Everything else is the reference, which autograd differentiates.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,89 +103,77 @@ def run_layer(
     check_tensors({"x": x, "base_weight": base_weight, "spline_weight": spline_weight}, {"grid": grid})
     x, base_weight, spline_weight = autocast(x, base_weight, spline_weight)
     check_layer(x, base_weight, spline_weight, order, grid_range, grid)
-    low, high = map(float, grid_range)
     chosen = choose_backend(backend, x)
-    triton = chosen == "triton"
-    if triton:
+    tensors, low, high = (x, base_weight, spline_weight), *map(float, grid_range)
+    layer = _Layer(order, low, high, grid, chosen == "triton", look)
+    if layer.triton:
         served = (grid is None or look) and order in KERNEL_ORDERS and x.dtype in KERNEL_DTYPES
     else:
         served = chosen == "native" and order in cpu.ORDERS
     if needs_gradient(grid):
         served = False  # a gradient of the knots is the reference's
     if not served or torch._C._are_functorch_transforms_active():
-        grid = snapped(grid, order, (low, high)) if grid is not None and look else grid
-        return reference.kan_linear(x, base_weight, spline_weight, order=order, grid_range=grid_range, grid=grid)
-    tensors = (x, base_weight, spline_weight)
+        return reference.kan_linear(*tensors, order=order, grid_range=layer.range, grid=layer.snapped())
     if needs_gradient(*tensors):
-        y: Tensor = _KanLinear.apply(*tensors, order, low, high, grid, triton, look)  # type: ignore[no-untyped-call]
+        y: Tensor = _KanLinear.apply(*tensors, *layer)  # type: ignore[no-untyped-call]
         return y
-    return _forward(*tensors, order, low, high, grid, triton, look)
+    return _forward(*tensors, *layer)
 
 
-def _forward_op(
-    x: Tensor,
-    base_weight: Tensor,
-    spline_weight: Tensor,
-    order: int,
-    low: float,
-    high: float,
-    grid: Tensor | None = None,
-    triton: bool = False,
-    look: bool = False,
-) -> Tensor:
-    knots = _explicit(grid, order, low, high, look)
-    if not triton:
-        return cpu.forward(x, base_weight, spline_weight, cpu.Grid(spline_weight.shape[-1], order, (low, high), knots))
+class _Layer(NamedTuple):
+    """What the operations take beside their tensors; ``look``: see :func:`run_layer`."""
+
+    order: int
+    low: float
+    high: float
+    grid: Tensor | None = None
+    triton: bool = False
+    look: bool = False
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def knots(self) -> Tensor | None:
+        """The explicit knots; None where they are those of the range, as far as that may be looked at."""
+        uniform = self.grid is None or (self.look and runs_uniform(self.grid, self.order, self.range))
+        return None if uniform else self.grid
+
+    def snapped(self) -> Tensor | None:
+        """The explicit knots for the reference, in which rounded uniform ones are exact."""
+        return snapped(self.grid, self.order, self.range) if self.grid is not None and self.look else self.grid
+
+
+def _run_forward(x: Tensor, base_weight: Tensor, spline_weight: Tensor, *options: Any) -> Tensor:
+    layer = _Layer(*options)
+    knots, weights = layer.knots(), (base_weight, spline_weight)
+    if not layer.triton:
+        return cpu.forward(x, *weights, cpu.Grid(spline_weight.shape[-1], layer.order, layer.range, knots))
     if knots is not None:
-        return reference.kan_linear(x, base_weight, spline_weight, order=order, grid_range=(low, high), grid=knots)
+        return reference.kan_linear(x, *weights, order=layer.order, grid_range=layer.range, grid=knots)
     from . import launch
 
-    return launch.forward(x, base_weight, spline_weight, order, (low, high))
+    return launch.forward(x, *weights, layer.order, layer.range)
 
 
-def _input_gradient_op(
-    dy: Tensor,
-    x: Tensor,
-    base_weight: Tensor,
-    spline_weight: Tensor,
-    order: int,
-    low: float,
-    high: float,
-    grid: Tensor | None = None,
-    triton: bool = False,
-    look: bool = False,
-) -> Tensor:
-    knots = _explicit(grid, order, low, high, look)
-    if not triton or knots is not None:
-        where = cpu.Grid(spline_weight.shape[-1], order, (low, high), knots)
-        return cpu.input_gradient(dy, x, base_weight, spline_weight, where)
+def _run_input_gradient(dy: Tensor, x: Tensor, base_weight: Tensor, spline_weight: Tensor, *options: Any) -> Tensor:
+    layer = _Layer(*options)
+    knots, weights = layer.knots(), (base_weight, spline_weight)
+    if not layer.triton or knots is not None:
+        return cpu.input_gradient(dy, x, *weights, cpu.Grid(spline_weight.shape[-1], layer.order, layer.range, knots))
     from . import launch
 
-    return launch.input_gradient(dy, x, base_weight, spline_weight, order, (low, high))
+    return launch.input_gradient(dy, x, *weights, layer.order, layer.range)
 
 
-def _weight_gradients_op(
-    dy: Tensor,
-    x: Tensor,
-    bases: int,
-    order: int,
-    low: float,
-    high: float,
-    grid: Tensor | None = None,
-    triton: bool = False,
-    look: bool = False,
-) -> tuple[Tensor, Tensor]:
-    knots = _explicit(grid, order, low, high, look)
-    if not triton or knots is not None:
-        return cpu.weight_gradients(dy, x, cpu.Grid(bases, order, (low, high), knots))
+def _run_weight_gradients(dy: Tensor, x: Tensor, bases: int, *options: Any) -> tuple[Tensor, Tensor]:
+    layer = _Layer(*options)
+    knots = layer.knots()
+    if not layer.triton or knots is not None:
+        return cpu.weight_gradients(dy, x, cpu.Grid(bases, layer.order, layer.range, knots))
     from . import launch
 
-    return launch.weight_gradients(dy, x, bases, order, (low, high))
-
-
-def _explicit(grid: Tensor | None, order: int, low: float, high: float, look: bool) -> Tensor | None:
-    """The knots that are needed; None where they are those of the range, as far as it is asked."""
-    return None if grid is None or (look and runs_uniform(grid, order, (low, high))) else grid
+    return launch.weight_gradients(dy, x, bases, layer.order, layer.range)
 
 
 def _fake_weight_gradients(dy: Tensor, x: Tensor, bases: int, *_: Any) -> tuple[Tensor, Tensor]:
@@ -192,20 +181,20 @@ def _fake_weight_gradients(dy: Tensor, x: Tensor, bases: int, *_: Any) -> tuple[
     return x.new_empty(shape), x.new_empty(*shape, bases)
 
 
-_GRID = "int order, float low, float high, Tensor? grid=None, bool triton=False, bool look=False"
+_LAYER = "int order, float low, float high, Tensor? grid=None, bool triton=False, bool look=False"
 _forward = define(
-    f"kan_linear(Tensor x, Tensor base_weight, Tensor spline_weight, {_GRID}) -> Tensor",
-    _forward_op,
+    f"kan_linear(Tensor x, Tensor base_weight, Tensor spline_weight, {_LAYER}) -> Tensor",
+    _run_forward,
     lambda x, base_weight, *_: x.new_empty(*x.shape[:-1], base_weight.shape[0]),
 )
 _input_gradient = define(
-    f"kan_linear_input_gradient(Tensor dy, Tensor x, Tensor base_weight, Tensor spline_weight, {_GRID}) -> Tensor",
-    _input_gradient_op,
+    f"kan_linear_input_gradient(Tensor dy, Tensor x, Tensor base_weight, Tensor spline_weight, {_LAYER}) -> Tensor",
+    _run_input_gradient,
     lambda dy, x, *_: x.new_empty(x.shape),
 )
 _weight_gradients = define(
-    f"kan_linear_weight_gradients(Tensor dy, Tensor x, int bases, {_GRID}) -> (Tensor, Tensor)",
-    _weight_gradients_op,
+    f"kan_linear_weight_gradients(Tensor dy, Tensor x, int bases, {_LAYER}) -> (Tensor, Tensor)",
+    _run_weight_gradients,
     _fake_weight_gradients,
 )
 
@@ -214,53 +203,35 @@ class _KanLinear(torch.autograd.Function):
     """The operations with their gradients; x, the weights and any knots are all that is kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        base_weight: Tensor,
-        spline_weight: Tensor,
-        order: int,
-        low: float,
-        high: float,
-        grid: Tensor | None,
-        triton: bool,
-        look: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(x, base_weight, spline_weight, grid)
-        ctx.options = order, low, high, triton, look
-        return _forward(x, base_weight, spline_weight, order, low, high, grid, triton, look)
+    def forward(ctx: Any, x: Tensor, base_weight: Tensor, spline_weight: Tensor, *options: Any) -> Tensor:
+        ctx.layer = _Layer(*options)
+        ctx.save_for_backward(x, base_weight, spline_weight, ctx.layer.grid)
+        ctx.layer = ctx.layer._replace(grid=None)
+        return _forward(x, base_weight, spline_weight, *options)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, base_weight, spline_weight, grid = ctx.saved_tensors
-        order, low, high, triton, look = ctx.options
-        for_x, for_base, for_spline = ctx.needs_input_grad[:3]
-        rest = (None,) * 6
+        *tensors, grid = ctx.saved_tensors
+        x, _, spline_weight = tensors
+        layer = ctx.layer._replace(grid=grid)
+        for_x, for_base, for_spline = needed = ctx.needs_input_grad[:3]
+        rest = (None,) * len(layer)
         if torch.is_grad_enabled():
-            tensors = x, base_weight, spline_weight
-            grid = snapped(grid, order, (low, high)) if grid is not None and look else grid
-            return *_differentiable_gradients(dy, tensors, ctx.needs_input_grad, order, (low, high), grid), *rest
-        dx = d_base = d_spline = None
-        if for_x:
-            dx = _input_gradient(dy, x, base_weight, spline_weight, order, low, high, grid, triton, look)
+            return *_differentiable_gradients(dy, tensors, needed, layer), *rest
+        dx = _input_gradient(dy, *tensors, *layer) if for_x else None
+        d_base = d_spline = None
         if for_base or for_spline:
-            bases = spline_weight.shape[-1]
-            d_base, d_spline = _weight_gradients(dy, x, bases, order, low, high, grid, triton, look)
+            d_base, d_spline = _weight_gradients(dy, x, spline_weight.shape[-1], *layer)
         return dx, d_base if for_base else None, d_spline if for_spline else None, *rest
 
 
 def _differentiable_gradients(
-    dy: Tensor,
-    tensors: tuple[Tensor, ...],
-    needed: tuple[bool, ...],
-    order: int,
-    grid_range: tuple[float, float],
-    grid: Tensor | None,
+    dy: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool], layer: _Layer
 ) -> list[Tensor | None]:
     """The gradients by way of the reference, for a caller who differentiates them again."""
     # Views, since one argument may have been computed from another: their gradients have to stop here.
     views = [t.view_as(t) for t in tensors]
-    y = reference.kan_linear(*views, order=order, grid_range=grid_range, grid=grid)
-    wanted = [t for t, need in zip(views, needed, strict=False) if need]
+    y = reference.kan_linear(*views, order=layer.order, grid_range=layer.range, grid=layer.snapped())
+    wanted = [t for t, need in zip(views, needed, strict=True) if need]
     gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return [next(gradients) if need else None for need in needed[:3]]
+    return [next(gradients) if need else None for need in needed]

@@ -4,7 +4,7 @@ A layer is a function of its parameters and buffers, however these came to be wh
 into an average of the weights, written in place. A flag beside them would not know.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +15,8 @@ from .reference import uniform_knots
 TOLERANCE = 1e-6  # of knots that were computed in float32
 
 
-class Finding(NamedTuple):
-    """What was found of knots: in which state of the tensor, for which grid, and of which numbers."""
-
-    state: tuple[int, int] | None  # None: the numbers tell
-    grid: tuple[int, tuple[float, float]]
-    numbers: Tensor | None
-    uniform: bool
-
-
-_found: WeakIdKeyDictionary = WeakIdKeyDictionary()  # as long as the knots live
+# (state of the tensor, order and range) -> what was found, as long as the knots live
+_found: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def is_uniform(grid: Tensor, order: int, grid_range: tuple[float, float]) -> bool:
@@ -33,33 +25,28 @@ def is_uniform(grid: Tensor, order: int, grid_range: tuple[float, float]) -> boo
 
 
 def runs_uniform(grid: Tensor, order: int, grid_range: tuple[float, float]) -> bool:
-    """As :func:`is_uniform`, for every call of a layer: found once for each state of the knots.
+    """As :func:`is_uniform`, for every call of a layer.
 
-    A CPU compares their numbers at every call. For a GPU that would be to wait, so there whoever writes to them has to
-    let PyTorch count it, which only ``.data`` does not. Where nothing is known and waiting is impossible, False: the
-    general code is right for all knots.
+    A CPU compares the knots at every call. A GPU would have to be waited for, so there the answer is kept for each
+    state of the tensor: PyTorch counts every write but those through ``.data``. False if nothing is known and waiting
+    is impossible: the general code is right for all knots.
     """
-    visible, asked = _is_visible(grid), (order, grid_range)
-    if not visible and grid.is_inference():  # nobody counts what is written to it
+    if _is_visible(grid):
+        return is_uniform(grid, order, grid_range)
+    if grid.is_inference():  # its writes are not counted
         return False
-    state = None if visible else (grid._version, grid.data_ptr())
-    known = _found.get(grid)
-    if known is not None and known.grid == asked and known.state == state and _has_numbers(grid, known.numbers):
-        return bool(known.uniform)
-    if not visible and torch.cuda.is_current_stream_capturing():
-        return False
-    uniform = is_uniform(grid, order, grid_range)
-    _found[grid] = Finding(state, asked, grid.detach().clone() if visible else None, uniform)
-    return uniform
+    key = grid._version, grid.data_ptr(), order, grid_range
+    known: dict[Any, bool] = _found.get(grid, {})
+    if key not in known:
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        known = _found[grid] = {key: is_uniform(grid, order, grid_range)}
+    return known[key]
 
 
 def _is_visible(grid: Tensor) -> bool:
-    """Whether the host can look at numbers without waiting for a device."""
+    """Whether the host can read numbers without waiting for a device."""
     return grid.device.type == "cpu"
-
-
-def _has_numbers(grid: Tensor, numbers: Tensor | None) -> bool:
-    return numbers is None or torch.equal(grid, numbers)
 
 
 def snapped(grid: Tensor, order: int, grid_range: tuple[float, float]) -> Tensor:

@@ -85,25 +85,13 @@ class _KanPredict(torch.autograd.Function):
         return *gradients, None, None, None, None
 
 
-def _run(
-    history: Tensor,
-    gates: Tensor,
-    linear_weight: Tensor,
-    base_weight: Tensor,
-    spline_weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    order: int,
-    low: float,
-    high: float,
-    backend: str,
-) -> Tensor:
-    tensors = (history, gates, linear_weight, base_weight, spline_weight, bias, scale)
+def _run(history: Tensor, gates: Tensor, *rest: Any) -> Tensor:
+    *weights, order, low, high, backend = rest
     if not (choose_backend(backend, history) == "triton" and _kernel_serves(history, len(gates), order)):
-        return pieces.kan_predict(*tensors, order=order, grid_range=(low, high))
+        return pieces.kan_predict(history, gates, *weights, order=order, grid_range=(low, high))
     from . import launch
 
-    return launch.kan_predict(*tensors, order=order, grid_range=(low, high))
+    return launch.kan_predict(history, gates, *weights, order=order, grid_range=(low, high))
 
 
 _kan_predict = define(

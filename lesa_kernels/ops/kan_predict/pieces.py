@@ -16,37 +16,16 @@ PIECE = 16_384  # elements of a feature
 GRADIENT_PIECE = 2**18  # autograd keeps 3.9 kB for an element with K = 8 and P = 6: 1 GB
 
 
-def kan_predict(
-    history: Tensor,
-    gates: Tensor,
-    linear_weight: Tensor,
-    base_weight: Tensor,
-    spline_weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    *,
-    order: int,
-    grid_range: tuple[float, float],
-) -> Tensor:
+def kan_predict(history: Tensor, gates: Tensor, *weights: Any, order: int, grid_range: tuple[float, float]) -> Tensor:
     """Arguments and result of the reference."""
-    steps, feature = len(gates), history.shape[1:]
-    out = history.new_empty(steps, *feature)
+    feature = history.shape[1:]
+    out = history.new_empty(len(gates), *feature)
     if out.numel() == 0:
         return out
     tokens = history.reshape(len(history), -1, feature[-1])
-    results = out.view(steps, -1, feature[-1])
+    results = out.view(len(gates), -1, feature[-1])
     for piece in pieces(tokens, PIECE):
-        results[:, piece] = reference.kan_predict(
-            tokens[:, piece],
-            gates,
-            linear_weight,
-            base_weight,
-            spline_weight,
-            bias,
-            scale,
-            order=order,
-            grid_range=grid_range,
-        )
+        results[:, piece] = reference.kan_predict(tokens[:, piece], gates, *weights, order=order, grid_range=grid_range)
     return out
 
 

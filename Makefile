@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= out
+COVERAGE ?= --cov --cov-report=term
 READY := .venv/.ready
 RELEASES := $(patsubst tests/versions/%.txt,.venv-versions/%,$(wildcard tests/versions/*.txt))
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-full test-versions support bench bench-check bench-expect gate lint format report clean
+.PHONY: help setup demo test test-full test-versions support bench bench-check bench-expect gate lint format docs report clean
 
 help:
 	@echo "make demo    accelerate a small FLUX on handwritten digits; writes $(OUT)/"
@@ -16,6 +17,7 @@ help:
 	@echo "make lint    formatting, lint and types"
 	@echo "make bench   measure the kernels on this machine; bench-check fails where something became slower"
 	@echo "make gate    compile the kernels for sm_80, sm_90 and sm_100 and look at the machine code"
+	@echo "make docs    build the guide and the API reference into site/"
 	@echo "make report  write the documents' tables and pictures from benchmarks/results/"
 	@echo "make format  let ruff format and fix what it can"
 	@echo "make clean   remove .venv, .venv-versions and $(OUT)/"
@@ -59,7 +61,7 @@ demo: $(READY)
 
 # A process of one thread for each core. No test measures time, so that a busy machine fails none; bench-check does.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not full"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not full" $(COVERAGE)
 
 test-full: $(READY)
 	LESA_GATE=90 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m ""
@@ -86,6 +88,9 @@ lint: $(READY)
 
 gate: $(READY)
 	LESA_GATE=80,90,100 $(BIN)/python -m pytest tests/gate
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 report: $(READY)
 	$(BIN)/python -m benchmarks.report

@@ -17,7 +17,7 @@ from benchmarks.ratios import problems
 from benchmarks.shapes import SMOKE
 
 ROOT = Path(__file__).parents[1]
-OPERATIONS = ("combine", "head", "kan_linear", "kan_predict")
+OPERATIONS = ("combine", "fused_output_head", "kan_linear", "kan_predict")
 CAPABILITY = 90
 
 

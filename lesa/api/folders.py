@@ -1,4 +1,4 @@
-"""Predictors in folders and repositories: ``load``, ``save`` and ``push_to_hub``, for one or one for each branch.
+"""``load``, ``save`` and ``push_to_hub``: predictors and calibrations in folders and repositories.
 
 folder/config.json, folder/model.safetensors                        a predictor
 folder/calibration.safetensors                                      a calibration
@@ -19,20 +19,20 @@ from lesa.predictor.model_card import Report
 from lesa.predictor.predictor import LesaPredictor
 from lesa.tables.forecaster import Forecaster, Stream
 
-# The file that tells what a folder holds, and what reads it.
+# The file that says what a folder holds, and the function that reads it.
 READERS: dict[str, Callable[[Path], LesaPredictor | Calibration]] = {
     CONFIG_FILE: LesaPredictor.from_pretrained,
     CALIBRATION_FILE: Calibration.load,
-    WEIGHTS_FILE: LesaPredictor.from_pretrained,  # without config.json: a saving was interrupted before it
+    WEIGHTS_FILE: LesaPredictor.from_pretrained,  # without config.json: saving was interrupted
 }
 
 
 def load(name: str | Path, **options: Any) -> Forecaster | Calibration | dict[Stream, Forecaster]:
-    """What a folder or a repository of the Hugging Face Hub holds, ready for :func:`lesa.enable`.
+    """Read a folder or a repository of the Hugging Face Hub, for :func:`lesa.enable`.
 
     Args:
         name: a folder that :func:`save`, ``save_pretrained``, ``lesa fit`` or ``lesa convert`` wrote, or the repository
-            it was pushed to, such as ``"user/repo"``. A folder of that name is preferred, and the network is not used.
+            it was pushed to, such as ``"user/repo"``. If a folder of that name exists, the network is not used.
         options: ``revision``, ``token``, ``cache_dir``, ``force_download`` and ``local_files_only``, of a repository.
 
     Returns:

@@ -24,16 +24,16 @@ class BestPlans(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """How many steps may be full, as a function of the times of a generation.
+    """How many steps may be full: a function of the times of a generation that returns a plan.
 
-    A wish: a schedule that is too short for it gets as many full steps as it needs, at least two, and :meth:`note` says
-    so.
+    A budget is a wish. A schedule that is too short for it gets the full steps that it needs, at least two, and
+    :meth:`note` says so.
 
     Args:
         speedup: at least so many times fewer full steps than steps, 1 to 50.
-        full_steps: in its place, so many full steps.
-        max_error: in their place, as few full steps as keep this predicted error; needs a calibration.
-        calibration: has the best plan for each number of full steps; None: they are evenly spaced in noise level.
+        full_steps: in its place, exactly so many full steps.
+        max_error: in its place, the fewest full steps that keep this predicted error; needs a calibration.
+        calibration: has the best plan for each number of full steps; None: full steps are evenly spaced in noise level.
 
     Raises:
         ValueError: for none or several of the three, or a number that makes no sense.
@@ -75,7 +75,7 @@ class Budget:
         return int(steps / self.speedup + 1e-9)
 
     def note(self, plan: StepPlan) -> str:
-        """What a plan does not keep of this budget, in a sentence; empty if it keeps all."""
+        """A sentence if a plan does not keep this budget; else empty."""
         steps, count = plan.num_steps - plan.start, len(plan.full_steps)
         if self.max_error is not None:
             kept = count < steps or steps <= FEWEST

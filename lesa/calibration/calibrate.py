@@ -1,4 +1,4 @@
-"""``calibrate``: sample normally, add up inner products, find the best plan for every budget."""
+"""``calibrate``: sample normally, measure statistics of the features, find the best plan for every budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,21 +36,21 @@ def calibrate(
     progress: bool = True,
     **options: Any,
 ) -> Calibration:
-    """Measure all that plans and forecasters for any budget need, while the pipeline samples normally.
+    """Measure what plans and forecasters for any budget need, while the pipeline samples normally.
 
-    Nothing of a feature's size is kept beyond a call. Four samples are enough for plans and tables of the demo model
-    that differ from those of 96 by less than 1 dB.
+    Features are dropped at the end of each call. On the demo model four samples give plans and tables within 1 dB of
+    those of 96 samples.
 
     Args:
         pipeline: a diffusers pipeline.
         prompts: one call each: a prompt, a list of prompts for a batch, or the keyword arguments of a call.
         seed: call i starts from a generator seeded with ``seed + i``, unless its arguments bring a generator.
-        tokens: how many tokens of each feature count, a random subset for each call; None: all. What that misses of the
-            error of reuse is ``token_error``.
-        out: a file or folder that the calibration is saved to after each call. If it is there already, calls that it
-            holds are not made again.
-        search: find the best plan for every budget at the end, 10 s on 2 cores for 50 steps; otherwise a plan is
-            searched when it is asked for.
+        tokens: how many tokens of each feature are used, a random subset for each call; None: all. ``token_error`` of
+            the calibration says how good the subset is.
+        out: a file or folder that the calibration is saved to after each call. If it exists, calls that it holds are
+            not made again.
+        search: find the best plan for every budget at the end, 10 s on 2 cores for 50 steps; otherwise each plan is
+            searched when it is first used.
         progress: show progress bars.
         options: keyword arguments for every call, such as ``num_inference_steps=50`` and the guidance scale.
 
@@ -82,7 +82,7 @@ def calibrate(
 
 
 def _save_unless_older(calibration: Calibration, path: Path) -> None:
-    """Write plans that were searched, unless another process has added calls that they know nothing of."""
+    """Write the plans that were found, unless another process has added calls meanwhile."""
     if not path.exists() or set(Calibration.load(path).requests) <= set(calibration.requests):
         calibration.save(path)
 
@@ -106,15 +106,11 @@ class _CalibrationRecorder(Recorder):
         return super().record(index)
 
     def take_over(self, calibration: Calibration, path: Path) -> None:
-        """Go on with a calibration that is there already.
-
-        Raises:
-            ValueError: if it is of another model, or was made with other settings; it names them.
-        """
+        """Continue an existing calibration; a ValueError names what differs: the model, or other settings."""
         calibration.check_model(self.model)
         mine = self._settings
         theirs = {name: value for name, value in calibration.settings.items() if name != "feature"}
-        # files of before these were written have neither
+        # older files have neither
         known = mine if {"tokens", "weights"} <= theirs.keys() else {n: mine[n] for n in mine if n in theirs}
         other = sorted(n for n in {*known, *theirs} if known.get(n) != theirs.get(n))
         if other:
@@ -125,11 +121,11 @@ class _CalibrationRecorder(Recorder):
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        """What else the calibration holds for; found once, since it reads a few numbers of each weight."""
+        """The settings that a calibration depends on; computed once, since it reads a few numbers of each weight."""
         return {"tokens": self._tokens, "weights": weights_digest(self._pipeline), **_plain(self._options)}
 
     def count(self, name: str, path: Path | None) -> None:
-        """Add the call that has just been recorded, also to the file, which other processes may add to as well."""
+        """Add the recorded call to the calibration and to its file, which other processes may write as well."""
         call = self._of_call(name)
         if path is None:
             self._add_call(call)
@@ -168,7 +164,7 @@ class _CalibrationRecorder(Recorder):
         self.times, stream = call.times, (call.component, call.branch)
         self._note(stream, call.step)
         if stream not in self._calls:
-            check_steps(len(call.times) - 1)  # before anything is sampled in vain
+            check_steps(len(call.times) - 1)  # before a whole generation is sampled in vain
             self._calls[stream] = _StreamOfCall(call.step, feature.shape)
         self._calls[stream].add(call, feature, self._subset(feature))
         self._features[stream] = feature.new_empty(0)
@@ -225,5 +221,5 @@ class _StreamOfCall:
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that JSON can tell: numbers and strings, such as steps and guidance."""
+    """The options that JSON can hold: numbers and strings, such as steps and guidance."""
     return {name: value for name, value in options.items() if isinstance(value, int | float | str | bool)}

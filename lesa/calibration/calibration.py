@@ -21,21 +21,21 @@ from lesa.tables.forecaster import Forecaster, Stream
 from lesa.tables.plan import StepPlan
 from lesa.tables.times import as_times, same_times
 
-FEWEST_SAVED = 2  # a plan with less than two full steps saved is no plan worth keeping
+FEWEST_SAVED = 2  # predicted steps of a plan that is worth it
 
 
 @dataclass(repr=False)
 class Calibration:
-    """Inner products by stream, and what they were measured on.
+    """The statistics of each stream, and what they were measured on.
 
     Attributes:
         times: the schedule, noise levels [steps + 1] float64.
         streams: what was measured, by (component, branch).
         model: the class and a hash of the configuration of each transformer, by component.
-        settings: what else it holds for: the shape of a feature, guidance.
-        requests: names of the calls that are in it, so that none is counted twice.
+        settings: what else it depends on, such as the shape of a feature and guidance.
+        requests: hashes of its calls, so that none is counted twice.
         samples: images or videos in it.
-        token_error: how far the error of reuse on the chosen tokens was from that on all of them, relative.
+        token_error: relative difference between the chosen tokens and all tokens in their change from step to step.
         plans: the best plan found for each number of full steps.
     """
 
@@ -53,7 +53,7 @@ class Calibration:
         return len(self.times) - 1
 
     def merge(self, other: "Calibration") -> None:
-        """Add what another machine measured on other prompts; plans have to be searched again.
+        """Add a calibration of the same model on other prompts, such as one of another machine; plans are dropped.
 
         Raises:
             ValueError: if it was made for another model, schedule or streams, or it holds a call that is here already.
@@ -84,10 +84,10 @@ class Calibration:
         self.plans = {}
 
     def errors(self, stream: Stream | None = None, times: Tensor | None = None) -> OutputErrorGram:
-        """Errors of one stream, or of all together, on the calibrated schedule or another one.
+        """The errors of one stream, or of all added up, on the calibrated schedule or another one.
 
         Raises:
-            ValueError: for an unknown stream, or a schedule that this calibration says nothing about.
+            ValueError: for an unknown stream, or a schedule that the statistics cannot be interpolated to.
         """
         if stream is not None and stream not in self.streams:
             raise ValueError(f"nothing was calibrated for {stream}, only for {sorted(self.streams)}")
@@ -118,7 +118,7 @@ class Calibration:
         max_error: float | None = None,
         times: Tensor | None = None,
     ) -> StepPlan:
-        """The best plan for a budget; one of the three has to be given.
+        """The best plan for a budget; exactly one of the first three arguments.
 
         Args:
             full_steps: how many steps run in full.
@@ -146,18 +146,18 @@ class Calibration:
         return self._plans(times, [full_steps])[full_steps]
 
     def planner(self, **budget: Any) -> Budget:
-        """:meth:`plan` as a function of the times of a generation, for :func:`lesa.enable`; a wish, not a demand."""
+        """:meth:`plan` as a function of the times of a generation, for :func:`lesa.enable`; see :class:`Budget`."""
         return Budget(**budget, calibration=self)
 
     def curve(self, times: Tensor | None = None) -> dict[int, float]:
-        """Predicted error of the sample for every number of full steps, from the fewest on."""
+        """The predicted error of the sample for every number of full steps, from 1 on."""
         errors = self.errors(times=times)
         chosen = self.times if times is None else times
         plans = self._plans(times, list(range(1, errors.num_steps - FEWEST_SAVED + 1)))
         return {budget: sample_error(errors, plan, chosen) for budget, plan in plans.items()}
 
     def search(self, *, progress: bool = True) -> None:
-        """Find the best plan for every budget, so that :meth:`plan` answers at once."""
+        """Find the best plan for every budget, so that :meth:`plan` is immediate."""
         budgets = list(range(1, self.num_steps - FEWEST_SAVED + 1))
         self.plans = search_plans(self.errors(), self.times, budgets, progress=progress)
 
@@ -179,7 +179,7 @@ class Calibration:
         return f"<lesa.Calibration of {self.describe()}>"
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file: all numbers, and the rest as JSON in its header. A folder gets the usual name.
+        """Write a safetensors file with a JSON description; in a folder it is ``calibration.safetensors``.
 
         Raises:
             OSError: that names the file, if it cannot be written.
@@ -245,7 +245,7 @@ def optimize_plan(
 
 
 def _with_end(times: Tensor | Sequence[float], num_steps: int) -> Tensor:
-    """Times [steps + 1] of a schedule that may lack its end; one of ``num_steps`` steps has one number more with it."""
+    """Times [steps + 1] of a schedule that may lack its final time; ``num_steps``: the usual number of steps."""
     given = torch.as_tensor(times, dtype=torch.float64)
     ends = len(given) == num_steps + 1 or (len(given) != num_steps and float(given[-1]) == 0)
     return as_times(given, len(given) - ends)

@@ -1,10 +1,10 @@
-"""Which steps are full: the plan with the smallest predicted error, for one budget or for all of them.
+"""The search of plans: the full steps with the smallest predicted error, for each budget.
 
-Two stages. With only the last three full features counted and errors of different steps taken one by one, the cost of
-an interval depends on the full steps around it alone, so dynamic programming finds the best plans of all sizes at once.
-From there single full steps are moved by 1, 2 or 4 while that lowers the cost that counts, in which errors may cancel
-along the path (:mod:`lesa.forecasters.path_least_squares`). Other starts keep the descent from a poor valley: the sum
-of squared errors, evenly spaced full steps, and the plan with one full step less and one put in where it helps most.
+1. Dynamic programming. If predictions use the last three full features only and errors do not cancel, the cost of an
+   interval depends on the full steps around it alone. So the best plans of all sizes are found at once.
+2. Descent. Single full steps are moved by 1, 2 or 4 while that lowers the real cost, in which errors cancel along the
+   path (:mod:`lesa.forecasters.path_least_squares`). It has several starts, since it ends in local minima: those of
+   step 1 for two powers of the error, evenly spaced steps, and the best smaller plan with one step inserted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from lesa.tables.forecaster import Forecaster
 from lesa.tables.plan import StepPlan
 from lesa.tables.times import as_times
 
-LAST = 3  # features that the first stage counts; one more costs as many times more as there are steps
+LAST = 3  # full steps in a state of the dynamic program; each more multiplies its cost by the number of steps
 MOVES = (1, -1, 2, -2, 4, -4)
 
 Cost = Callable[[StepPlan], float]
@@ -54,7 +54,7 @@ def search_plans(
     starts = _starts(errors, times, max(budgets))
     cost = plan_cost(errors, times, forecaster)
     plans: dict[int, StepPlan] = {}
-    # each from the one before it, so that a plan does not depend on which others are asked for
+    # every smaller plan first, so that a plan does not depend on which others are asked for
     for budget in tqdm(range(1, max(budgets) + 1), desc="searching plans", disable=not progress, delay=2):
         candidates = starts[budget]
         if budget > 1:
@@ -64,10 +64,10 @@ def search_plans(
 
 
 def candidate_plans(errors: OutputErrorGram, times: Tensor, plan: StepPlan, count: int) -> list[StepPlan]:
-    """A plan and its best rivals: where other starts end, and plans a move away, by the cost that the search minimises.
+    """A plan and the best others: ends of the other descents, and plans one move away, by the cost of the search.
 
-    The cost does not see that full steps run on a slightly different path, so the cheapest plan need not make the best
-    samples: :func:`lesa.refine_plans` tries several.
+    The cost ignores that full steps run on a slightly different path, so the cheapest plan may not give the best
+    samples; :func:`lesa.refine_plans` tries several.
     """
     cost = plan_cost(errors, times)
     ends = [_descend(start, cost) for start in _starts(errors, times, len(plan.full_steps))[len(plan.full_steps)]]
@@ -77,7 +77,7 @@ def candidate_plans(errors: OutputErrorGram, times: Tensor, plan: StepPlan, coun
 
 
 def plan_cost(errors: OutputErrorGram, times: Tensor, forecaster: Forecaster | None = None) -> Cost:
-    """What the search minimises, as a function of the plan."""
+    """The function of a plan that the search minimises."""
     if forecaster is None:
         best = PathLeastSquares(errors)
         return lambda plan: best.cost(plan, times)
@@ -90,10 +90,10 @@ def plan_cost(errors: OutputErrorGram, times: Tensor, forecaster: Forecaster | N
 
 
 def sample_error(errors: OutputErrorGram, plan: StepPlan, times: Tensor, forecaster: Forecaster | None = None) -> float:
-    """Predicted distance of the final sample from the full sampler's: root mean square, in units of the latents.
+    """The predicted root mean square distance of the final sample from the full sampler's, in units of the latents.
 
-    To first order: what the errors of all predicted steps add up to, without what later full steps make of it. Pure
-    noise has root mean square 1 where a sampler starts at time 1.
+    To first order: the sum of the errors of all predicted steps, without the effect of later full steps on it. Pure
+    noise has root mean square 1.
     """
     times = as_times(times, plan.num_steps)
     length = times[:-1] - times[1:]
@@ -102,7 +102,7 @@ def sample_error(errors: OutputErrorGram, plan: StepPlan, times: Tensor, forecas
 
 
 def _starts(errors: OutputErrorGram, times: Tensor, most: int) -> dict[int, list[StepPlan]]:
-    """Where descents begin, for each number of full steps."""
+    """The plans that descents start from, for each number of full steps."""
     programmed = [_dynamic_programming(errors, times, most, power) for power in (1, 2)]
     return {n: [*(plans[n] for plans in programmed), StepPlan.even(times, n)] for n in range(1, most + 1)}
 
@@ -135,14 +135,14 @@ def _descend(plan: StepPlan, cost: Cost) -> StepPlan:
 
 
 def _insert(plan: StepPlan, cost: Cost) -> StepPlan:
-    """One more full step, where it helps most."""
+    """The plan with one more full step, where it lowers the cost most."""
     return min((StepPlan(plan.num_steps, [*plan.full_steps, step]) for step in plan.predicted_steps), key=cost)
 
 
 def _dynamic_programming(errors: OutputErrorGram, times: Tensor, most: int, power: int) -> dict[int, StepPlan]:
-    """For each number of full steps the plan that minimises ``sum_s d_s |e_s|**power``, from three full features each.
+    """For each number of full steps the plan that minimises ``sum_s d_s |e_s|**power``, with three features each.
 
-    State [a, b, c]: the last three full steps, each one more than its number; 0 where there are fewer.
+    State [a, b, c]: the last three full steps plus 1 each; 0 if there are fewer.
     """
     steps = errors.num_steps
     intervals = _interval_costs(errors, times[:-1] - times[1:], power)  # [a, b, c, d]
@@ -168,9 +168,9 @@ def _backtrack(state: int, choices: list[Tensor], size: int) -> list[int]:
 
 
 def _interval_costs(errors: OutputErrorGram, length: Tensor, power: int) -> Tensor:
-    """``sum d_s |e_s|**power`` over the steps between full steps c and d, [a, b, c, d] each one more than its number.
+    """``sum d_s |e_s|**power`` over the steps between full steps c and d, [a, b, c, d] (each plus 1).
 
-    The last d is the end. Infinite where d is not after c, or a < b < c does not hold.
+    The last d is the end. Infinite unless a < b < c < d.
     """
     steps = errors.num_steps
     size = steps + 1
@@ -189,7 +189,7 @@ def _interval_costs(errors: OutputErrorGram, length: Tensor, power: int) -> Tens
 
 
 def _step_errors(errors: OutputErrorGram, step: int, states: Tensor) -> Tensor:
-    """``|e_s|`` of the best prediction of a step from each of some states [n, 3]."""
+    """``|e_s|`` [n] of the best prediction of a step from each of n states [n, 3]."""
     used = (states - 1).clamp(min=0)
     missing = (states == 0).double()
     row = errors.row(torch.tensor(step), used)

@@ -1,4 +1,4 @@
-"""``refine_plans``: of the best few plans the one that really makes the best samples."""
+"""``refine_plans``: sample with the best few plans of the search and keep the best one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,8 +30,8 @@ def refine_plans(
 ) -> dict[int, float]:
     """Sample with the best few plans of a budget and keep the one whose samples are closest to the full sampler's.
 
-    The predicted error does not see that later full steps run on a slightly different path. It leaves a few plans that
-    are about as good; this tells them apart, at the price of one accelerated generation for each plan and prompt.
+    The predicted error ignores that later full steps run on a slightly different path, so several plans are about as
+    good. This decides between them, at the cost of one accelerated generation for each plan and prompt.
 
     Args:
         pipeline: what was calibrated.
@@ -43,8 +43,8 @@ def refine_plans(
         progress: show a progress bar.
 
     Returns:
-        For each budget the root mean square distance of its samples from the full sampler's over that of the plan with
-        the smallest predicted error; 1 where that one stays.
+        For each budget the root mean square distance of its samples from the full sampler's, relative to that of the
+        plan with the smallest predicted error; 1 if that plan is kept.
 
     Raises:
         ValueError: if there are no prompts, or the calibration was made for another model.
@@ -74,7 +74,7 @@ def refine_plans(
 
 
 def _sample(pipeline: Any, call: dict[str, Any]) -> Tensor:
-    """What a call returns first, where that is a tensor: the latents."""
+    """The latents that a call returns."""
     made = pipeline(**{**call, "return_dict": False})[0]
     if not isinstance(made, Tensor):
         raise ValueError(f"plans are compared by latents, and the pipeline returned {type(made).__name__}")

@@ -57,7 +57,7 @@ def save(path: Path, times: Tensor, streams: Streams, plans: list[StepPlan], fie
 
 
 def load(path: Path) -> tuple[Tensor, Streams, dict[str, Any]]:
-    """Times, what was measured of each stream, and the other fields of a calibration.
+    """Times, statistics of each stream, and the other fields of a calibration.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -72,7 +72,7 @@ def load(path: Path) -> tuple[Tensor, Streams, dict[str, Any]]:
 
 def _understand(file: TensorFile) -> tuple[Tensor, Streams, dict[str, Any]]:
     description = file.description
-    if description is None and "calibration" in file.metadata:  # as it was before there were versions
+    if description is None and "calibration" in file.metadata:  # a file without a version
         description = json.loads(file.metadata["calibration"])
     if not isinstance(description, dict):
         raise ValueError("its header does not describe one")
@@ -89,7 +89,7 @@ def _understand(file: TensorFile) -> tuple[Tensor, Streams, dict[str, Any]]:
     if not streams or len(set(streams)) != len(streams):
         raise ValueError("streams must be there, each once")
     counts = description.get("counts")
-    every = [[0, steps]] * len(streams)  # before there were versions, every stream took part in every step
+    every = [[0, steps]] * len(streams)  # files without a version: every stream has every step
     ranges = [_range(item, steps) for item in (_list(description, "ranges") if "ranges" in description else every)]
     if len(ranges) != len(streams):
         raise ValueError("ranges must have the first step and the number of steps of each stream")
@@ -110,7 +110,9 @@ def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int
     if f"{name}.errors" not in tensors:
         return Measured(gram, None, first)
     pairs = steps * (steps - 1) // 2
-    half = check_tensor(tensors, f"{name}.errors", (pairs * (pairs + 1) // 2,))  # before room is made for the whole
+    half = check_tensor(
+        tensors, f"{name}.errors", (pairs * (pairs + 1) // 2,)
+    )  # before memory is allocated for the whole
     lengths = check_tensor(tensors, f"{name}.lengths", (steps, steps))
     power = check_tensor(tensors, f"{name}.power", (steps,))
     if not isinstance(counts, dict) or not isinstance(counts.get(name), list) or len(counts[name]) != 2:
@@ -133,7 +135,7 @@ def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int
 
 
 def _are_inner_products(matrix: Tensor) -> bool:
-    """Whether a symmetric matrix makes no negative square, but for what rounding may; 30 ms for 50 steps."""
+    """Whether a symmetric matrix is positive semidefinite up to rounding; 30 ms for 50 steps."""
     slack = 1e-6 * matrix.diagonal() + 1e-9 * matrix.diagonal().amax() if len(matrix) else matrix.diagonal()
     shifted = matrix + torch.diag(slack.clamp(min=torch.finfo(matrix.dtype).tiny))
     return not int(torch.linalg.cholesky_ex(shifted).info)

@@ -1,4 +1,4 @@
-"""``evaluate``: methods take turns on held-out prompts, and are compared with the full sampler."""
+"""``evaluate``: compare methods with the full sampler on held-out prompts."""
 
 import json
 import statistics
@@ -41,23 +41,22 @@ def evaluate(
     progress: bool = True,
     **options: Any,
 ) -> list[Row]:
-    """Quality and speed of methods on prompts that no calibration has seen.
+    """Quality and speed of methods on prompts that no calibration has used.
 
-    All methods make each call in turn, so that a machine that slows down does so for all of them.
+    All methods make each call in turn, so that a machine that becomes slower does so for all of them.
 
     Args:
         pipeline: a diffusers pipeline.
-        methods: what to compare with the full sampler, which is run as the first whether it is among them or not.
+        methods: what to compare with the full sampler, which always runs first.
         prompts: one call each: a prompt, a list of prompts for a batch, or the keyword arguments of a call.
         seed: call i starts from a generator seeded with ``seed + i``, unless its arguments bring a generator.
-        metrics: names from :data:`lesa.evaluation.metrics.METRICS`, or metrics of your own; None: all that this machine
-            has the weights for, PSNR and SSIM in any case.
-        images: (what a call returns) -> images [N, C, H, W] or videos [N, F, C, H, W] in [0, 1].
-        rounds: how often all calls are made; the first round is scored, all are timed.
-        warm_up: make each call once before it is timed. What happens once a schedule, such as folding a table, is then
-            not in the time.
-        out: a folder for ``evaluation.json``, written anew after every call.
-        keep: is given the rows so far after every call, so that nothing is lost where an evaluation is interrupted.
+        metrics: names from :data:`lesa.evaluation.metrics.METRICS`, or metrics of your own; None: PSNR, SSIM, and those
+            whose weights are on this machine.
+        images: (result of a call) -> images [N, C, H, W] or videos [N, F, C, H, W] in [0, 1].
+        rounds: how often all calls are made; images of the first round are scored, all rounds are timed.
+        warm_up: make each call once before it is timed, to leave out work that happens once for a schedule.
+        out: a folder for ``evaluation.json``, which is written after every call.
+        keep: is called with the rows so far after every call, so that an interruption loses nothing.
         progress: show a progress bar.
         options: keyword arguments for every call, such as ``num_inference_steps=50``.
 
@@ -108,7 +107,7 @@ def evaluate(
 
 @dataclass
 class Measurements:
-    """What has been measured of one method."""
+    """The measurements of one method."""
 
     seconds: list[float] = field(default_factory=list)
     scores: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -120,7 +119,7 @@ class Measurements:
     samples: int = 0
 
     def add_run(self, seconds: float, peak: int | None, handle: Any, scheduler: Any) -> None:
-        """One call: its time, and the steps that ``handle`` says were full, all of them where there is none."""
+        """Add a call: its time, and its full steps by the records of ``handle``, or all steps without records."""
         self.seconds.append(seconds)
         self.peak_bytes = peak
         self.steps = self.full_steps = len(scheduler.timesteps)
@@ -133,14 +132,14 @@ class Measurements:
             self.kept_bytes = sum(record.kept_bytes for record in records)
 
     def add_scores(self, metrics: Sequence[Metric], images: Tensor, reference: Tensor, call: dict[str, Any]) -> None:
-        """The images of one call."""
+        """Add the scores of the images of one call."""
         self.samples += len(images)
         for metric in metrics:
             if call.get("prompt") or not metric.needs_prompts:
                 self.scores[metric.name] += metric.measure(images, reference, call).double().tolist()
 
     def row(self, method: Method, whole: "Measurements") -> Row:
-        """The row of a method, where ``whole`` is the full sampler."""
+        """The row of a method; ``whole``: the full sampler."""
         scores = {name: statistics.fmean(values) for name, values in self.scores.items()}
         row: Row = {
             "method": method.name,
@@ -149,7 +148,7 @@ class Measurements:
             "full_steps": self.full_steps,
             "speedup_ideal": max(self.steps, whole.steps) / self.full_steps,
             "speedup_wall": statistics.median(a / b for a, b in zip(whole.seconds, self.seconds, strict=False)),
-            # the full sampler's distance from itself is infinitely good, which JSON does not know
+            # JSON has no infinity, such as the PSNR of the full sampler
             **{name: score if abs(score) < float("inf") else None for name, score in scores.items()},
             "kept_bytes": self.kept_bytes,
             "seconds": statistics.median(self.seconds),
@@ -159,7 +158,7 @@ class Measurements:
 
 
 def _steps_of(records: Sequence[Any]) -> tuple[list[int], int]:
-    """The full steps of the branch that has most, over all transformers, and how many it predicted."""
+    """The full steps, over all transformers, of the branch with most of them, and its number of predicted steps."""
     branches: dict[str, tuple[list[int], int]] = {}
     for record in records:
         full, predicted = branches.get(record.branch, ([], 0))
@@ -168,7 +167,7 @@ def _steps_of(records: Sequence[Any]) -> tuple[list[int], int]:
 
 
 def _timed(pipeline: Any, call: dict[str, Any]) -> tuple[Any, float, int | None]:
-    """The output of a call, its seconds, and the most bytes that a GPU held meanwhile."""
+    """The output of a call, its seconds, and the peak bytes of a GPU."""
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.synchronize()

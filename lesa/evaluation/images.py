@@ -1,4 +1,4 @@
-"""What a pipeline made, as tensors that can be compared."""
+"""The images of a pipeline's output as tensors."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def images_of(output: Any) -> Tensor:
 
 
 def as_frames(images: Tensor) -> tuple[Tensor, int]:
-    """Single images [N * F, C, H, W] of images or videos, and how many belong to one of these."""
+    """Frames [N * F, C, H, W] of images or videos, and the number of frames F of each."""
     if images.ndim not in (4, 5):
         raise ValueError(f"images are [N, C, H, W], videos [N, F, C, H, W], not {list(images.shape)}")
     return images.flatten(0, -4), images.shape[1] if images.ndim == 5 else 1

@@ -1,4 +1,4 @@
-"""What is compared: a method is a name, a plan and a way to put it into a pipeline."""
+"""Methods: what an evaluation compares."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -1,7 +1,7 @@
-"""How far images are from the full sampler's, and what models that look at images say of them.
+"""Metrics of images.
 
-PSNR, SSIM and LPIPS compare with the full sampler's image of the same seed; CLIP score and ImageReward judge an image
-by its prompt. Those that need weights are there when these are on the machine already: nothing is downloaded here.
+PSNR, SSIM and LPIPS compare with the full sampler's image of the same seed; CLIP score and ImageReward rate an image by
+its prompt. A metric that needs weights is available if these are on the machine: nothing is downloaded.
 """
 
 import importlib.util
@@ -19,9 +19,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from lesa.evaluation.images import as_frames
 
-GAUSSIAN = 11  # pixels that SSIM's usual window is wide
+GAUSSIAN = 11  # width of SSIM's usual window, pixels
 CLIP_MODEL: Final = "openai/clip-vit-large-patch14"
-ALEXNET = "alexnet-owt-7be5be79.pth"  # what LPIPS looks through
+ALEXNET = "alexnet-owt-7be5be79.pth"  # the network of LPIPS
 
 Call = Mapping[str, Any]  # the keyword arguments that the images were asked for with
 Measure = Callable[[Tensor, Tensor, Call], Tensor]
@@ -30,13 +30,13 @@ NOTHING: Call = {}
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of an image or video, in [0, 1] as those of :func:`lesa.evaluation.images.images_of`.
+    """One metric of images or videos in [0, 1].
 
     Attributes:
         name: its key in a row.
         measure: (images, the full sampler's, the call's arguments) -> [N].
-        missing: what it lacks on this machine, and how to get it; None: nothing.
-        needs_prompts: whether it says nothing of images whose call has no ``prompt``.
+        missing: what is missing on this machine, and how to get it; None: nothing.
+        needs_prompts: whether it is skipped for calls without a ``prompt``.
     """
 
     name: str
@@ -53,7 +53,7 @@ def psnr(images: Tensor, reference: Tensor, call: Call = NOTHING) -> Tensor:
 
 
 def ssim(images: Tensor, reference: Tensor, call: Call = NOTHING) -> Tensor:
-    """Structural similarity; of images too small for the usual window with the largest that fits, of equal weights."""
+    """Structural similarity. Images smaller than the usual window get the largest uniform window that fits."""
     (frames, count), (true, _) = as_frames(images.clamp(0, 1)), as_frames(reference.clamp(0, 1))
     size = min(frames.shape[-2:])
     small: dict[str, Any] = {} if size > GAUSSIAN else {"gaussian_kernel": False, "kernel_size": size - (size + 1) % 2}
@@ -78,7 +78,7 @@ def clip_score(images: Tensor, reference: Tensor, call: Call = NOTHING) -> Tenso
 
 
 def image_reward(images: Tensor, reference: Tensor, call: Call = NOTHING) -> Tensor:
-    """How a model of people's preferences rates image and prompt (https://arxiv.org/abs/2304.05977)."""
+    """The rating of image and prompt by a model of human preference (https://arxiv.org/abs/2304.05977)."""
     from torchvision.transforms.functional import to_pil_image
 
     frames, count = as_frames(images.clamp(0, 1))
@@ -119,7 +119,7 @@ LOADED = (_lpips, _clip, _image_reward)
 
 @contextmanager
 def scoring_models() -> Iterator[None]:
-    """The models that metrics load are loaded once inside, and freed at the end."""
+    """Inside, models of metrics are loaded once; they are freed at the end."""
     try:
         yield
     finally:
@@ -164,10 +164,10 @@ METRICS = {
 
 
 def choose_metrics(names: Sequence[str] | None = None) -> list[Metric]:
-    """Those asked for; None: all that this machine has what they need for.
+    """Metrics by name; None: all that are available on this machine.
 
     Raises:
-        ValueError: for an unknown name, or one that lacks something here.
+        ValueError: for an unknown name, or a metric that is not available.
     """
     if names is None:
         return [metric for metric in METRICS.values() if metric.missing() is None]

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: quality against full steps, which steps are full, and how alike features are."""
+"""The pictures of an evaluation: quality by full steps, which steps are full, and the similarity of features."""
 
 import itertools
 from collections import defaultdict
@@ -35,7 +35,7 @@ def draw(folder: Path, rows: Sequence[Mapping[str, Any]], calibration: Calibrati
 
 
 def draw_quality(path: Path, rows: Sequence[Mapping[str, Any]], metric: str = "psnr", unit: str = "PSNR, dB") -> None:
-    """A metric against the number of full steps: a line for each method on each kind of plan."""
+    """A metric by the number of full steps, with a line for each method on each kind of plan."""
     lines: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
     for row in rows:
         if row.get(metric) is not None and row["speedup_ideal"] > 1:
@@ -75,9 +75,9 @@ def strips(axis: Axes, plans: Mapping[str, tuple[Sequence[int], int]]) -> None:
 
 
 def draw_similarity(path: Path, gram: GramMatrix, times: Tensor, boundaries: Sequence[float] = (0.9, 0.5)) -> None:
-    """How alike the features of any two steps are, and the times that separate LESA's stages.
+    """The cosine similarity of the features of any two steps, and the times that separate LESA's stages.
 
-    The picture that the stages were found in: Cai et al., https://arxiv.org/abs/2602.20497.
+    The stages were found in this picture: Cai et al., https://arxiv.org/abs/2602.20497.
     """
     figure, axis = plt.subplots(figsize=(5.2, 4.4), layout="constrained")
     image = axis.imshow(similarity(gram).numpy(), cmap="viridis", vmax=1.0)
@@ -99,7 +99,7 @@ def similarity(gram: GramMatrix) -> Tensor:
 
 
 def kind_of(plan: str) -> str:
-    """What plans of different sizes have in common: the first word of their names, ``"paper"`` of ``"paper N=7"``."""
+    """The first word of a plan's name, which plans of different sizes share: ``"paper"`` of ``"paper N=7"``."""
     return plan.replace(",", " ").split()[0]
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic files: a reader sees the old file or the new one, never a part."""
 
 import os
 import uuid
@@ -11,10 +11,9 @@ from filelock import FileLock
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A new file beside ``path`` to write to, which takes its place at the end.
+    """A new file beside ``path`` to write to; it replaces the old one at the end, or is removed after an error.
 
-    The old file is never written to: who has it mapped into memory keeps what was there. On an error the new one is
-    removed. Two processes that write the same path do not share a file.
+    The old file is never written to, so memory maps of it stay valid. Two processes never write to the same file.
 
     Raises:
         OSError: that names the path, if it cannot be written: no room, no permission, or a folder that is a file.
@@ -40,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time may be inside for this path; the others wait."""
+    """A lock between processes for this path; others wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         yield

@@ -1,4 +1,4 @@
-"""Tensors and a description of them in one safetensors file, whose header says what kind of file it is.
+"""Tensors with a JSON description in a safetensors file, whose header has the kind and the version of the file.
 
 Format: https://huggingface.co/docs/safetensors. The description is JSON under the key ``description``; ``kind`` and
 ``version`` stand beside it. Files that were written before there were versions have neither.
@@ -18,17 +18,17 @@ from torch import Tensor
 from lesa.files.atomic import replaced
 
 VERSION = 1
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # those that everything can be done with
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SHOWN = 300  # characters of a message that come from a file
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         path: of the file.
-        metadata: the header's strings; of a file with a version, ``description`` is what counts.
+        metadata: the strings of the header; files without a version have their description there.
         description: the JSON that was written with it.
         tensors: by name.
     """
@@ -53,11 +53,10 @@ def write_tensors(
     Args:
         path: of the file.
         tensors: by name.
-        description: anything that JSON can tell.
-        kind: that :func:`read_tensors` asks for.
-        more: strings of the header that other programs look for.
-        stale: a file about the one that is there, which is removed once the new one is whole and before it takes its
-            place.
+        description: anything that JSON can hold.
+        kind: of the file, which :func:`read_tensors` checks.
+        more: further strings of the header, for other programs.
+        stale: a file that describes the old one; it is removed just before the new one replaces that.
 
     Raises:
         OSError: that names the path, if it cannot be written.
@@ -66,14 +65,14 @@ def write_tensors(
     with replaced(path) as unfinished:
         try:
             save_file(_apart(tensors), str(unfinished), header)
-        except SafetensorError as error:  # how it says that the disk is full
+        except SafetensorError as error:  # such as a full disk
             raise OSError(None, str(error)) from error
         if stale is not None:
             stale.unlink(missing_ok=True)
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, contiguous, none in the memory of another, which the format does not know."""
+    """The tensors, contiguous and with separate memory, since the format has no shared tensors."""
     apart: dict[str, Tensor] = {}
     taken = set()
     for name, tensor in tensors.items():
@@ -85,14 +84,13 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path, *, kind: str, advice: str = "", mapped: bool = False) -> TensorFile:
-    """Read a file of some kind. Its tensors are as large as the file says, which is checked, and no larger than it is.
+    """Read a file of some kind; its sizes are checked before memory is allocated.
 
     Args:
         path: of the file.
-        kind: what it has to be; a file without a kind is of the time before there were any.
+        kind: what it has to be; older files have no kind.
         advice: what to do if it is damaged.
-        mapped: leave the tensors in the file, for those that do not fit into memory; otherwise they are copied, so
-            that whatever becomes of the file changes nothing.
+        mapped: map the tensors into memory, for files that do not fit; otherwise they are copied.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -133,11 +131,7 @@ def check_tensor(
     *,
     dtypes: tuple[torch.dtype, ...] = (torch.float64,),
 ) -> Tensor:
-    """The tensor of a name, if it is there and has this shape (None: any length), one of the dtypes, and is finite.
-
-    Raises:
-        ValueError: if not.
-    """
+    """A tensor by name, if it exists, has this shape (None: any length) and dtype, and is finite; else a ValueError."""
     tensor = tensors.get(name)
     if tensor is None:
         raise ValueError(f"it has no {name[:SHOWN]}")

@@ -1,4 +1,4 @@
-"""Backward differences of the full features, which stand in for derivatives in most published formulas.
+"""Backward differences of the full features, which most published formulas use as derivatives.
 
 At each full step, with the features and differences of the full step before it,
 
@@ -17,7 +17,7 @@ Variable = Literal["step", "time"]  # what distances are measured in
 
 
 def positions(plan: StepPlan, times: Tensor, variable: Variable) -> Tensor:
-    """Where each step and the end stand, [steps + 1]: their index, or their time."""
+    """The index or the time of each step and of the end, [steps + 1]."""
     times = as_times(times, plan.num_steps)
     return times if variable == "time" else torch.arange(plan.num_steps + 1, dtype=torch.float64)
 

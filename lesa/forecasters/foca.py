@@ -8,9 +8,9 @@ steps ..., k - 1, k and a predicted step h after k,
     calibrated  = F(k) + h/2 (slope(k - 1) + slope(forecast))
 
 The forecast is BDF2 solved for a step whose slope is that of k, so BDF2 at the forecast gives slope(k) back, and the
-calibrated feature is F(k) + h/2 (slope(k - 1) + slope(k)). On uneven intervals BDF2 is the slope of a parabola through
-three features, at the last of them. The paper leaves open whether k runs over full steps or over all steps. In the
-second reading the jump at a full step counts as slope: on the demo's features with interval 7 it is worse than reuse.
+calibrated feature is F(k) + h/2 (slope(k - 1) + slope(k)). On uneven intervals BDF2 is the slope, at the last feature,
+of a parabola through three. The paper does not say whether k counts full steps or all steps; with all steps it is worse
+than reuse on the demo's features with interval 7.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from lesa.tables.table import CoefficientTable, unroll
 
 @dataclass(frozen=True)
 class FoCa(Forecaster):
-    """FoCa, which has no parameters; with two full features it follows their line, with one it is reuse."""
+    """FoCa, which has no parameters. With two full features it is their line, with one it is reuse."""
 
     needs_times = False
     reach = 4
@@ -37,7 +37,7 @@ class FoCa(Forecaster):
             return (rows[full[k]] - rows[full[k - 1]]) / (full[k] - full[k - 1])
 
         def slope(k: int, rows: list[Tensor]) -> Tensor:
-            """At the k-th full step, by BDF2 or what can be had before."""
+            """The slope at the k-th full step: BDF2, or the chord of the first two."""
             if k < 2:
                 return chord(1, rows)
             curvature = (chord(k, rows) - chord(k - 1, rows)) / (full[k] - full[k - 2])

@@ -1,4 +1,4 @@
-"""L2P: a learned matrix that says what each step is made of.
+"""L2P: a learned matrix of coefficients.
 
 Source: Shen et al., "Beyond Fixed Formulas", https://arxiv.org/abs/2604.26365. Trained on the features of all steps
 before, and run on what there is of them: features at full steps, its own predictions at the others,
@@ -49,7 +49,7 @@ class L2P(Forecaster):
 
         def rule(step: int, rows: list[Tensor]) -> Tensor:
             weights = self.weights[step - missing, :step].clone()
-            # what steps before the first weigh goes to it, so that a constant is still predicted as it was
+            # weights of steps before the first are added to it, so a constant is still predicted
             weights[plan.start] += weights[: plan.start].sum()
             return weights[plan.start :] @ torch.stack(list(rows))
 

@@ -1,14 +1,14 @@
-"""Least squares along the path: coefficients whose errors cancel where the sampler would notice them.
+"""Least squares along the path: coefficients whose errors cancel in the sample.
 
-A solver adds up its steps, so what a full step sees of the predictions before it is the sum of their errors, each times
-the length of its step. With ``y_sj`` the error that feature j makes alone at step s
-(:mod:`lesa.statistics.output_errors`) and ``e_s = sum_j c_sj y_sj``, all coefficients of a plan together minimise
+A solver adds up its steps, so at a full step the sample is off by the sum of all earlier errors, each times the length
+of its step. With ``y_sj`` the output error of feature j at step s (:mod:`lesa.statistics.output_errors`) and
+``e_s = sum_j c_sj y_sj``, the coefficients of all steps of a plan together minimise
 
     sum_s |d_s e_s|^2  +  path * sum_f w_f | sum_{s < f} d_s e_s |^2        f: every full step, and the end
 
-with every prediction as long as the true feature, ``sum_j c_sj a_sj = 1``; w_f is 1, and 5 for the end. Without the
-second sum (``path=0``) each step is on its own, and errors of one sign add up: on the demo model that costs 3 to 7 dB
-at any budget.
+where every prediction is as long as the true feature, ``sum_j c_sj a_sj = 1``; w_f is 1, and 5 for the end. Without
+the second sum (``path=0``) each step is fitted alone and errors of one sign add up: on the demo model that costs 3 to
+7 dB at any budget.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ RIDGE = 1e-6  # relative to the mean square of the outputs
 
 @dataclass(frozen=True)
 class PathLeastSquares(Forecaster):
-    """The best table for a plan, by the error that arrives in the sample.
+    """The table with the smallest error in the sample.
 
     Args:
         errors: from :func:`lesa.calibrate`, or ``OutputErrorGram.from_gram`` of a plain Gram matrix.
@@ -64,7 +64,7 @@ class PathLeastSquares(Forecaster):
         return CoefficientTable(plan, times, dense[list(plan.predicted_steps)][:, list(plan.full_steps)])
 
     def cost(self, plan: StepPlan, times: Tensor) -> float:
-        """The minimum: what plans are compared by."""
+        """The minimum, which the search of plans compares."""
         return self._solve(plan, times)[3]
 
     def _solve(self, plan: StepPlan, times: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -75,7 +75,7 @@ class PathLeastSquares(Forecaster):
             return *torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.float64), 0.0
         target, used = self._unknowns(plan)
         power = float(gram.power.mean() / gram.count)
-        if power == 0:  # whatever is predicted, the output is zero: any coefficients will do
+        if power == 0:  # the output is zero for any coefficients
             latest = torch.tensor([max(f for f in plan.full_steps if f < int(step)) for step in target])
             return target, used, (used == latest).double(), 0.0
         weights = path_weights(plan, times, self.path)
@@ -83,12 +83,12 @@ class PathLeastSquares(Forecaster):
         system = gram.matrix[row[:, None], row] * (weights[target[:, None], target] / gram.count)
         system.diagonal().add_(self.ridge * power * weights.diagonal()[target].clamp(min=1e-12))
         predicted = torch.tensor(plan.predicted_steps)
-        # rows of the constraint: the length of each step's prediction
+        # the constraint: the length of each step's prediction
         own = target == predicted[:, None]
         lengths = torch.where(own, gram.length(target, used), 0.0)  # [P, unknowns]
-        # a step whose features are all zero has no length to keep: there the coefficients add up to 1
+        # if all features of a step are zero, the coefficients add up to 1 instead
         lengths = torch.where((lengths.abs().amax(1, keepdim=True) > 0), lengths, own.double())
-        # The unknowns differ by the square of the step lengths; scaled to a unit diagonal the system is well posed.
+        # scaled to a unit diagonal, since unknowns differ by the squares of the step lengths
         scale = system.diagonal().rsqrt()
         factor, failed = torch.linalg.cholesky_ex(system * scale[:, None] * scale)
         if failed or not bool(scale.isfinite().all()):

@@ -1,4 +1,4 @@
-"""The plainest forecaster: the last full feature again."""
+"""Reuse: the last full feature again."""
 
 from dataclasses import dataclass
 

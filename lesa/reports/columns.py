@@ -1,4 +1,4 @@
-"""How the figures of a row are shown, wherever it is."""
+"""Headings and formats of result tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-# heading and form of each figure, in the order of the columns; shown if any row has it
+# heading and format of each value, in the order of the columns; a column is shown if any row has it
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "plan": ("full steps", str),
     "method": ("method", str),
@@ -27,14 +27,14 @@ LEFT = 2  # columns of text
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The headings of what any row has, and the rows in words."""
+    """The headings of the values that any row has, and the formatted rows."""
     shown = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     texts = [["" if row.get(key) is None else COLUMNS[key][1](row[key]) for key in shown] for row in rows]
     return [COLUMNS[key][0] for key in shown], texts
 
 
 def console_table(rows: Sequence[Mapping[str, Any]], title: str) -> "Table":
-    """The rows for a terminal, those of one plan together."""
+    """The rows as a table for a terminal, grouped by plan."""
     from rich.table import Table
 
     headings, texts = cells(rows)

@@ -1,4 +1,4 @@
-"""What a measurement was made on: every committed result names it."""
+"""The machine, versions and commit of a measurement, which every committed result names."""
 
 import os
 import platform

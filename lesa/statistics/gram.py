@@ -1,4 +1,4 @@
-"""Inner products of the features of all steps: all that a linear forecaster ever needs to know of a model."""
+"""Gram matrices: the inner products of the features of all steps, from which every linear forecaster follows."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +19,8 @@ RIDGE = 1e-6  # relative to the mean diagonal
 class GramMatrix:
     """``G[i, j] = sum <feature_i, feature_j>`` over tokens, channels and samples, in float64 [steps + 1, steps + 1].
 
-    The last row and column belong to the constant feature 1, so that a bias can be fitted. One matrix serves every
-    plan: the best prediction of step s from the full steps A is ``G_AA^-1 G_As`` with squared error
+    The last row and column are those of the constant feature 1, so that a bias can be fitted. One matrix serves every
+    plan: the best prediction of step s from the full steps A is ``G_AA^-1 G_As``, with the squared error
     ``G_ss - G_sA G_AA^-1 G_As``.
 
     Args:
@@ -41,9 +41,9 @@ class GramMatrix:
         self._next_step = 0
 
     def update(self, step: int, feature: Tensor) -> None:
-        """Add a feature of the current batch of samples; step 0 begins a new batch, the last step counts it.
+        """Add a feature of the current batch of samples; step 0 begins a batch, the last step adds it to the matrix.
 
-        A batch that is broken off leaves everything as it was.
+        A batch without its last step changes nothing.
 
         Raises:
             ValueError: if steps do not come in order, shapes change within a batch, or the feature is not finite.
@@ -79,11 +79,7 @@ class GramMatrix:
         return int(self.matrix[-1, -1])
 
     def merge(self, other: "GramMatrix") -> None:
-        """Add what another machine measured.
-
-        Raises:
-            ValueError: for another number of steps.
-        """
+        """Add the counts of another matrix; a ValueError for another number of steps."""
         if other.num_steps != self.num_steps:
             raise ValueError(f"cannot merge matrices of {other.num_steps} and {self.num_steps} steps")
         self.matrix += other.matrix
@@ -105,7 +101,7 @@ class GramMatrix:
         self._check_counted()
         index = torch.tensor(list(used))
         system = self.matrix[index[:, None], index]
-        # The constant is scaled like the others, or its ridge would be one of another size.
+        # scaled to a unit diagonal, so that the ridge means the same for the constant
         scale = system.diagonal().clamp(min=torch.finfo(torch.float64).tiny).sqrt().unsqueeze(-1)
         normal = system / scale.mT / scale + ridge * torch.eye(len(index), dtype=torch.float64)
         solution: Tensor = (torch.linalg.solve(normal, self.matrix[index][:, list(targets)] / scale) / scale).T
@@ -167,7 +163,7 @@ class GramMatrix:
         write_tensors(Path(path), self.tensors(), kind=KIND)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file holds of it."""
+        """The tensors of its file."""
         return {"gram": self.matrix.contiguous()}
 
     @classmethod

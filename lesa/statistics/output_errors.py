@@ -1,13 +1,13 @@
-"""Inner products of the errors that features make in each other's place: all that plans and coefficients follow from.
+"""Output errors: the error of the output if feature j is used at step s, and the inner products of these errors.
 
-With the target's norm statistics and modulation fixed, what enters a final layer norm reaches the output linearly. Let
-``z_j = (feature_j - mean) / std_s`` as step s would see it and ``x = z_s`` its own. Feature j in the place of s is
+With the norm statistics and modulation of step s fixed, the output is linear in the input of the final layer norm. Let
+``z_j = (feature_j - mean) / std_s``, and ``x = z_s``. If feature j is used at step s, it has
 
-    length  a_sj = <x, z_j> / D                         along x, which the norm brings back to 1
-    error   y_sj = ((z_j - a_sj x) * multiplier_s) @ weight.T      across x, in units of the output
+    length  a_sj = <x, z_j> / D                                    along x; the norm scales it back to 1
+    error   y_sj = ((z_j - a_sj x) * multiplier_s) @ weight.T      orthogonal to x, in units of the output
 
-so a prediction ``sum_j c_j feature_j`` has the error ``sum_j c_j y_sj / sum_j c_j a_sj``, to first order. Leaving out
-the norm's own derivative, the ``- a_sj x``, costs up to 4 dB of the demo's images.
+So a prediction ``sum_j c_j feature_j`` has the error ``sum_j c_j y_sj / sum_j c_j a_sj``, to first order. Without the
+derivative of the norm, ``- a_sj x``, the demo's images lose up to 4 dB.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from lesa.tables.plan import StepPlan
 from lesa.tables.table import CoefficientTable
 from lesa.tables.times import as_times
 
-CHUNK = 1 << 12  # output values that are widened to float64 at once
-MOST_STEPS = 100  # whose pairs take 0.2 GB, and whose plans a minute; both grow with the fourth power of the steps
-END = 5  # what the end weighs against a full step; from 3 to 10 the demo's images agree within 0.4 dB on average
+CHUNK = 1 << 12  # output values that are converted to float64 at once
+MOST_STEPS = 100  # their pairs take 0.2 GB and the search of plans a minute; both grow with the 4th power of the steps
+END = 5  # weight of the end, relative to a full step; from 3 to 10 the demo's images agree within 0.4 dB on average
 
 
 class LinearHead(NamedTuple):
@@ -70,7 +70,7 @@ class OutputErrorGram:
 
     @classmethod
     def from_gram(cls, gram: GramMatrix) -> "OutputErrorGram":
-        """Errors measured on the features themselves, ``y_sj = feature_j - feature_s``, where the head is not known."""
+        """Errors of the features themselves, ``y_sj = feature_j - feature_s``, for an unknown output head."""
         check_steps(gram.num_steps)
         features = gram.matrix[:-1, :-1]
         target, used = pairs(gram.num_steps)
@@ -85,10 +85,10 @@ class OutputErrorGram:
         return cls(gram.num_steps, matrix, lengths, features.diagonal().clone(), count=count, tokens=count)
 
     def within(self, first: int, num_steps: int) -> "OutputErrorGram":
-        """The same in a schedule of more steps, which these begin in at ``first``.
+        """These errors in a longer schedule of ``num_steps`` steps, in which they begin at step ``first``.
 
-        What happens at the others costs nothing. But these cannot be predicted from any before them, whose features
-        this stream has not got: that counts as if nothing were predicted, so that plans leave full steps for them.
+        The other steps cost nothing. A step of these that is predicted from a step before ``first``, where this stream
+        has no feature, counts as if nothing were predicted, so that plans make a step of these full first.
         """
         if (first, num_steps) == (0, self.num_steps):
             return self
@@ -107,11 +107,7 @@ class OutputErrorGram:
         return made
 
     def merge(self, other: "OutputErrorGram") -> None:
-        """Add what another machine measured.
-
-        Raises:
-            ValueError: for another number of steps.
-        """
+        """Add the counts of another one; a ValueError for another number of steps."""
         if other.num_steps != self.num_steps:
             raise ValueError(f"cannot merge errors of {other.num_steps} and {self.num_steps} steps")
         self.matrix += other.matrix
@@ -142,7 +138,7 @@ class OutputErrorGram:
             used = torch.tensor([f for f in table.plan.full_steps if f < step])
             target = torch.full_like(used, step)
             length = row[: len(used)] @ self.length(target, used)
-            # a prediction without length points nowhere; its error is that of a random one
+            # clamp: the linearisation fails when coefficients cancel
             weights[step, self.row(target, used)] = row[: len(used)] / length.clamp(min=1e-3)
         return weights @ self.matrix @ weights.T / self.count
 
@@ -155,7 +151,7 @@ class OutputErrorGram:
 
 
 def check_steps(num_steps: int) -> None:
-    """Raises a ValueError for more steps than can be calibrated, before room is made for all their pairs."""
+    """Raise a ValueError for more steps than can be calibrated, before memory is allocated for all their pairs."""
     if num_steps > MOST_STEPS:
         raise ValueError(
             f"a calibration has at most {MOST_STEPS} steps, not {num_steps}: it holds a number for each two pairs of "
@@ -170,10 +166,10 @@ def pairs(num_steps: int) -> tuple[Tensor, Tensor]:
 
 
 def path_weights(plan: StepPlan, times: Tensor, weight: float) -> Tensor:
-    """How much the product of the errors of two steps counts, [steps, steps].
+    """The weight of the product of the errors of two steps, [steps, steps].
 
-    An error moves the sample by the step's length. It counts once at its own step, and ``weight`` times, summed with
-    all others until then, at every later full step, which sees where the sample has gone; at the end, ``END`` as much.
+    An error moves the sample by the length of its step. It counts once at its own step. At every later full step, which
+    runs on the moved sample, the sum of all errors so far counts ``weight`` times, and ``END`` times that at the end.
     """
     times = as_times(times, plan.num_steps)
     length = times[:-1] - times[1:]

@@ -1,4 +1,4 @@
-"""A Gram matrix on another schedule of the same model: its features are smooth functions of time."""
+"""Resampling: the Gram matrix of another schedule of the same model, since features are smooth functions of time."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ NEIGHBOURS = 4  # a cubic through the nearest times
 def resample(gram: GramMatrix, times: Tensor, wanted: Tensor) -> GramMatrix:
     """Inner products of the features at other times, each a cubic interpolation of those at the nearest four.
 
-    The sampler follows nearly the same path whatever its steps are, so the feature at a time is nearly the same too.
+    The sampler's path hardly depends on its steps, so neither does the feature at a given time.
 
     Args:
         gram: measured on ``times`` [steps + 1].
         wanted: another schedule [steps' + 1] within it, of at most as many steps.
 
     Raises:
-        ValueError: if it has more steps or reaches outside, where interpolation would invent what was not measured.
+        ValueError: if it has more steps, or reaches outside of the measured times.
     """
     steps = len(wanted) - 1
     known, wanted = as_times(times, gram.num_steps)[:-1], as_times(wanted, steps)[:-1]
@@ -27,8 +27,8 @@ def resample(gram: GramMatrix, times: Tensor, wanted: Tensor) -> GramMatrix:
         raise ValueError(
             f"this calibration has {gram.num_steps} steps, the generation {steps}; calibrate with at least {steps}"
         )
-    # The cubic goes on a little beyond its nodes: a gap before the first, half a gap after the last. Another resolution
-    # of one pipeline shifts its schedule by much less.
+    # The cubic is good for a gap before the first node and half a gap after the last. Another resolution of a pipeline
+    # shifts its schedule by much less.
     gap, last = (known[:2].diff().abs(), known[-2:].diff().abs() / 2) if len(known) > 1 else (torch.zeros(1),) * 2
     if wanted.max() > known.max() + TOLERANCE + gap or wanted.min() < known.min() - TOLERANCE - last:
         raise ValueError(
@@ -46,7 +46,7 @@ def resample(gram: GramMatrix, times: Tensor, wanted: Tensor) -> GramMatrix:
 
 
 def _lagrange(nodes: Tensor, time: Tensor) -> Tensor:
-    """Weights of the values at some nodes in the polynomial through them, at one time."""
+    """The weights of the values at ``nodes`` in the polynomial through them, at one time."""
     others = ~torch.eye(len(nodes), dtype=torch.bool)
     ratio = torch.where(others, (time - nodes) / (nodes[:, None] - nodes), 1.0)
     return ratio.prod(1)

@@ -11,12 +11,12 @@ from lesa.arguments import whole
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The full steps of a generation of ``num_steps``; all others are predicted.
+    """The full steps of a generation; all others are predicted.
 
     Args:
         num_steps: evaluations of the transformer for one branch.
-        full_steps: any iterable of distinct steps that holds the first.
-        start: the first step that runs, where a generation starts part-way through its schedule (image to image).
+        full_steps: distinct steps, among them the first that runs.
+        start: the first step that runs, if a generation starts part-way through its schedule (image to image).
 
     Raises:
         ValueError: if the first step is not full, or a step is repeated or out of range.
@@ -58,21 +58,21 @@ class StepPlan:
         return cls(num_steps, (step for step in full if step < num_steps))
 
     def starting_at(self, start: int) -> "StepPlan":
-        """What is left of this plan when ``start`` is the first step that runs: that one is full as well."""
+        """The rest of this plan from step ``start`` on, which is made full."""
         return StepPlan(self.num_steps, {start, *(step for step in self.full_steps if step >= start)}, start=start)
 
     def within(self, first: int, num_steps: int) -> "StepPlan":
-        """This plan for the ``num_steps`` steps from ``first`` on, counted from 0: the first that runs is full."""
+        """The part of this plan from step ``first`` on, counted from 0; the first step that runs is made full."""
         start = max(self.start - first, 0)
         full = (step - first for step in self.full_steps if first + start < step < first + num_steps)
         return StepPlan(num_steps, {start, *full}, start=start)
 
     @classmethod
     def even(cls, times: Sequence[float] | Tensor, num_full: int) -> "StepPlan":
-        """Full steps evenly spaced in noise level, the first and the last step among them.
+        """Full steps evenly spaced in noise level, including the first and the last step.
 
-        The feature is a smooth function of the noise level, so this is the plan to begin with where nothing is
-        calibrated. A time shift puts most steps near the noise, and the paper's plan most full steps with them.
+        The feature is a smooth function of the noise level, so this is the best plan without a calibration. A time
+        shift puts most steps near the noise, and the paper's plan puts most full steps there too.
 
         Args:
             times: noise levels [steps + 1] of the schedule, ending on the level after the last step.
@@ -87,8 +87,8 @@ class StepPlan:
         full: list[int] = []
         for i in range(num_full):
             wanted = levels[0] + (levels[-1] - levels[0]) * i / max(1, num_full - 1)
-            earliest, latest = len(full), steps - num_full + i  # leaves room for all others
-            first = max(earliest, full[-1] + 1 if full else 0)
+            latest = steps - num_full + i  # leaves room for the remaining full steps
+            first = max(i, full[-1] + 1 if full else 0)
             full.append(min(range(first, latest + 1), key=lambda step: abs(levels[step] - wanted)))
         return cls(steps, full)
 
@@ -99,7 +99,7 @@ class StepPlan:
 
     @property
     def speedup(self) -> float:
-        """The ideal speed-up: steps over full steps, as if predicted steps cost nothing."""
+        """The ideal speed-up, steps / full steps, if predicted steps cost nothing."""
         return (self.num_steps - self.start) / len(self.full_steps)
 
     def is_full(self, step: int) -> bool:
@@ -108,7 +108,7 @@ class StepPlan:
         return step in self.full_steps
 
     def __str__(self) -> str:
-        """One mark a step, ``#`` full, ``.`` predicted and ``-`` before the first that runs."""
+        """A character for each step: ``#`` full, ``.`` predicted, ``-`` before the first that runs."""
         marks = ("#" if self.is_full(step) else "." for step in range(self.start, self.num_steps))
         return "-" * self.start + "".join(marks)
 

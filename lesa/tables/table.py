@@ -1,4 +1,4 @@
-"""What each predicted step is made of: numbers, computed once for a plan and a schedule."""
+"""Coefficient tables: each predicted step as a linear combination of full features."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ class CoefficientTable:
 
     Args:
         plan: its predicted steps are the rows, its full steps the columns.
-        times: the schedule that the numbers were made for, [steps] or [steps + 1].
+        times: the schedule that the coefficients were made for, [steps] or [steps + 1].
         coefficients: [predicted, full]; kept in float64, since a folded table has entries up to +-20 that cancel.
         bias: [predicted]; None: zeros.
 
@@ -56,12 +56,12 @@ class CoefficientTable:
 
     @property
     def fingerprint(self) -> str:
-        """Names the plan and the schedule: equal for equal steps and times (to six digits)."""
+        """A hash of plan and schedule: equal for equal steps and times (to six digits)."""
         text = repr((self.plan.num_steps, self.plan.full_steps, [f"{t:.6f}" for t in self.times.tolist()]))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def table(self, plan: StepPlan, times: Tensor | Sequence[float]) -> "CoefficientTable":
-        """This table, which is its own forecaster; of a plan that starts part-way, what is left of it.
+        """This table, or its rest for a plan that starts part-way; so a table can be used as a forecaster.
 
         Raises:
             ValueError: for another plan or schedule than its own.
@@ -80,7 +80,7 @@ class CoefficientTable:
         return self if plan == self.plan else self._starting_with(plan)
 
     def _starting_with(self, plan: StepPlan) -> "CoefficientTable":
-        """The rows that are left; what they gave to full steps that do not run goes to the first one that does."""
+        """The remaining rows. Coefficients of full steps that do not run are added to the first one that does."""
         row = self.plan.predicted_steps.index
         rows = self.coefficients[[row(step) for step in plan.predicted_steps]]
         coefficients = rows.new_zeros(len(rows), len(plan.full_steps))
@@ -89,10 +89,10 @@ class CoefficientTable:
         return CoefficientTable(plan, self.times, coefficients, self.bias[[row(step) for step in plan.predicted_steps]])
 
     def limited(self, max_history: int) -> "CoefficientTable":
-        """A table in which each step uses only its ``max_history`` latest full features, so that no more need be kept.
+        """A table in which each step uses only its ``max_history`` latest full features, so that fewer are kept.
 
-        What the dropped features weighed goes to the oldest that stays, so that a constant is still predicted exactly.
-        :meth:`GramMatrix.table_error` tells what this costs.
+        Coefficients of dropped features are added to the oldest that remains, so a constant is still predicted exactly.
+        :meth:`GramMatrix.table_error` says what this costs.
 
         Raises:
             ValueError: for less than one feature.
@@ -108,7 +108,7 @@ class CoefficientTable:
 
 
 class Rows(list[Tensor]):
-    """The rows of all steps so far, in order: ``rows[step]`` counts from step 0 also where a plan starts later."""
+    """The rows of all steps so far. ``rows[step]`` counts from step 0, also for a plan that starts later."""
 
     def __init__(self, start: int) -> None:
         super().__init__()
@@ -129,9 +129,9 @@ Rule = Callable[[int, list[Tensor]], Tensor]
 def unroll(plan: StepPlan, times: Tensor | Sequence[float], rule: Rule) -> CoefficientTable:
     """Turn a recursion into a table by running it on unit vectors.
 
-    A rule that is linear in earlier features may be run on anything that adds and scales. Here full feature j is the
-    unit vector e_j of length full + 1, whose last entry stands for the constant 1; what the rule makes of them are the
-    rows of the table, with predictions inside the window already expressed by full features.
+    A rule that is linear in earlier features can run on any vectors. Here full feature j is the unit vector e_j of
+    length full + 1, whose last entry is the coefficient of the constant 1. The results are the rows of the table, in
+    which earlier predictions are already expressed by full features.
     """
     units = torch.eye(len(plan.full_steps) + 1, dtype=torch.float64)
     rows = Rows(plan.start)

@@ -1,4 +1,4 @@
-"""The times of a generation: one noise level a step, 1 pure noise, 0 the image, and the level it ends on."""
+"""The times of a generation: the noise level of each step, from 1 (noise) to 0 (image), and the level at its end."""
 
 import itertools
 import math

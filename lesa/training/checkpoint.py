@@ -21,7 +21,7 @@ SAVE_EVERY_SECONDS = 5.0
 
 @dataclass
 class TrainingState:
-    """How far a training is."""
+    """The state of a training that the next update depends on."""
 
     predictor: LesaPredictor
     optimizer: torch.optim.Optimizer
@@ -30,7 +30,7 @@ class TrainingState:
     _saved_at: float = field(default_factory=time.monotonic)
 
     def save(self, path: Path, arguments: dict[str, Any], *, only_if_due: bool) -> None:
-        """Write everything that the next update depends on; a file that exists is a whole one."""
+        """Write it; with ``only_if_due``, at most every few seconds."""
         if only_if_due and time.monotonic() - self._saved_at < SAVE_EVERY_SECONDS:
             return
         tensors = {f"model.{k}": v for k, v in self.predictor.state_dict().items()}
@@ -61,7 +61,7 @@ class TrainingState:
         if other or given.keys() != known.keys():
             raise ValueError(f"it belongs to a training with other arguments ({', '.join(other) or 'not the same'})")
         self.losses = _losses(description.get("losses"), set(self.losses))
-        done = sum(map(len, self.losses.values()))  # each batch leaves a loss
+        done = sum(map(len, self.losses.values()))  # one loss for each batch
         self.batches = whole("batches", description.get("batches"), least=done, most=done)
         state = self.predictor.state_dict()
         model = {name: _like(file.tensors, f"model.{name}", value) for name, value in state.items()}
@@ -69,7 +69,7 @@ class TrainingState:
         for index, parameter in enumerate(self.predictor.parameters()):
             names = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             keys = {name: f"optimizer.{index}.{name}" for name in names}
-            if any(key in file.tensors for key in keys.values()):  # none where it has had no gradient yet
+            if any(key in file.tensors for key in keys.values()):  # none if it has had no gradient yet
                 optimizer[index] = {
                     name: check_tensor(file.tensors, keys[name], tuple(shape), dtypes=(torch.float32,))
                     for name, shape in names.items()

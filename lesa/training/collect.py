@@ -1,4 +1,4 @@
-"""``collect``: run a pipeline on prompts and keep the feature of every step."""
+"""``collect``: sample with a pipeline and keep the features of every step."""
 
 import shutil
 from collections.abc import Sequence
@@ -27,28 +27,28 @@ def collect(
 ) -> Trajectories:
     """Sample normally and keep the features that a predictor is trained on.
 
-    A stream that takes part in some steps only (a second transformer, guidance that ends early) is kept on these. How
-    many bytes that will take is said at the second step of the first call.
+    A stream that takes part in some steps only (a second transformer, guidance that ends early) has features of these
+    steps. The bytes of all calls are announced at the second step of the first one.
 
     Args:
         pipeline: a diffusers pipeline.
         prompts: one pipeline call each: a prompt, a list of prompts for a batch, or the keyword arguments of a call.
         seed: call i starts from a generator seeded with ``seed + i``, unless its arguments bring a generator.
-        out: a folder for one safetensors file a call. What is there already is not sampled again, so an interrupted
-            run goes on where it was. None: keep everything in memory.
+        out: a folder with one safetensors file for each call. Existing files are not sampled again, so an interrupted
+            run continues. None: keep everything in memory.
         tokens: keep only so many tokens of a feature: a random subset for each call, the same at all of its steps.
-        dtype: that features are kept in, such as ``torch.bfloat16``; None: as they come.
-        accelerator: an ``accelerate.Accelerator`` whose processes share the calls; needs ``out`` where all of them can
-            read it, and gives each process all trajectories.
-        progress: show a progress bar, and say how much will be kept.
+        dtype: of the kept features, such as ``torch.bfloat16``; None: as they are.
+        accelerator: an ``accelerate.Accelerator`` whose processes share the calls; all of them must be able to read
+            ``out``, and each returns all trajectories.
+        progress: show a progress bar, and the bytes that will be kept.
         options: keyword arguments for every call, such as ``num_inference_steps=50``.
 
     Returns:
-        The trajectories; memory-mapped if there is a folder.
+        The trajectories; memory-mapped from the folder, if there is one.
 
     Raises:
         ValueError: if there are no prompts, a file in ``out`` belongs to another request, a call ended early, or the
-            disk has no room for what is to be kept.
+            disk has too little room.
     """
     recorder = Recorder(pipeline, prompts, seed, tokens, dtype, options)
     prompts = prompt_list(prompts)

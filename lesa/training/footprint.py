@@ -1,4 +1,4 @@
-"""How much a training keeps, before anything is kept."""
+"""The bytes that a training keeps, by formula."""
 
 import torch
 

@@ -1,9 +1,9 @@
-"""``fit_gram``: LESA trained inside the inner products of a calibration, without a single feature.
+"""``fit_gram``: train LESA on the statistics of a calibration, without features.
 
-The closed loop is linear in the full features, so unrolling it gives a table, and the error of a table that arrives in
-the sample is a quadratic form (:mod:`lesa.statistics.output_errors`). Its gradient goes through the whole loop exactly.
-First the gate of each predicted step is a free number, then the KANs are regressed on those numbers and optimised
-together with the stage weights; carrying the KANs from the start would make an iteration ten times as slow.
+The closed loop is linear in the full features. So unrolling it gives a table, and the error of a table in the sample is
+a quadratic form (:mod:`lesa.statistics.output_errors`) with an exact gradient through the whole loop. First the gate of
+each predicted step is a free number; then the KANs are fitted to these numbers and optimised together with the stage
+weights. With the KANs from the start an iteration would take ten times as long.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def fit_gram(
         progress: show a progress bar.
 
     Returns:
-        The predictor, with its plan and schedule; no biases, which the norm behind would take away.
+        The predictor, with its plan and schedule. Biases are zero, since the norm after them removes them.
 
     Raises:
         ValueError: if plan, times, config and errors have different numbers of steps, or the config is not linear.
@@ -91,7 +91,7 @@ def fit_gram(
 
 
 class PathLoss:
-    """The error in the sample of LESA with given window weights and gates, relative to that of reuse."""
+    """The error in the sample of LESA with given window weights and gates, relative to the error of reuse."""
 
     def __init__(self, errors: OutputErrorGram, plan: StepPlan, times: Tensor, config: LesaConfig) -> None:
         self._plan = plan
@@ -122,7 +122,7 @@ class PathLoss:
 
     @torch.no_grad()
     def balance(self, weights: Sequence[Tensor], gates: Tensor) -> None:
-        """Gates of mean size 1 in each stage, which KANs start near; the weights take up their scale."""
+        """Scale gates to mean size 1 in each stage, near which KANs start, and the weights by the inverse."""
         stages = torch.tensor([self._stages[step] for step in self._plan.predicted_steps])
         for stage, weight in enumerate(weights):
             scale = gates[stages == stage].abs().mean()
@@ -145,14 +145,14 @@ class PathLoss:
 
 
 def _start(window: int) -> Tensor:
-    """The latest difference of the window, which a gate of 1 would carry on."""
+    """The latest difference of the window, which a gate of 1 continues."""
     weight = torch.zeros(1, window, dtype=torch.float64)
     weight[0, -2:] = torch.tensor([-1.0, 1.0])[-window:]
     return weight
 
 
 def _minimise(loss: Callable[[], Tensor], parameters: Sequence[Tensor], iterations: int, bar: tqdm) -> None:
-    """L-BFGS in float64, where a quadratic form of this condition is still exact."""
+    """L-BFGS in float64, since the quadratic form is badly conditioned."""
     optimizer = torch.optim.LBFGS(list(parameters), max_iter=20, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -168,7 +168,7 @@ def _minimise(loss: Callable[[], Tensor], parameters: Sequence[Tensor], iteratio
 
 
 def _regress(predictor: LesaPredictor, plan: StepPlan, times: Tensor, gates: Tensor, bar: tqdm) -> None:
-    """Let the KANs give these gates; Adam finds the valley that L-BFGS then goes down."""
+    """Fit the KANs to these gates: first with Adam, which finds a good start for L-BFGS."""
     steps = list(plan.predicted_steps)
     parameters = [p for p in predictor.timestep.parameters() if p.requires_grad]
 

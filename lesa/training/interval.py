@@ -1,10 +1,9 @@
-"""The predictions of all steps of an interval in one batch, and how far off they are.
+"""The loss of all steps of an interval in one batch.
 
-A step of LESA is ``h[last] + alpha (w . window + b)``: a row of coefficients over the features before it. In the
-guided stage the window holds true features, so the steps of an interval are independent of each other. In the closed
-loop it holds earlier predictions, but detached ones: their values come out of the unrolled recursion, which is a matter
-of small matrices, and then the steps are independent again. So an interval of any length is one pass over the features
-forwards and one backwards, and in the closed loop one more for the values.
+A step of LESA is ``h[last] + alpha (w . window + b)``: a row of coefficients for the features before it. In the guided
+stage the window holds true features, so the steps of an interval are independent. In the closed loop it holds earlier
+predictions, but detached: their values follow from small matrices, and then the steps are independent again. So an
+interval of any length takes one pass over the features forward and one backward, and in the closed loop one more.
 """
 
 from collections.abc import Iterator
@@ -36,8 +35,8 @@ def interval_error(
         times: the schedule [steps + 1].
         interval: consecutive predicted steps.
         true: [steps, samples, *feature].
-        window: the same, as the predictor sees it. In the closed loop the predictions are written into it.
-        closed: whether it sees its own predictions.
+        window: the same, as input of the predictor. In the closed loop the predictions are written into it.
+        closed: whether the inputs are its own predictions.
     """
     if predictor.config.latent == "kan":
         return _one_by_one(predictor, times, interval, true, window, closed=closed)
@@ -63,7 +62,7 @@ def _rows(predictor: LesaPredictor, times: Tensor, interval: range, first: int) 
 
 
 def _unrolled(coefficients: Tensor, bias: Tensor, interval: range, first: int) -> tuple[Tensor, Tensor]:
-    """The same rows over the features before the interval alone, with the predictions inside it expressed by them."""
+    """The same rows for the features before the interval only, with predictions inside it expressed by these."""
     known = interval[0] - first
     table = torch.cat([coefficients[:, :known], bias[:, None]], 1).double()
     for row in range(1, len(interval)):
@@ -75,7 +74,7 @@ def _unrolled(coefficients: Tensor, bias: Tensor, interval: range, first: int) -
 def _one_by_one(
     predictor: LesaPredictor, times: Tensor, interval: range, true: Tensor, window: Tensor, *, closed: bool
 ) -> Tensor:
-    """For a predictor with a KAN on the features, whose steps have no row of coefficients."""
+    """For a predictor with a KAN on the features, which has no rows of coefficients."""
     total = torch.zeros((), device=true.device)
     for step, gate in zip(interval, predictor.gates(times, interval), strict=True):
         past = window[max(0, step - max(predictor.config.windows)) : step].clone()  # the window is written to below
@@ -87,5 +86,5 @@ def _one_by_one(
 
 
 def _distance(predictions: Tensor, true: Tensor) -> Tensor:
-    exact = torch.promote_types(true.dtype, torch.float32)  # a sum of millions has no place in bf16
+    exact = torch.promote_types(true.dtype, torch.float32)  # bf16 cannot add millions of numbers
     return (predictions.to(exact) - true.to(exact)).abs().sum()

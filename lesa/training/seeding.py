@@ -1,4 +1,4 @@
-"""Reproducible random weights that leave the caller's random numbers alone."""
+"""Reproducible random weights that do not change the caller's random state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of the CPU follow from a seed in here, and go on outside as if nothing had been drawn."""
+    """Inside, the random numbers of the CPU follow from a seed; afterwards the caller's state is restored."""
     state = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

@@ -28,7 +28,7 @@ class Trajectories:
         times: the schedule, one noise level a step and optionally the final one.
         shards: features by stream, one mapping for each batch of samples; shapes may differ between batches.
         firsts: the first step of each stream that takes part in some steps of the schedule only, such as a second
-            transformer: its features are those of that step and the next ones. Others begin with step 0.
+            transformer; 0 for others.
 
     Raises:
         ValueError: if there is nothing in them, the shards disagree, or the times are not those of their steps.
@@ -53,7 +53,7 @@ class Trajectories:
 
     @classmethod
     def load(cls, directory: str | Path) -> "Trajectories":
-        """The files of a folder, memory-mapped: only what is looked at is read.
+        """The files of a folder, memory-mapped: only what is used is read.
 
         Raises:
             FileNotFoundError: if there are none.
@@ -74,7 +74,7 @@ class Trajectories:
         return cls(times[0], list(shards), firsts[0])
 
     def of(self, stream: Stream) -> "Trajectories":
-        """Those of one stream alone, on the steps that it takes part in."""
+        """The trajectories of one stream, on the steps that it takes part in."""
         first = self.firsts[stream]
         count = self.shards[0][stream].shape[1]
         return Trajectories(self.times[first : first + count + 1], [{stream: shard[stream]} for shard in self.shards])
@@ -100,7 +100,7 @@ class Trajectories:
         return self.streams[0] if name is None else name
 
     def digest(self, stream: Stream) -> str:
-        """Names the features of a stream by a few numbers of each, so that little of a file is read."""
+        """A hash of a few numbers of each feature of a stream, so that little of a file is read."""
         digest = hashlib.sha256(repr(self.times.tolist()).encode())
         for shard in self.shards:
             features = shard[stream]
@@ -124,8 +124,8 @@ class Trajectories:
     ) -> Iterator[Tensor]:
         """Features [up to size, steps, *feature] of all samples; in random order if a seed is given.
 
-        The first ``skip`` batches of that order are left out without being read. With ``part`` (i, n) only every n-th
-        sample of a batch from the i-th on is read: what process i of n works on, which may be none.
+        The first ``skip`` batches of that order are skipped without being read. With ``part`` (i, n) only every n-th
+        sample of a batch from the i-th on is read, for process i of n; that may be none.
         """
         chosen = self.stream(stream)
         generator = torch.Generator().manual_seed(seed or 0)
@@ -147,7 +147,7 @@ def shard_path(directory: Path, index: int) -> Path:
 def save_shard(
     path: Path, times: Tensor, shard: Shard, request: Any = None, firsts: Mapping[Stream, int] | None = None
 ) -> None:
-    """Write one batch of samples; a file that exists is a whole one. ``request`` says what it was made for."""
+    """Write one batch of samples; ``request`` says what it was made for."""
     tensors = {str(i): features for i, features in enumerate(shard.values())}
     description = {"times": times.tolist(), "streams": [list(stream) for stream in shard], "request": request}
     if firsts is not None and any(firsts.values()):
@@ -176,7 +176,7 @@ def load_shard(path: Path, request: Any = None) -> tuple[Tensor, Shard, dict[Str
 
 def _understand(file: TensorFile) -> tuple[Tensor, Shard, dict[Stream, int], Any]:
     description = file.description
-    if description is None and {"times", "streams"} <= file.metadata.keys():  # as it was before there were versions
+    if description is None and {"times", "streams"} <= file.metadata.keys():  # a file without a version
         description = {name: json.loads(file.metadata[name]) for name in ("times", "streams")}
         description["request"] = file.metadata.get("request")
     if not isinstance(description, dict):

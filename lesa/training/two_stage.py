@@ -1,6 +1,6 @@
 """``fit``: the two training stages of LESA on the features of whole generations.
 
-Source: Cai et al., https://arxiv.org/abs/2602.20497. The base model is not needed; the loss is L1 to the true feature.
+Source: Cai et al., https://arxiv.org/abs/2602.20497. The loss is L1 to the true feature; the base model is not needed.
 
     guided       the window holds true features
     closed loop  between full steps it holds the predictor's own, detached predictions, as in sampling
@@ -32,7 +32,7 @@ STAGES = ("guided", "closed loop")
 
 
 class Processes(Protocol):
-    """What is needed of an ``accelerate.Accelerator``: who this process is, and sums over all of them."""
+    """The part of ``accelerate.Accelerator`` that is used: the number of this process, and sums over all."""
 
     process_index: int
     num_processes: int
@@ -76,10 +76,10 @@ def fit(
             every 500 updates) leaves small models where they started.
         weight_decay: of AdamW.
         seed: of the initial weights and the order of samples; the same seed gives the same predictor.
-        checkpoint: a file that keeps the state of the training. If it is there already, training goes on from it.
+        checkpoint: a file with the state of the training. If it exists, the training continues from it.
         device: where to train; None: on the accelerator's, else on the GPU if there is one.
         accelerator: an ``accelerate.Accelerator`` whose processes share every batch: each reads its part of the
-            samples, and gradients are added up over all of them. The result is that of one process.
+            samples, and gradients are summed over all. The result is that of one process.
         progress: show a progress bar.
 
     Returns:
@@ -153,7 +153,7 @@ def fit(
 
 
 def _save(state: TrainingState, path: Path, arguments: dict[str, Any], *, last: bool) -> None:
-    """Write a checkpoint. The last one is of no use to a training that is done, which does not fail for want of it."""
+    """Write a checkpoint. A finished training does not fail if the last one cannot be written."""
     try:
         state.save(path, arguments, only_if_due=not last)
     except OSError as error:
@@ -217,7 +217,7 @@ def _train_on(
     *,
     closed: bool,
 ) -> float:
-    """One update for each interval, on this process's features [samples, steps, *feature]; the mean error."""
+    """One update for each interval, on this process's features [samples, steps, *feature]; returns the mean error."""
     true = features.transpose(0, 1).contiguous()
     window = true.clone() if closed else true
     errors = []
@@ -236,8 +236,7 @@ def _train_on(
 def _mean_over_all(predictor: LesaPredictor, error: Tensor, count: Tensor, accelerator: Processes | None) -> Tensor:
     """All-reduce: from the gradient of a sum over this process's elements to the gradient of the global mean.
 
-    Returns [sum, count] over all. One message for all gradients: each is a few thousand numbers, whose latency would
-    add up.
+    Returns [sum, count] over all. All gradients travel in one message, since each is small and latencies add up.
     """
     gradients = [p.grad for p in predictor.parameters() if p.grad is not None]
     message = torch.cat(
@@ -252,5 +251,5 @@ def _mean_over_all(predictor: LesaPredictor, error: Tensor, count: Tensor, accel
 
 
 def _scale(features: Tensor, plan: StepPlan) -> Tensor:
-    """One over the standard deviation of each channel: of normal features 99.7 % lie within the grid, -3 to 3."""
+    """1 / standard deviation of each channel, so that 99.7 % of normal features lie within the grid, -3 to 3."""
     return 1 / features[:, list(plan.full_steps)].float().flatten(0, -2).std(0).clamp(min=1e-6)

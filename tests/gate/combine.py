@@ -21,7 +21,6 @@ def cases() -> Iterator[Case]:
     yield forward("bf16", "sample", 6, 8)
     yield forward("bf16", "channel", 6, 16)
     yield forward("bf16", "shared", 6, 8, aligned=False)
-    yield forward("bf16", "shared", 12, 16, feature=True)
     yield dots("bf16", "shared", 1, 32)
     yield dots("bf16", "shared", 12, 16)
     yield dots("bf16", "shared", 1, 8, sums=False)
@@ -30,16 +29,15 @@ def cases() -> Iterator[Case]:
     yield dots("bf16", "shared", 6, 8, aligned=False)
 
 
-def forward(dtype: str, layout: str, count: int, m: int, aligned: bool = True, feature: bool = False) -> Case:
-    tokens = ("history", "out", "feature") if feature else ("history", "out")
+def forward(dtype: str, layout: str, count: int, m: int, aligned: bool = True) -> Case:
     return _case(
-        f"forward-{dtype}-{layout}-P{count}-m{m}{'' if aligned else '-odd'}{'-feature' if feature else ''}",
+        f"forward-{dtype}-{layout}-P{count}-m{m}{'' if aligned else '-odd'}",
         kernels.combine_kernel,
         dtype,
         layout,
         aligned,
-        tokens,
-        ("coefficients", "bias") + (("dots",) if feature else ()),
+        ("history", "out"),
+        ("coefficients", "bias"),
         {"P": count, "M": m, "BLOCK": block(m, ITEMSIZE[dtype], layout == "channel")},
         launch.COMBINE_OPTIONS,
     )

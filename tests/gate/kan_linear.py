@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lesa_kernels.ops.kan_linear import kernels, launch
+from lesa_kernels.ops.kan_linear import gradient_kernels, kernels, launch
 from tests.gate.worker import Case
 
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -42,8 +42,8 @@ def cases() -> Iterator[Case]:
         yield _case(f"large-{dtype}", kernels.forward_kernel, dtype, launch.LARGE[size], **cubic)
         if launch.MEDIUM[size] != launch.LARGE[size]:
             yield _case(f"medium-{dtype}", kernels.forward_kernel, dtype, launch.MEDIUM[size], **cubic)
-        yield _case(f"dx-{dtype}", kernels.input_gradient_kernel, dtype, launch.INPUT_GRADIENT[size], **cubic)
-        dw, config = kernels.weight_gradient_kernel, launch.WEIGHT_GRADIENT[size]
+        yield _case(f"dx-{dtype}", gradient_kernels.input_gradient_kernel, dtype, launch.INPUT_GRADIENT[size], **cubic)
+        dw, config = gradient_kernels.weight_gradient_kernel, launch.WEIGHT_GRADIENT[size]
         yield _case(f"dw-base-{dtype}", dw, dtype, config, **silu, SPLINE=False, dw_ptr="*fp32")
         yield _case(f"dw-spline-{dtype}", dw, dtype, config, **cubic, SPLINE=True, dw_ptr="*fp32")
         if dtype != "fp32":  # with a single split the result itself is written
@@ -53,10 +53,14 @@ def cases() -> Iterator[Case]:
             odd = {"ORDER": 3, "C": 11, "G": launch.BASES, "unaligned": SIZES}
             yield _case(f"large-odd-{dtype}", kernels.forward_kernel, dtype, launch.ODD[size], **odd)
             dx = launch.ODD_INPUT_GRADIENT[size]
-            yield _case(f"dx-odd-{dtype}", kernels.input_gradient_kernel, dtype, dx, **odd)
+            yield _case(f"dx-odd-{dtype}", gradient_kernels.input_gradient_kernel, dtype, dx, **odd)
             yield _case(f"dw-odd-{dtype}", dw, dtype, config, **odd, SPLINE=True)
-        yield _case(f"sum-{dtype}", kernels.sum_splits_kernel, dtype, {"BLOCK": launch.SUM_BLOCK}, partial_ptr="*fp32")
+        yield _case(
+            f"sum-{dtype}", gradient_kernels.sum_splits_kernel, dtype, {"BLOCK": launch.SUM_BLOCK}, partial_ptr="*fp32"
+        )
     for order in (1, 2):  # the interpreter runs Python and accepts what the compiler does not
         other = {"ORDER": order, "C": 8, "G": launch.BASES}
         yield _case(f"large-order-{order}-bf16", kernels.forward_kernel, "bf16", launch.LARGE[2], **other)
-        yield _case(f"dx-order-{order}-bf16", kernels.input_gradient_kernel, "bf16", launch.INPUT_GRADIENT[2], **other)
+        yield _case(
+            f"dx-order-{order}-bf16", gradient_kernels.input_gradient_kernel, "bf16", launch.INPUT_GRADIENT[2], **other
+        )

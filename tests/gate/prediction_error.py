@@ -1,4 +1,4 @@
-"""The shipped configurations of ``residual``: every dtype, few and many features, aligned and not."""
+"""The shipped configurations of ``prediction_error``: every dtype, few and many features, aligned and not."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ def case(dtype: str, m: int, aligned: bool = True) -> Case:
         ("coefficients", "bias", "sums"), "*fp32"
     )
     return Case(
-        f"residual-{dtype}-m{m}{'' if aligned else '-odd'}",
+        f"prediction_error-{dtype}-m{m}{'' if aligned else '-odd'}",
         kernels.prediction_error_kernel,
         pointers | dict.fromkeys(("row_stride_vec", "length_vec", "steps"), "i32"),
         {"M": m, "VEC": 16 // ITEMSIZE[dtype] if aligned else 1, "LANES": launch.LANES},

@@ -10,7 +10,7 @@ WIDE_STORES = {"flux-bf16": 6, "flux-own-bf16": 6, "one-bf16": 1, "flux-fp32": 6
 
 @pytest.fixture
 def rows(compiled):
-    return compiled("head")
+    return compiled("fused_output_head")
 
 
 def test_nothing_leaves_the_registers_and_nothing_is_atomic(rows) -> None:

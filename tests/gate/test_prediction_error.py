@@ -1,8 +1,8 @@
-"""What the machine code of ``residual`` shows."""
+"""What the machine code of ``prediction_error`` shows."""
 
 
 def test_features_are_read_once_16_bytes_at_a_time_and_nothing_leaves_the_registers(compiled) -> None:
-    for case, row in compiled("residual").items():
+    for case, row in compiled("prediction_error").items():
         assert (row["stack"], row["spills"], row["atomics"]) == (0, 0, 0), case
         assert row["registers"] <= 255, case
         if "odd" not in case:

@@ -1,7 +1,7 @@
-"""``load_official``: the authors' checkpoints as predictors.
+"""``load_official``: read the checkpoints of the authors of LESA.
 
-Theirs is a ``torch.save`` of ``{"config", "model", "optimizer", "scheduler"}``, where ``config`` is an instance of a
-class of their package and everything else is in bfloat16, the knots of the splines too. Source: the code released with
+A checkpoint is a ``torch.save`` of ``{"config", "model", "optimizer", "scheduler"}``. ``config`` is an instance of a
+class of their package; all tensors are bfloat16, also the knots of the splines. Source: the code released with
 https://arxiv.org/abs/2602.20497.
 """
 
@@ -20,22 +20,22 @@ from lesa.predictor.predictor import LesaPredictor
 from lesa.tables.forecaster import Stream
 from lesa_kernels.ops.kan_linear.reference import uniform_knots
 
-WRAPPERS = {"module", "model", "_orig_mod"}  # what DDP, a parent module and torch.compile put before a key
+WRAPPERS = {"module", "model", "_orig_mod"}  # prefixes of keys by DDP, a parent module and torch.compile
 BRANCHES = ("cond", "uncond")
-COMPONENT = "transformer"  # what diffusers calls it in every pipeline they have a checkpoint for
-MAX_MESSAGE = 300  # characters of what a file may have put into a message
+COMPONENT = "transformer"  # its name in every pipeline of diffusers that they have a checkpoint for
+MAX_MESSAGE = 300  # characters; a message may quote the file
 BOUNDARIES = (0.9, 0.5)
-GUIDED_BOUNDARIES = (0.9, 0.4)  # of Qwen-Image, their only model with a predictor for each branch
+GUIDED_BOUNDARIES = (0.9, 0.4)  # Qwen-Image, their only model with a predictor for each branch
 
 
 @dataclass(frozen=True)
 class OfficialCheckpoint:
-    """What is in a checkpoint of the authors.
+    """The content of a checkpoint.
 
     Attributes:
-        config: their settings, as plain data.
-        weights: for each branch of guidance, or ``""`` where there is one predictor, the weights by the names they have
-            in a :class:`LesaPredictor`, in the file's dtype.
+        config: the settings, as plain data.
+        weights: for each branch of guidance, or ``""`` if there is one predictor, the weights by their names in a
+            :class:`LesaPredictor`, in the dtype of the file.
     """
 
     config: Any
@@ -51,23 +51,20 @@ def load_official(
     """Read a checkpoint of the authors, for FLUX, Qwen-Image or HunyuanVideo. Nothing in the file is executed.
 
     Args:
-        path: their file.
-        knots: ``"exact"`` puts the splines on the uniform knots they are meant for. ``"released"`` leaves the knots as
-            they are in the file, rounded to bfloat16: intervals of 1.1875 to 1.21875 instead of 1.2. These splines are
-            evaluated in plain PyTorch, not by the kernel.
-        boundaries: times that separate the stages, which the file does not tell; None: theirs, (0.9, 0.4) for a
-            checkpoint with branches (Qwen-Image), else (0.9, 0.5).
+        path: the file.
+        knots: ``"exact"`` uses uniform knots. ``"released"`` uses the knots of the file, rounded to bfloat16 (intervals
+            of 1.1875 to 1.21875 instead of 1.2); these splines run in plain PyTorch, not in the kernel.
+        boundaries: times that separate the stages, which are not in the file; None: those of the paper, (0.9, 0.4) for
+            a checkpoint with branches (Qwen-Image), else (0.9, 0.5).
 
     Returns:
-        A float32 predictor, which holds bfloat16 weights without loss; for a checkpoint with a predictor for each
-        branch of guidance both, under ``("transformer", "cond")`` and ``("transformer", "uncond")``. Both forms are
-        what :func:`lesa.enable` takes. Their ``schedule`` is None: the file does not tell on which times it was
-        trained, so a wrong schedule of the right number of steps cannot be noticed.
+        A float32 predictor; for a checkpoint with branches of guidance a mapping with two predictors, under
+        ``("transformer", "cond")`` and ``("transformer", "uncond")``. :func:`lesa.enable` takes both. ``schedule`` is
+        None, since the times of the training are not in the file: a wrong schedule is not noticed.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, something else, or describes anything but tensors and plain data; the message
-            names what it wanted.
+        ValueError: if it is damaged, or holds anything but tensors and plain data; the message names it.
     """
     if knots not in ("exact", "released"):
         raise ValueError(f"knots must be 'exact' or 'released', not {knots!r}")
@@ -82,7 +79,7 @@ def load_official(
 
 
 def read_official(path: str | Path) -> OfficialCheckpoint:
-    """The settings and weights of a checkpoint of the authors; raises as :func:`load_official`."""
+    """The settings and weights of a checkpoint; raises as :func:`load_official`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -100,7 +97,7 @@ def read_official(path: str | Path) -> OfficialCheckpoint:
 
 
 def _by_branch(model: Any) -> dict[str, dict[str, StoredTensor]]:
-    """Tensors by branch and by our name, each within the bounds of its storage."""
+    """Tensors by branch and by their names in a :class:`LesaPredictor`."""
     if not isinstance(model, dict):
         raise ValueError(f"the weights of a checkpoint are a dictionary, these are a {type(model).__name__}")
     result: dict[str, dict[str, StoredTensor]] = {}
@@ -120,7 +117,7 @@ def _by_branch(model: Any) -> dict[str, dict[str, StoredTensor]]:
 
 def _predictor(weights: dict[str, Tensor], knots: str, boundaries: tuple[float, ...]) -> LesaPredictor:
     config = _config(weights, boundaries)
-    with torch.device("meta"):  # nothing is initialised, which costs the cube of the number of bases
+    with torch.device("meta"):  # no initialisation, whose cost grows with the cube of the number of bases
         predictor = LesaPredictor(config)
     uniform = uniform_knots(config.grid_size, config.spline_order, config.grid_range).float()
     made = {name: tensor.float() for name, tensor in weights.items()}
@@ -128,7 +125,7 @@ def _predictor(weights: dict[str, Tensor], knots: str, boundaries: tuple[float, 
         if not name.endswith(".grid"):
             continue
         rounding = torch.finfo(given.dtype).eps / 2 * uniform.abs() + 1e-6 * uniform.abs().max()
-        # knots that are not the uniform ones, rounded, were moved by a grid update and belong to their weights
+        # other knots than the rounded uniform ones come from a grid update and belong to their weights
         near = uniform.isfinite() & ((given.float() - uniform).abs() <= rounding)
         if knots == "exact" and bool(near.all()):
             made[name] = uniform.repeat(len(given), 1)
@@ -137,7 +134,7 @@ def _predictor(weights: dict[str, Tensor], knots: str, boundaries: tuple[float, 
 
 
 def _config(weights: dict[str, Tensor], boundaries: tuple[float, ...]) -> LesaConfig:
-    """The shape of a predictor, read off its weights, and its grid, if all of them are what such a predictor has."""
+    """The configuration that the shapes of the weights imply, with the range of the grid."""
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     try:
         (_, first_history), (_, history) = shapes["latent.0.weight"], shapes["latent.1.weight"]

@@ -1,16 +1,14 @@
-"""A reader of pickled data in which nothing can run.
+"""A reader of pickles that executes nothing.
 
-A pickle is a program for a small stack machine that may name any function and have it called. Here nothing is imported
-or called: what ``torch.save`` writes for a tensor becomes a description of it, an instance of somebody's class becomes
-its attributes, and any other function ends the reading with its name. The instructions are those of
-https://docs.python.org/3/library/pickletools.html, the tensors those of
+A pickle is a program for a small stack machine that can call any function. Here nothing is imported or called: a tensor
+of ``torch.save`` becomes a description of it, an instance of a class becomes its attributes, and any other function is
+an error with its name. Instructions: https://docs.python.org/3/library/pickletools.html, tensors:
 https://docs.pytorch.org/docs/stable/notes/serialization.html.
 
-What it costs is bounded by the size of the pickle. An instruction does a fixed amount of work, but for those that make
-one value out of others: a path, a mapping, a tensor's shape. Through the memo a few bytes can name a large value again
-and again, so each of these is charged, before it is made, with the characters and items that it copies; there are as
-many to spend as the pickle has bytes. Integers have 64 bits, and what is compared or hashed is short: neither has a
-cost that an instruction could repeat.
+The cost is bounded by the size of the pickle. Most instructions do a fixed amount of work. Those that build a value from
+others (a path, a mapping, a tensor's shape) could name a large value again and again, so they are charged, before they
+run, with the characters and items that they copy, and the budget is the size of the pickle. Integers have 64 bits, and
+what is compared or hashed is short.
 """
 
 import io
@@ -26,8 +24,8 @@ MAX_BYTES = 1 << 18  # a released checkpoint's is 60 kB; this many take half a s
 SPARE = 1000  # what the smallest pickle may copy
 
 
-# Those of torch.save, and INST, whose argument is what it wants called. Others are refused before their arguments are
-# decoded, which for some takes long or warns.
+# The instructions of torch.save, and INST, whose argument names a function. Others are refused before their arguments
+# are decoded, which can take long.
 INSTRUCTIONS = frozenset(
     [
         "PROTO",
@@ -71,14 +69,14 @@ INSTRUCTIONS = frozenset(
 )
 OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
-KNOWN_PACKAGES = sys.stdlib_module_names | {"__builtin__", "copy_reg", "torch", "numpy"}  # two are Python 2's
+KNOWN_PACKAGES = sys.stdlib_module_names | {"__builtin__", "copy_reg", "torch", "numpy"}  # two are of Python 2
 
 
 def read_pickle(data: bytes) -> Any:
     """The content of a pickle as plain data, :class:`StoredTensor` and :class:`Record`.
 
     Raises:
-        RefusedError: for anything else that it describes, with the name of what it wanted.
+        RefusedError: for anything else; the message names it.
         ValueError: if it is damaged.
     """
     if len(data) > MAX_BYTES:
@@ -90,17 +88,17 @@ def read_pickle(data: bytes) -> Any:
     except ValueError as error:
         raise ValueError(f"damaged: {error}") from error
     except LookupError as error:  # of the stack, the marks and the memo
-        raise ValueError("damaged: an instruction finds no value where it looks for one") from error
+        raise ValueError("damaged: an instruction finds no value") from error
 
 
 class _Budget:
-    """What a pickle may still copy: characters and items, as many as it has bytes."""
+    """The characters and items that a pickle may still copy; as many as it has bytes."""
 
     def __init__(self, size: int) -> None:
         self._left = size + SPARE
 
     def charge(self, *values: Any) -> None:
-        """Pay for reading these values, one level deep, before that is done."""
+        """Charge the cost of copying these values, one level deep."""
         self._spend(len(values))
         self._spend(sum(len(value) for value in values if isinstance(value, str | list | tuple | dict)))
 
@@ -114,8 +112,8 @@ def _instructions(data: bytes) -> Iterator[tuple[str, Any]]:
     """Each instruction by name, with its argument.
 
     Raises:
-        RefusedError: at one that is not of ``INSTRUCTIONS``.
-        ValueError: if an argument is cut short or no text.
+        RefusedError: for an instruction that is not in ``INSTRUCTIONS``.
+        ValueError: if an argument is incomplete or no text.
     """
     file = io.BytesIO(data)
     while code := file.read(1):
@@ -130,7 +128,7 @@ def _instructions(data: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def _line(file: io.BytesIO) -> str:
-    """The text up to the end of a line, as it is: pickletools would take backslashes for escapes, and warn of some."""
+    """A line of text; pickletools would interpret backslashes as escapes."""
     line = file.readline()
     if not line.endswith(b"\n"):
         raise ValueError("a name has no end")
@@ -226,7 +224,7 @@ def _int64(number: int) -> int:
 
 
 def _name(module: str, name: str) -> Any:
-    """A name the file may mention: a stand-in's, a kind of storage, a dtype, or a class of somebody's package."""
+    """A name that the file may mention: an allowed function, a kind of storage, a dtype, or a class of a package."""
     if len(module) > MAX_NAME or len(name) > MAX_NAME:
         raise RefusedError(f"it asks for a class whose name is longer than {MAX_NAME} characters")
     named = Name(module, name)
@@ -234,14 +232,14 @@ def _name(module: str, name: str) -> Any:
         return named
     if module == "torch" and name in DTYPES.values():
         return str(named)
-    # a class of the authors' is not installed here, so it cannot be known by name; the standard library's can
+    # classes of the authors' package are unknown here; those of the standard library are refused by name
     if module.partition(".")[0] in KNOWN_PACKAGES:
         raise RefusedError(f"it asks for {named}")
     return named
 
 
 def _storage(description: Any) -> StoredTensor:
-    """A storage as the flat tensor that it is."""
+    """A storage as a flat tensor."""
     match description:
         case ("storage", Name("torch", kind), str(key), str(_), int(numel)) if (
             kind in DTYPES and numel >= 0 and len(key) <= MAX_NAME
@@ -267,7 +265,7 @@ def _instance(kind: Any, arguments: Any) -> Record:
 
 
 def _build(target: Any, state: Any) -> None:
-    """Attributes: of a record. Those of a state_dict are the versions of its modules, which nobody needs."""
+    """Set the attributes of an instance. The metadata of a state_dict is ignored."""
     if isinstance(target, Record) and target.fields is None and isinstance(state, dict | list | tuple):
         target.fields = state
     elif not (isinstance(target, dict) and isinstance(state, dict) and state.keys() <= {"_metadata"}):

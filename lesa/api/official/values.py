@@ -13,13 +13,13 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that the file names. It is never looked up."""
+    """A class or function that the file names; it is never imported."""
 
     module: str
     name: str
 
     def __str__(self) -> str:
-        """For a message: without control characters, and not longer than it."""
+        """For a message: printable, at most 100 characters."""
         return ascii(f"{self.module}.{self.name}")[1:-1][:100]
 
 
@@ -37,7 +37,7 @@ class StoredTensor:
 
 @dataclass
 class Record:
-    """An instance of a class that is not there: its name, and the attributes the file gives it."""
+    """An instance of an unknown class: the name of the class, and its attributes."""
 
     kind: Name
     fields: Any = None
@@ -55,7 +55,7 @@ DTYPES = {
 
 
 def kind_of(value: Any) -> str:
-    """A value for a message; of a name alone its text, since a few bytes can describe a list whose text is endless."""
+    """A value for a message: a name, or only the type, since the text of other values has no bound."""
     return str(value) if isinstance(value, Name) else f"a {type(value).__name__}"
 
 
@@ -63,7 +63,7 @@ def plain(value: Any) -> Any:
     """A copy in which records are dictionaries of their attributes, tuples lists, and nothing is shared.
 
     Raises:
-        RefusedError: for what is neither a number nor text nor made of them, or more than a settings file would hold.
+        RefusedError: for other types than numbers and text, and for too many values.
     """
     left = MAX_VALUES
 

@@ -1,11 +1,11 @@
 """Which implementation runs: ``backend="auto" | "triton" | "native" | "torch"``, the same for every operation.
 
     triton   the Triton kernels, for tensors on a GPU (and, slowly, in Triton's interpreter)
-    native   what is made for a CPU: tiles that stay in its cache
+    native   code for CPUs: tiles that stay in the cache
     torch    the plain reference, anywhere
-    auto     triton on a GPU where Triton is installed, native on a CPU, torch elsewhere
+    auto     triton on a GPU if Triton is installed, native on a CPU, torch elsewhere
 
-What the chosen one does not serve (a dtype, a size, a layout of memory) runs on the reference.
+A call that the chosen backend does not support (dtype, size, memory layout) runs on the reference.
 """
 
 import os
@@ -19,11 +19,11 @@ HAS_TRITON = find_spec("triton") is not None  # looked up, not imported: importi
 
 
 def choose_backend(backend: str, tensor: Tensor) -> Literal["triton", "native", "torch"]:
-    """The implementation that is asked of this call.
+    """The backend of a call.
 
     Raises:
-        ValueError: for a name that is no backend.
-        RuntimeError: if one was asked for where it cannot run.
+        ValueError: for an unknown name.
+        RuntimeError: for a backend that cannot run on this tensor.
     """
     if backend == "auto":
         if tensor.is_cuda:

@@ -14,7 +14,7 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton 
 def check_tensors(required: Mapping[str, object], optional: Mapping[str, object] | None = None) -> None:
     """Raise ValueError unless all are real floating-point tensors on one device; an optional one may be None.
 
-    Integers would be truncated, and what is on ``meta`` beside others has no numbers.
+    Integers would be truncated, and tensors on ``meta`` have no numbers.
     """
     names = dict(required)
     if optional is not None:

@@ -1,8 +1,8 @@
-"""How PyTorch knows the operations: ``torch.ops.lesa_kernels.*``, for CPU and CUDA tensors and for fake ones.
+"""The registered operations ``torch.ops.lesa_kernels.*``, for CPU, CUDA and fake tensors.
 
-They are raw definitions, which cost 5 us a call; ``torch.library.custom_op`` costs 18 us (one CPU core, torch 2.13).
-Gradients are not registered with them, as that doubles the price without a gradient in sight: the public functions
-enter a ``torch.autograd.Function`` around the operation only when one is required.
+Raw definitions cost 5 us for each call; ``torch.library.custom_op`` costs 18 us (one CPU core, torch 2.13). Gradients
+are not registered, since that doubles the cost also without gradients: the public functions use a
+``torch.autograd.Function`` around the operation if a gradient is required.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def define(schema: str, implementation: Callable[P, R], fake: Callable[..., Any]
 
     Args:
         schema: such as ``"double(Tensor x) -> Tensor"``.
-        implementation: for CPU and CUDA tensors alike. It must not return or keep an input.
+        implementation: for CPU and CUDA tensors; it must not return or keep an input.
         fake: the same signature; returns empty tensors of the shapes, dtypes and strides that the operation returns.
     """
     name = schema.partition("(")[0]

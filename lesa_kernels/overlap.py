@@ -1,4 +1,4 @@
-"""Whether two tensors share memory: what is written to one must not be read from the other."""
+"""Whether two tensors share memory: an output must not overlap an input."""
 
 import math
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def overlap(first: Tensor, second: Tensor) -> bool:
-    """Whether any byte belongs to both, whatever their strides; of tensors without memory (fake ones), False."""
+    """Whether two tensors share a byte, for any strides; False for tensors without memory (fake ones)."""
     try:
         start, other = first.data_ptr(), second.data_ptr()
-    except RuntimeError:  # what stands for a tensor while it is traced
+    except RuntimeError:  # a tensor that is being traced
         return False
     if start == 0 or start + _extent(first) <= other or other + _extent(second) <= start:
         return False  # an empty tensor may have no address, and neither has one on meta
     if first.numel() == 0 or second.numel() == 0 or first.device != second.device:
         return False
     (starts, size), (others, width) = _pieces(first), _pieces(second)
-    # of the pieces of the second, those that begin before a piece of the first ends, but do not end before it begins
+    # pieces of the second that begin before a piece of the first ends and end after it begins
     begun = torch.searchsorted(others, starts + size)
     ended = torch.searchsorted(others, starts - width, right=True)
     return bool((begun > ended).any())
@@ -35,7 +35,7 @@ def _pieces(tensor: Tensor) -> tuple[Tensor, int]:
     """Addresses of the contiguous pieces of a tensor, int64 in rising order, and the bytes of each."""
     piece, outer = tensor.itemsize, list[tuple[int, int]]()
     for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
-        if size == 1 or stride == 0:  # an expanded dimension is one place
+        if size == 1 or stride == 0:  # an expanded dimension takes no memory
             continue
         if not outer and stride * tensor.itemsize == piece:
             piece *= size

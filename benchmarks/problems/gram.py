@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks.problems.problem import COMPILED, COPY, OURS, REFERENCE, Problem, compiled, copier
 from benchmarks.shapes import Shape
 from lesa_kernels import gram_row
-from lesa_kernels.ops.combine import reference
+from lesa_kernels.ops.gram_row import reference
 
 PROVIDERS = (OURS, REFERENCE, COMPILED, COPY)
 

@@ -1,4 +1,4 @@
-"""Forecasters and plans by name, and every forecaster on every plan as methods: what ``lesa evaluate`` is asked for.
+"""Forecasters and plans by name, for ``lesa evaluate``.
 
 reuse, taylor:order=2, taylor:order=2,variable=time, hermite     a registered forecaster and its options
 default                                                         that of the calibration, or without one of enable

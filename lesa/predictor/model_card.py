@@ -1,4 +1,4 @@
-"""The README.md of a saved predictor: what it was made for, how to use it and what was measured of it."""
+"""The README.md of a saved predictor: what it was made for, how to use it, and its measurements."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ def describe(
 
 
 def write(card: ModelCard, directory: Path) -> None:
-    """Put it into a folder, unless the one that is there is somebody's own.
+    """Write it into a folder, unless there is a README.md that a user has written.
 
     Raises:
         OSError: that names the file, if it cannot be written.

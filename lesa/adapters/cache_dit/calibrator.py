@@ -1,4 +1,4 @@
-"""The calibrator: cache-dit says which steps are full, a forecaster what the others are."""
+"""The calibrator: cache-dit decides which steps are full, a forecaster predicts the others."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from lesa.adapters.cache_dit.compat import CalibratorBase
 from lesa.adapters.cache_dit.tables import Tables
 from lesa_kernels import combine
 
-FIRST_ROWS = 4  # of a buffer that grows
+FIRST_ROWS = 4  # initial rows of a buffer that grows
 
 
 class Stream:
-    """One tensor that cache-dit predicts, such as the residual of a list of blocks, through one generation.
+    """One tensor that cache-dit predicts in one generation, such as the residual of a list of blocks.
 
-    A forecaster needs only the full steps before a step, so at each new one the table is made again for the plan that
-    has been seen so far. Features lie in a ring of as many rows as the forecaster looks back on; where it does not say,
-    all are kept, in a buffer that is doubled when it is full.
+    The plan is not known beforehand, so at each full step the table is made again for the full steps so far. Features
+    are kept in a ring of as many rows as the forecaster uses; if that is not known, in a buffer that is doubled when it
+    is full.
     """
 
     def __init__(self, tables: Tables, times: Tensor) -> None:
@@ -33,7 +33,7 @@ class Stream:
         return 0 if self._buffer is None else self._buffer.nbytes
 
     def keep(self, step: int, feature: Tensor) -> None:
-        """Take the feature of a full step, by copy."""
+        """Copy the feature of a full step."""
         slot = len(self._full)
         self._full.append(step)
         self._make_room(slot, feature)[slot % self._ring].copy_(feature)
@@ -63,9 +63,9 @@ class Stream:
 
 
 class ForecasterCalibrator(CalibratorBase):
-    """What cache-dit calls: ``mark_step_begin`` at every step, then ``update`` at a full one or ``approximate``.
+    """cache-dit calls ``mark_step_begin`` at every step, then ``update`` at a full one or ``approximate``.
 
-    cache-dit makes one for each list of blocks and branch of guidance, and calls it by the names of its tensors.
+    It makes a calibrator for each list of blocks and branch of guidance, and names the tensors in its calls.
 
     Raises:
         ValueError: for more steps than the schedule has.

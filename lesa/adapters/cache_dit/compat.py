@@ -1,7 +1,7 @@
 """Every private name of cache-dit that this library touches, and nothing else.
 
-cache-dit makes its calibrators in a factory with a fixed list of types. The name of that factory is replaced where
-cache-dit looks it up by one that knows ours as well.
+cache-dit makes its calibrators in a factory with a fixed list of types. The module attribute with that factory is
+replaced by a factory that also knows ours.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ FIELDS = {
 
 
 def changed(what: str) -> ImportError:
-    """The error for a cache-dit that is not as this library knows it."""
+    """ImportError for a cache-dit that is missing or not supported."""
     try:
         installed = version("cache-dit")
     except PackageNotFoundError:
@@ -42,7 +42,7 @@ except ImportError as error:
 
 
 def check(module: ModuleType, base: type, config: type) -> None:
-    """Whether cache-dit still looks up and calls calibrators as it did.
+    """Check that this version of cache-dit makes and calls calibrators as expected.
 
     Args:
         module: where contexts make their calibrators.
@@ -76,7 +76,7 @@ def install(kind: str, calibrator: type[CalibratorBase]) -> None:
         return
 
     class Factory(theirs):
-        """cache-dit's own, and ours."""
+        """The factory of cache-dit, with ours."""
 
         ours: ClassVar[dict[str, type[CalibratorBase]]] = {kind: calibrator}
 

@@ -1,4 +1,4 @@
-"""``ForecasterConfig``: a forecaster where cache-dit takes its calibrators."""
+"""``ForecasterConfig``: a forecaster as a calibrator of cache-dit."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,9 +15,9 @@ from lesa.tables.plan import StepPlan
 class ForecasterConfig(CalibratorConfig):
     """``cache_dit.enable_cache(pipe, cache_config=..., calibrator_config=ForecasterConfig(lesa.Taylor(2), pipe))``.
 
-    cache-dit decides which steps are full, by a mask (:func:`steps_mask`) or a threshold; the forecaster says what it
-    adds at the others. It is made for what cache-dit predicts, which is not what ``lesa.enable`` does: the residual of
-    all blocks but the first ones, or the state after them, and the text stream's.
+    cache-dit decides which steps are full, by a mask (:func:`steps_mask`) or a threshold; the forecaster predicts the
+    others. What is predicted differs from ``lesa.enable``: the residual of all blocks but the first ones, or the state
+    after them, for the image and the text.
 
     Args:
         forecaster: any with a table.
@@ -53,7 +53,7 @@ class ForecasterConfig(CalibratorConfig):
         )
 
     def strify(self, **kwargs: Any) -> str:
-        """How it is called in cache-dit's log and summary."""
+        """Its name in the log and summary of cache-dit."""
         return f"lesa.{self.calibrator_kwargs['tables'].forecaster!r}"
 
 

@@ -1,4 +1,4 @@
-"""Measuring what cache-dit predicts, so that a forecaster can be fitted to it."""
+"""The Gram matrix of what cache-dit predicts, so that a forecaster can be fitted to it."""
 
 from typing import Any, Literal
 
@@ -9,14 +9,14 @@ from lesa.statistics.gram import GramMatrix
 
 
 class SharedGram(GramMatrix):
-    """One for all calibrators of a configuration, which cache-dit copies deeply."""
+    """One matrix for all calibrators of a configuration, although cache-dit deep-copies it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SharedGram":
         return self
 
 
 class GramCalibrator(CalibratorBase):
-    """Counts the inner products of every tensor that cache-dit would predict, while all steps are full."""
+    """Measures every tensor that cache-dit would predict, while all steps are full."""
 
     def __init__(self, gram: SharedGram) -> None:
         self._gram = gram
@@ -76,5 +76,5 @@ class GramConfig(CalibratorConfig):
         )
 
     def strify(self, **kwargs: Any) -> str:
-        """How it is called in cache-dit's log and summary."""
+        """Its name in the log and summary of cache-dit."""
         return f"lesa.GramMatrix({self.gram.num_steps})"

@@ -1,4 +1,4 @@
-"""What a ``TaylorSeerCacheConfig`` of diffusers asks for, in this library's terms."""
+"""The forecaster and the plan of a ``TaylorSeerCacheConfig`` of diffusers."""
 
 from collections.abc import Callable
 
@@ -12,12 +12,11 @@ from lesa.tables.plan import StepPlan
 def from_taylorseer_config(config: TaylorSeerCacheConfig) -> tuple[Taylor, Callable[[Tensor], StepPlan]]:
     """The forecaster and the plan that are equivalent to a configuration: ``enable(pipeline, *this)``.
 
-    The same steps are full and the same expansion, of order ``max_order`` in steps, is made. What it is made of is the
-    feature that enters the final norm, whichever modules the configuration names, so that no block runs on a predicted
-    step: with ``cache_identifiers`` that name whole blocks the outputs are the same but for rounding. By default
-    diffusers expands the output of every attention and runs the rest of the blocks; with ``use_lite_mode`` it expands
-    the output of the final projection. ``taylor_factors_dtype`` has no counterpart: features are kept as they are and
-    combined in float32.
+    The same steps are full and the expansion has the same order. It is always that of the input of the final norm,
+    whichever modules the configuration names, so no block runs on a predicted step. If ``cache_identifiers`` name whole
+    blocks, outputs are equal up to rounding. By default diffusers expands the output of every attention and runs the
+    rest of the blocks; with ``use_lite_mode`` it expands the output of the final projection.
+    ``taylor_factors_dtype`` is ignored: features keep their dtype and are combined in float32.
 
     Returns:
         A :class:`Taylor`, and a function of the times of a generation [steps + 1] that returns a :class:`StepPlan`.

@@ -5,9 +5,9 @@ of ``torch.save`` becomes a description of it, an instance of a class becomes it
 an error with its name. Instructions: https://docs.python.org/3/library/pickletools.html, tensors:
 https://docs.pytorch.org/docs/stable/notes/serialization.html.
 
-The cost is bounded by the size of the pickle. Most instructions do a fixed amount of work. Those that build a value from
-others (a path, a mapping, a tensor's shape) could name a large value again and again, so they are charged, before they
-run, with the characters and items that they copy, and the budget is the size of the pickle. Integers have 64 bits, and
+The cost is bounded by the size of the pickle. Most instructions do a fixed amount of work. Those that build a value
+from others (a path, a mapping, a tensor's shape) could use a large value again and again, so they are charged, before
+they run, with the characters and items that they copy; the budget is the size of the pickle. Integers have 64 bits, and
 what is compared or hashed is short.
 """
 

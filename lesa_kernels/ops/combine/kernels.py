@@ -1,20 +1,20 @@
 # ruff: noqa: N803, N806 (compile-time constants are written in capitals)
 # mypy: ignore-errors
 # (functions of Triton have no Python types)
-"""Triton kernels of ``combine``. They know flat memory only; ``launch.py`` chooses their shapes.
+"""Triton kernels of ``combine`` on flat memory; ``launch.py`` chooses block sizes.
 
     out[p, i]     = sum_j c[p, j, .] * history[j, i] + bias[p, .]        combine_kernel
-    dots[p, j, .] = sum_i left[p, i] * history[j, i]                     dots_kernel: its gradients, and Gram rows
+    dots[p, j, .] = sum_i left[p, i] * history[j, i]                     dots_kernel: gradients, and Gram rows
 
-A feature is cut into ``segments`` of ``length`` elements that coefficients either vary along or do not:
+A feature consists of ``segments`` of ``length`` elements; coefficients vary along a segment or between segments:
 
     shared        one segment, the whole feature; the coefficient is a scalar
     per sample    a segment a sample; the coefficient is a scalar, found by the segment
     per channel   a segment a token, its elements are the channels; the coefficient is a vector, found by the element
 
-Lengths and strides arrive divided by VEC, the elements of 16 bytes, and are multiplied by it here: Triton specialises
-integers on multiples of 16 only, and would read the multiples of 8 that are usual in bf16 two bytes at a time. VEC = 1
-serves what is not aligned. Offsets are 64-bit, since a history easily has more than 2^31 elements.
+Lengths and strides are passed divided by VEC, the elements of 16 bytes, and multiplied by it here: Triton specialises
+integers on multiples of 16 only, and would read multiples of 8, which are usual in bf16, two bytes at a time. VEC = 1
+for unaligned data. Offsets are 64-bit, since a history may have more than 2^31 elements.
 """
 
 import triton
@@ -36,9 +36,9 @@ def combine_kernel(
     VEC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One block of BLOCK elements of a segment, for all P predictions: M loads wait in registers for P sums."""
+    """A block of BLOCK elements of a segment for all P predictions: M loads into registers, then P sums."""
     program = tl.program_id(0)
-    # neighbouring programs take the same channels of neighbouring tokens, and find each other's coefficients in L2
+    # neighbouring programs use the same channels of neighbouring tokens, so they share coefficients in L2
     segment = (program % segments).to(tl.int64)
     inside = (program // segments).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     length = length_vec.to(tl.int64) * VEC
@@ -85,8 +85,8 @@ def dots_kernel(
 ):
     """One span of ``steps`` blocks, for all P rows of left and GROUP rows of history (the second grid axis).
 
-    A lane holds VEC neighbouring elements. Their products are added up in the lane, except per channel, where every
-    element has a sum of its own. Spans are added by the caller: a fixed order, so two runs agree to the last bit.
+    A lane holds VEC neighbouring elements. Their products are added in the lane, except per channel, where every
+    element has its own sum. The caller adds the spans in a fixed order, so every run gives the same bits.
     """
     BLOCK: tl.constexpr = LANES * VEC
     program = tl.program_id(0)

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels. Importing this module imports Triton; ``op.py`` waits for the first launch."""
+"""Launches of the Triton kernels. It imports Triton, so ``op.py`` imports it at the first launch."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ from .segments import (
 )
 
 COMBINE_OPTIONS = {"num_warps": THREADS // 32}
-# Unless told otherwise ptxas keeps to 48 or 128 registers by spilling one or two, for the sake of more blocks at once.
+# By default ptxas limits itself to 48 or 128 registers and spills one or two.
 DOTS_OPTIONS = {"num_warps": THREADS // 32, "maxnreg": 255}
 
 
@@ -65,11 +65,11 @@ def dots(left: Tensor, history: Tensor, channels: Sequence[int], sums: bool) -> 
     vector = vector_size(history, left, counts=(length, row_stride))
     blocks = triton.cdiv(length, THREADS * vector)
     if per_channel:
-        # at most 32 partial results: each is as large as the coefficients, and they go through memory
+        # at most 32 partial results, since each is as large as the coefficients and is written to memory
         steps = min(segments, max(16, triton.cdiv(segments, 32)))
         spans, programs, columns = triton.cdiv(segments, steps), blocks, length
     else:
-        # 256 bytes to a thread pay for the reduction over the threads of a program at the end
+        # 256 bytes for each thread, so that the reduction over threads at the end is cheap in comparison
         steps = min(256 // (history.element_size() * vector), blocks)
         spans, programs, columns = triton.cdiv(blocks, steps), segments, segments
     most = most_predictions(per_channel)

@@ -1,8 +1,7 @@
 """``combine`` as callers and PyTorch see it: arguments checked, implementation chosen, gradients.
 
-The registered operations serve what their kernels serve: a GPU (or Triton's interpreter) any coefficients that are
-shared, per channel or per sample, a CPU shared ones and those per channel. Everything else is the reference, which
-autograd differentiates.
+Kernels exist for coefficients that are shared, per channel or per sample on a GPU (or in Triton's interpreter), and
+shared or per channel on a CPU. Everything else runs on the reference, which autograd differentiates.
 """
 
 import math
@@ -35,17 +34,17 @@ def combine(
         coefficients: [P, m, *c], float32 (float64 for a float64 history). ``c`` is empty, or broadcasts to a feature:
             [1, 1, D] gives every channel its own numbers, [B, 1, 1] every sample.
         bias: [P, *c], in the dtype of the coefficients.
-        out: [P, *feature] in the dtype of history, to be overwritten; not together with gradients, nor in memory of
-            another argument.
+        out: [P, *feature] in the dtype of history, is overwritten; not with gradients, and no memory of another
+            argument.
         backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``, the reference.
 
     Returns:
-        [P, *feature] in the dtype of history. Sums are in float32 (float64) and rounded once. Any implementation may
-        turn an infinite feature into NaN.
+        [P, *feature] in the dtype of history. Sums are in float32 (float64) and rounded once. An infinite feature may
+        give NaN.
 
     Raises:
-        ValueError: if shapes, dtypes or devices do not fit together, gradients are asked of a call with ``out``, or
-            ``out`` shares memory with what it is made of.
+        ValueError: if shapes, dtypes or devices do not fit together, ``out`` is given while gradients are required, or
+            it shares memory with another argument.
     """
     _check(history, coefficients, bias, out)
     chosen = choose_backend(backend, history)
@@ -133,7 +132,7 @@ def _run_combine_gradients(
 
 
 def _float32(coefficients: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """As the kernels read them; nothing is copied of what comes as it should."""
+    """float32 and contiguous, as the kernels read them; no copy if they are."""
     return coefficients.float().contiguous(), None if bias is None else bias.float().contiguous()
 
 
@@ -165,7 +164,7 @@ _combine_gradients = define(
 
 
 def is_served(history: Tensor, channels: Sequence[int], triton: bool) -> bool:
-    """Whether the registered operations serve coefficients [P, m, *channels]."""
+    """Whether the registered operations support coefficients [P, m, *channels] on this history."""
     if not (history.is_contiguous() or has_contiguous_rows(history)):
         return False
     if not triton:
@@ -205,7 +204,7 @@ def _check_out(out: Tensor, history: Tensor, coefficients: Tensor, bias: Tensor 
     shape = len(coefficients), *history.shape[1:]
     if out.shape != shape or out.dtype != history.dtype:
         raise ValueError(f"out is {out.dtype} {list(out.shape)}, the result is {history.dtype} {list(shape)}")
-    if torch.compiler.is_compiling():  # a compiler keeps what it still reads
+    if torch.compiler.is_compiling():  # a compiler handles overlap itself
         return
     for name, source in (("history", history), ("coefficients", coefficients), ("bias", bias)):
         if source is not None and overlap(out, source):

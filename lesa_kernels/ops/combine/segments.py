@@ -1,25 +1,25 @@
-"""How a feature is cut into segments, blocks and vectors for the Triton kernels; decided without Triton.
+"""Block sizes of the Triton kernels of ``combine``, which are chosen without Triton.
 
-All settings follow from shapes and dtypes, so that equal calls run equal programs and round equally. They were chosen
-by what the code compiled for sm_90 shows (registers, width of accesses); no GPU was there to measure on.
+They follow from shapes and dtypes alone, so that equal calls round equally. They were chosen by the compiled code for
+sm_90 (registers, width of accesses), not by measurements on a GPU.
 """
 
 from collections.abc import Sequence
 
 THREADS = 128
-# A block of combine_kernel gives every thread 16 bytes of every feature, in registers as float32: 16 features of bf16
-# take 167 registers, 32 would spill, and get 8 bytes. Per channel the coefficients are vectors, and those loaded ahead
-# wait in registers too: 8 features and 6 predictions take 146, and 16 features get 8 bytes.
+# A thread of combine_kernel holds 16 bytes of every feature in registers, as float32: 16 features of bf16 take 167
+# registers; 32 would spill, so they get 8 bytes. Per channel the coefficients are vectors in registers too: 8 features
+# and 6 predictions take 146, and 16 features get 8 bytes.
 WIDE_FEATURES, WIDE_FEATURES_PER_CHANNEL = 16, 8
 MAX_FEATURES = 32
-# Predictions of one launch: each feature is read once for so many. More would only lengthen the code.
+# Predictions of one launch, for which each feature is read once. More would only lengthen the code.
 PREDICTIONS, PREDICTIONS_PER_CHANNEL = 12, 6
-# Sums that a thread of dots_kernel keeps: a register each, or per channel one for every element of its vector.
+# Sums in a thread of dots_kernel: one register each, or per channel one for every element of its vector.
 SUMS, SUMS_PER_CHANNEL = 48, 4
 
 
 def segmentation(feature: Sequence[int], channels: Sequence[int]) -> tuple[int, int, bool] | None:
-    """Segments, their length and whether coefficients [.., *channels] vary along them; None if no kernel serves them.
+    """Segments, their length, and whether coefficients [.., *channels] vary along them; None: no kernel exists.
 
     A feature [B, T, D] is one segment if coefficients are shared, B segments if they are [B, 1, 1], and B * T segments
     if they are [1, 1, D].
@@ -43,7 +43,7 @@ def block(features: int, itemsize: int, per_channel: bool) -> int:
 
 
 def group(features: int, predictions: int, per_channel: bool) -> int:
-    """Rows of history of a program of dots_kernel; the rows of left are read again for every group."""
+    """Rows of history in a program of dots_kernel; the rows of left are read again for every group."""
     return min(features, (SUMS_PER_CHANNEL if per_channel else SUMS) // predictions)
 
 

@@ -1,8 +1,8 @@
 """``fused_output_head`` on a CPU: the reference for small inputs, else as few passes over memory as possible.
 
-A tile is large, since an operator costs 10 us with two threads: for 6 predictions from 7 centred features [256, 16, 96]
-in float32, a whole, tiles of 2^20, 2^18 and 2^17 elements take 3.3, 3.5, 4.5 and 6.0 ms on 2 cores, and 4.3, 4.1, 4.7
-and 5.8 ms on one, where they stay in its cache.
+Tiles are large, since an operator costs 10 us with two threads: for 6 predictions from 7 centred features [256, 16, 96]
+in float32, one tile, and tiles of 2^20, 2^18 and 2^17 elements take 3.3, 3.5, 4.5 and 6.0 ms on 2 cores, and 4.3, 4.1,
+4.7 and 5.8 ms on one.
 """
 
 import math
@@ -26,12 +26,12 @@ def fused_output_head(
     eps: float,
     centred: bool,
 ) -> Tensor:
-    """As the reference, without the bias, which the norm takes away.
+    """As the reference, without the bias, which the norm removes.
 
     history [m, B, *tokens, D], every feature contiguous, and every token without its mean if ``centred``;
     coefficients [P, m]; multiplier and addend [P, B or 1, D]; weight [O, D]; projection_bias [O] -> [P, B, *tokens, O].
     """
-    if torch.is_autocast_enabled("cpu"):  # it would round the operands of every product
+    if torch.is_autocast_enabled("cpu"):  # autocast would round the operands
         with torch.autocast("cpu", enabled=False):
             return fused_output_head(history, coefficients, multiplier, addend, weight, projection_bias, eps, centred)
     exact = torch.promote_types(history.dtype, torch.float32)
@@ -45,7 +45,7 @@ def fused_output_head(
         x = torch.mm(coefficients, history.to(exact).view(m, -1)).view(count, samples, tokens, channels)
         x = torch.addcmul(shift, functional.layer_norm(x, (channels,), eps=eps), scale)
         return functional.linear(x, weight, bias).view(shape).to(history.dtype)
-    if multiplier.shape[1] == addend.shape[1] == 1:  # what all samples share makes one long sample of them
+    if multiplier.shape[1] == addend.shape[1] == 1:  # if all samples share it, they are one long sample
         samples, tokens = 1, samples * tokens
     features = history.view(m, samples, tokens, channels)
     out = history.new_empty(count, samples, tokens, outputs)
@@ -53,11 +53,11 @@ def fused_output_head(
     floor = coefficients.new_full((), math.sqrt(channels * eps))
     for b, t in _tiles(samples, tokens, max(1, TILE // (max(count, m) * channels))):
         tile = features[:, b, t].to(exact)
-        # Before the sums, whose rounding differs from column to column: what a token's channels have in common would
-        # leave a trace of it, and a token of nearly equal channels is divided by next to nothing.
+        # Subtract the mean before the sums: a large common value would leave rounding errors, which the division by a
+        # small deviation would increase.
         tile = tile if centred else tile - tile.mean(-1, keepdim=True)
         x = torch.mm(coefficients, tile.reshape(m, -1)).view(count, *tile.shape[1:])
-        # A layer norm in pieces: dividing by the deviation waits for the projection, which leaves fewer to divide.
+        # the division by the deviation comes after the projection, where fewer numbers are left
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(floor)  # sqrt(D (variance + eps))
         x *= scale[:, b]
         projected = torch.mm(x.view(-1, channels), weight.t()).view(*x.shape[:-1], outputs)
@@ -66,7 +66,7 @@ def fused_output_head(
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Of all rows as one product: [..., 1, D] would be a product for every row, which takes four times as long."""
+    """All rows in one product; a product for each row of [..., 1, D] would take four times as long."""
     return functional.linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 

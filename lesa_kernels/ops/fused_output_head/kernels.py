@@ -6,13 +6,11 @@
     x[p]   = sum_j c[p, j] * (history[j] - mean_j)           centred: the mean of a sum is the sum of the means
     out[p] = (x[p] * multiplier[p]) @ weight.T / sqrt(mean x[p]^2 + eps) + table[p]
 
-The norm divides a token by one number, which leaves the product with the weights as it is: so the product need not
-wait until the token has been read to its end. A bias that all channels share is gone with the mean. Subtracting means
-that were kept with the features, before anything is squared, costs no second pass and cancels no digits.
+The norm divides a token by one number, so the product with the weights can be computed first, in the same pass. A bias
+that all channels share disappears with the mean. Means that were kept with the features are subtracted before anything
+is squared, so no second pass is needed and no digits are lost.
 
-Sizes arrive divided by VEC, the elements of 16 bytes, and are multiplied by it here: Triton specialises integers on
-multiples of 16 only, and would read the multiples of 8 that are usual in bf16 two bytes at a time. VEC = 1 serves what
-is not aligned.
+Sizes are passed divided by VEC, the elements of 16 bytes: see the kernels of ``combine``.
 """
 
 import triton
@@ -21,10 +19,10 @@ import triton.language as tl
 
 @triton.jit
 def operand(values, STORAGE: tl.constexpr, PRECISION: tl.constexpr):
-    """float32 values as the product takes them: in the storage dtype, but in tf32 where that is float16.
+    """float32 values in the dtype of the product: the storage dtype, but tf32 in place of float16.
 
-    They are not normalised yet, and may be beyond what float16 holds at either end. tf32 has as many digits, and the
-    exponent of float32. A tensor core cuts off the digits that tf32 does not have, so they are rounded here.
+    They are not normalised yet and may exceed the range of float16. tf32 has as many digits and the range of float32. A
+    tensor core truncates to tf32, so values are rounded here.
     """
     if PRECISION == "tf32":
         bits = values.to(tl.int32, bitcast=True)
@@ -63,7 +61,7 @@ def fused_output_head_kernel(
 ):
     """TOKENS tokens of one sample, GROUP predictions, all outputs; a loop over blocks of CHANNELS channels.
 
-    Where P is no multiple of GROUP the last group makes the last prediction more than once, to the same bits.
+    If P is no multiple of GROUP, the last group computes the last prediction more than once, with the same bits.
     """
     STORAGE: tl.constexpr = weight.dtype.element_ty
     GROUPS: tl.constexpr = (P + GROUP - 1) // GROUP
@@ -102,7 +100,7 @@ def fused_output_head_kernel(
             h = tl.load(block + offsets, mask=inside[:, None] & valid[None, :], other=0.0)
             features += (h.to(tl.float32) - centres[j][:, None],)  # [TOKENS, CHANNELS]
 
-        # First all operands, then all products: they wait for each other once, and the features' registers are free.
+        # first all operands, then all products, so that the registers of the features are free
         operands = ()
         new_squares = ()
         for i in tl.static_range(GROUP):

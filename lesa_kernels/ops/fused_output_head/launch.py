@@ -1,4 +1,4 @@
-"""Launches of the Triton kernel. Importing this module imports Triton; ``op.py`` waits for the first launch."""
+"""Launches of the Triton kernel. It imports Triton, so ``op.py`` imports it at the first launch."""
 
 import math
 
@@ -11,8 +11,7 @@ from ...launching import on_device, vector_size
 from . import kernels
 from .tiles import TOKENS, tiles
 
-# float32 features are multiplied in float32. Three products in tf32 would be faster, and err more than what an eager
-# model does in float32.
+# float32 features are multiplied in float32: three products in tf32 are faster, but less accurate than eager float32.
 PRECISION = {torch.bfloat16: "ieee", torch.float16: "tf32", torch.float32: "ieee"}
 
 
@@ -26,7 +25,7 @@ def fused_output_head(
     means: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """As the reference, without the bias, which the norm takes away.
+    """As the reference, without the bias, which the norm removes.
 
     history [m, B, *tokens, D], m <= MAX_FEATURES, every feature contiguous; coefficients [P, m]; multiplier and addend
     [P, B or 1, D]; weight [O, D], O <= MAX_OUTPUTS; projection_bias [O]; means [m, B, *tokens] -> [P, B, *tokens, O].
@@ -34,7 +33,7 @@ def fused_output_head(
     (m, samples), (outputs, channels), count = history.shape[:2], weight.shape, len(coefficients)
     tokens = math.prod(history.shape[2:-1])
     modulated = max(multiplier.shape[1], addend.shape[1])
-    if modulated == 1:  # what all samples share makes one long sample of them
+    if modulated == 1:  # if all samples share it, they are one long sample
         samples, tokens = 1, samples * tokens
     multiplier = multiplier.expand(-1, modulated, -1).contiguous()
     offset = None if projection_bias is None else projection_bias.float()

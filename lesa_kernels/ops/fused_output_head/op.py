@@ -38,18 +38,18 @@ def fused_output_head(
         history: [m, B, *tokens, D], m >= 1, float32, bfloat16, float16 or float64: features of B samples; a feature
             [T, D] counts as T samples of one token.
         coefficients: [P, m], float32 (float64 for a float64 history).
-        bias: [P], in the dtype of the coefficients. The norm takes it away again: it is here so that a table can be
-            passed as it is, and costs nothing.
+        bias: [P], in the dtype of the coefficients. It is accepted so that a table can be passed as it is; the norm
+            removes it, so it costs nothing.
         multiplier, addend: [P, B, D], or [P, 1, D] for all samples: each step's ``1 + scale`` and ``shift``, with a
             norm's own weight w and bias b folded in, ``w * (1 + scale)`` and ``b * (1 + scale) + shift``. float32
             keeps digits that the history's dtype does not have; that dtype will do.
         weight: [O, D] of the projection.
         projection_bias: [O].
         eps: of the norm, at least zero.
-        means: [m, B, *tokens] float32, the :func:`token_means` of the features, if they were kept with them. They
-            save the Triton kernel a pass over the history; nothing else reads them.
-        centred: every token of the history has had its mean subtracted, which the norm would do. It saves a CPU two
-            passes over each prediction; nothing else depends on it.
+        means: [m, B, *tokens] float32, the :func:`token_means` of the features, if they were kept. They save the
+            Triton kernel a pass over the history.
+        centred: the mean of every token of the history has been subtracted. It saves a CPU two passes over each
+            prediction.
         backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``, the reference.
 
     Returns:
@@ -93,7 +93,7 @@ def token_means(feature: Tensor) -> Tensor:
 
 
 class FusedOutputHead(torch.autograd.Function):
-    """The registered operation, with the gradients of the reference, which is evaluated again for them."""
+    """The registered operation with the gradients of the reference, which runs again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, bias: Tensor | None, *arguments: Any) -> Tensor:
@@ -115,7 +115,7 @@ class FusedOutputHead(torch.autograd.Function):
                 history, coefficients, bias, multiplier, addend, weight, projection_bias, eps
             )
 
-        with torch.autocast(autocast_device(grad), enabled=False):  # backward may run under it, and would round
+        with torch.autocast(autocast_device(grad), enabled=False):  # it would round
             pull_back = torch.func.vjp(outputs, *(tensors[i] for i in wanted))[1]
             gradients = dict(zip(wanted, pull_back(grad), strict=True))
         return *(gradients.get(i) for i in range(len(tensors))), None, None, None, None
@@ -142,7 +142,7 @@ _operation = define(
 
 
 def _served(history: Tensor, coefficients: Tensor, weight: Tensor, triton: bool) -> bool:
-    """Whether the registered operation serves this; the reference serves everything."""
+    """Whether the registered operation supports these tensors; else the reference runs."""
     if history.numel() == 0 or len(coefficients) == 0 or len(weight) == 0:
         return False
     if not (history.is_contiguous() or history[0].is_contiguous()):

@@ -1,13 +1,12 @@
-"""How the Triton kernel cuts tokens, channels, outputs and predictions; decided without Triton, from shapes and dtypes.
+"""Block sizes of the Triton kernel of ``fused_output_head``, which are chosen without Triton from shapes and dtypes.
 
-A program has TOKENS tokens, as few as a tensor core takes: an image of 4096 tokens then makes 256 programs, two for
-each multiprocessor of an H200, where twice the tokens would leave no second one to work while the first waits.
+A program has TOKENS tokens, the fewest that a tensor core takes: an image of 4096 tokens gives 256 programs, two for
+each multiprocessor of an H200. With twice the tokens there would be no second program to run while the first one waits.
 
-What limits a program is registers. A thread holds its share of the features, of the weights and of the sums of all
-predictions, and all coefficients. With more than REGISTERS of these something spills, as compiled for sm_80, sm_90 and
-sm_100; no GPU was there to measure on. In bf16 four warps read features 16 bytes at a time. Where that is too much,
-eight warps have half as much to a thread and read 8 bytes; where that is too much as well, predictions are made in
-groups, by neighbouring programs, which find the features in L2.
+Registers are the limit. A thread holds its share of the features, of the weights and of the sums of all predictions,
+and all coefficients. With more than REGISTERS of these it spills, as compiled for sm_80, sm_90 and sm_100; this was not
+measured on a GPU. In bf16 four warps read features 16 bytes at a time. If that needs too many registers, eight warps
+read 8 bytes; if that still does, neighbouring programs make groups of the predictions and share features in L2.
 """
 
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ OUTPUT_BLOCK = 128  # more outputs take several products, so that 384 is not pad
 REGISTERS = 200
 REGISTERS_FEWER = 176  # where the last block of channels is not full, or operands have 32 bits
 COEFFICIENTS = 72  # of a group; with 80 the compiler for sm_100 spills two numbers
-SHARED_BYTES = 96 * 1024  # all of what a program may have on the smallest of the GPUs, 99 KB
+SHARED_BYTES = 96 * 1024  # a program may have 99 KB on the smallest of these GPUs
 
-# Left to itself ptxas sometimes keeps to 128 registers by spilling a few where operands have 32 bits.
+# By default ptxas sometimes limits itself to 128 registers and spills a few, for operands of 32 bits.
 MOST_REGISTERS = 255
 
 
@@ -54,7 +53,7 @@ def tiles(
     registers = REGISTERS_FEWER if channels % span or not short else REGISTERS
 
     def groups(warps: int) -> int:
-        """In how many the predictions have to be made; more than there are if not even one fits."""
+        """The number of groups of predictions; more than there are predictions if not even one fits."""
         threads = 32 * warps
         weights = block * blocks * span // threads * (1 if short else 3)
         shared = features * TOKENS * span // threads + weights

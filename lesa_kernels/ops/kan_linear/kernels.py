@@ -1,17 +1,17 @@
 # mypy: ignore-errors
 # (functions of Triton have no Python types)
 # ruff: noqa: N803, N806 (compile-time constants are written in capitals)
-"""Triton kernels of the KAN layer. Nothing but x and the weights is ever read, nothing but results is written.
+"""Triton kernels of the KAN layer. They read x and the weights and write the result; bases are never stored.
 
-The layer is one matrix product with a matrix that is never stored. Number the pairs (input i, basis g) by
+The layer is one matrix product with the matrix of all bases. Number the pairs (input i, basis g) by
 ``f = i C + g``, which is how ``spline_weight`` [out, in, C] lies in memory, and write ``Phi[b, f] = B_g(x[b, i])``:
 
     y  = silu(x) @ base_weight.T + Phi @ spline_weight.T          forward_kernel, forward_small_kernel
     dx = silu'(x) * (dy @ base_weight) + sum_g Phi' * (dy @ spline_weight)       input_gradient_kernel
     d base_weight = dy.T @ silu(x),  d spline_weight = dy.T @ Phi                weight_gradient_kernel
 
-Every kernel expands the bases of a tile of x in registers, G = 8 bases at a time: 8 for the usual cubic on 5
-intervals, and 16 bytes of bf16 weights for each input whatever the grid. Weights are read where they are.
+Every kernel computes the bases of a tile of x in registers, G = 8 at a time: all bases of the usual cubic on 5
+intervals, and 16 bytes of bf16 weights for each input.
 
 The bases are those of ``splines.py``. Arithmetic is in float32. Products of bf16 and fp16 tiles run on tensor cores
 with float32 sums; for those the bases are rounded to the dtype of the weights, as F.linear on stored bases would.
@@ -106,10 +106,10 @@ def forward_small_kernel(
     BF: tl.constexpr,
     G: tl.constexpr,
 ):
-    """The same for few rows: products on the ordinary cores, and so few outputs a program that all of the GPU works.
+    """The same for few rows, without tensor cores: small tiles, so that there are enough programs for the GPU.
 
-    A program makes a tile [BM, BN] of y, BM and BN from 1 to 4, out of whole rows of weights, which it reads as they
-    lie. The BF partial sums of every element stay in registers and are added up once, at the end, in a fixed order.
+    A program makes a tile [BM, BN] of y, BM and BN from 1 to 4, from whole rows of weights. The BF partial sums of
+    every element stay in registers and are added once, at the end, in a fixed order.
     Arguments as in ``forward_kernel``.
     """
     BI: tl.constexpr = BF // G

@@ -1,8 +1,7 @@
-"""Tile sizes and grids of the KAN kernels. Imports Triton, so ``op`` imports this only when a kernel runs.
+"""Tile sizes and launches of the KAN kernels. It imports Triton, so ``op.py`` imports it at the first launch.
 
-Sizes are fixed: nothing is tuned at run time, so a first call costs one compilation and results do not depend on the
-clock. They come from what the compiler reports (registers, shared memory) and from arithmetic; none of them has been
-timed on a GPU yet.
+Sizes are fixed, without tuning at run time: the first call costs one compilation, and results are reproducible. They
+follow from the compiler's reports (registers, shared memory) and from arithmetic, not from measurements on a GPU.
 """
 
 import torch
@@ -12,27 +11,27 @@ from torch import Tensor
 from ...launching import on_device
 from . import gradient_kernels, kernels
 
-# For the tensor cores (2 bytes a number) and for the ordinary ones (4).
-# A program's time goes into its bases: about 10 instructions each on 128 lanes an SM, against 2 BN operations on tensor
-# cores that do some 4,000 a cycle. The two balance at BN = 160, so BN = 128 leaves the tensor cores little idle time.
+# By bytes of an element: 2 for the tensor cores, 4 for the ordinary ones.
+# Computing a basis takes about 10 instructions on 128 lanes of an SM; its use takes 2 BN operations on tensor cores,
+# which do some 4,000 a cycle. The two balance at BN = 160, so with BN = 128 the tensor cores are almost always busy.
 LARGE = {
     2: {"BM": 128, "BN": 128, "BF": 64, "num_warps": 8, "num_stages": 3},
     4: {"BM": 64, "BN": 64, "BF": 16, "num_warps": 4, "num_stages": 3},
 }
-# Where large tiles are fewer than the 132 SMs of an H100, a quarter of the size keeps four times as many busy.
+# If there are fewer large tiles than the 132 SMs of an H100, tiles of a quarter of the size use four times as many.
 MEDIUM = {2: {"BM": 64, "BN": 64, "BF": 64, "num_warps": 4, "num_stages": 3}, 4: LARGE[4]}
 NUM_SMS = 132
-# Without 16-byte accesses every number has its own 64-bit address, and large tiles of addresses would spill.
+# Without 16-byte accesses every element has its own 64-bit address, so large tiles would spill.
 ODD = {
     2: {"BM": 128, "BN": 64, "BF": 32, "num_warps": 8, "num_stages": 3},
     4: {"BM": 64, "BN": 32, "BF": 16, "num_warps": 4, "num_stages": 3},
 }
-# One row: 128 programs for 256 outputs. More rows: every weight that is read serves four of them.
+# One row: 128 programs for 256 outputs. More rows: every weight is used for four of them.
 ONE_ROW = {"BM": 1, "BN": 2, "BF": 1024, "num_warps": 4, "num_stages": 2}
 FEW_ROWS = {"BM": 4, "BN": 4, "BF": 512, "num_warps": 4, "num_stages": 2}
-# A basis of the small kernel serves 4 outputs, so a product costs it about 4 instructions; 132 SMs of 128 lanes at
-# 1.7 GHz do 7e12 products a second. A medium tile should take about 0.4 us for 64 products along the contraction,
-# however few tiles there are. Both times are proportional to in * (C + 1), and are equal at rows * out = 45,000.
+# The small kernel uses a basis for 4 outputs, about 4 instructions for a product: 132 SMs of 128 lanes at 1.7 GHz do
+# 7e12 products a second. A medium tile should take about 0.4 us for 64 products along the contraction. Both times are
+# proportional to in * (C + 1), and equal at rows * out = 45,000.
 SMALL_OUTPUTS = 2**16
 
 INPUT_GRADIENT = {
@@ -47,7 +46,7 @@ WEIGHT_GRADIENT = {
     2: {"BN": 128, "BF": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
     4: {"BN": 64, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2},
 }
-# Two programs an SM hide each other's loads. A split of fewer rows than this is mostly the writing of its result.
+# Two programs on an SM hide each other's loads. With fewer rows in a split, writing its result takes most of the time.
 WEIGHT_GRADIENT_PROGRAMS = 2 * NUM_SMS
 ROWS_PER_SPLIT = 512
 SUM_BLOCK = 1024
@@ -56,7 +55,7 @@ BASES = 8  # bases expanded together
 
 
 def forward_config(rows: int, out_features: int, itemsize: int, wide: bool = True) -> tuple[bool, dict[str, int]]:
-    """Whether ``forward_small_kernel`` serves this shape, and the tile sizes; ``wide`` as by ``has_wide_rows``."""
+    """Whether to use ``forward_small_kernel``, and the tile sizes; ``wide``: see ``has_wide_rows``."""
     if rows * out_features <= SMALL_OUTPUTS:
         return True, ONE_ROW if rows == 1 else FEW_ROWS
     if not wide:
@@ -67,7 +66,7 @@ def forward_config(rows: int, out_features: int, itemsize: int, wide: bool = Tru
 
 
 def has_wide_rows(bases: int, *sizes: int) -> bool:
-    """Whether all accesses are of 16 bytes, as Triton sees it: it asks whether an integer is a multiple of 16."""
+    """Whether Triton can use 16-byte accesses, for which sizes have to be multiples of 16."""
     return bases % BASES == 0 and all(size % 16 == 0 for size in sizes)
 
 
@@ -180,7 +179,7 @@ def _weight_gradient(dy: Tensor, x: Tensor, scale: tuple[float, float], **consta
 
 
 def _as_rows(x: Tensor) -> Tensor:
-    """[..., n] -> [rows, n] with the numbers of a row side by side; rows may lie anywhere, or all in one place."""
+    """[..., n] -> [rows, n] with contiguous rows, at any distance from each other."""
     x = x.flatten(0, -2) if x.ndim > 1 else x.unsqueeze(0)
     return x if x.stride(-1) == 1 else x.contiguous()
 

@@ -89,7 +89,7 @@ class KANLinear(nn.Module):
 
     def reset_parameters(self) -> None:
         """The grid of the constructor, Kaiming-uniform base weights, and splines fitted to a little noise."""
-        if self.grid.is_meta:  # no values to fit: they come from a file, or from a later call after ``to_empty``
+        if self.grid.is_meta:  # the values come from a file, or from a later call after ``to_empty``
             return
         nn.init.kaiming_uniform_(self.base_weight, a=math.sqrt(5) * self.scale_base)
         with torch.no_grad():
@@ -104,7 +104,7 @@ class KANLinear(nn.Module):
 
     @property
     def has_uniform_grid(self) -> bool:
-        """Whether the knots are those of the constructor, to within float32 rounding; looks at them where they are."""
+        """Whether the knots are those of the constructor, within float32 rounding; waits for a GPU."""
         return is_uniform(self.grid, self.spline_order, self.grid_range)
 
     @property
@@ -172,8 +172,8 @@ class KANLinear(nn.Module):
         beyond = torch.arange(1, self.spline_order + 1, dtype=x.dtype, device=x.device).unsqueeze(1) * step
         knots = torch.cat([low - beyond.flip(0), inside, high + beyond])
 
-        # Least squares is linear in the curve, and a curve in its coefficients: one matrix for each input takes old
-        # coefficients to new ones. The factor of an edge multiplies its whole curve, so it stays as it is.
+        # Least squares is linear in the curve, the curve in its coefficients: one matrix for each input converts old to
+        # new ones. The scaler of an edge multiplies its whole curve, so it does not change.
         old = self._expand_exactly(x)
         self.grid.copy_(knots.T)
         transfer = torch.linalg.pinv(self._expand_exactly(x)) @ old  # [in, C, C]
@@ -238,7 +238,7 @@ class KANLinear(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Of ``.to(dtype)``: the knots keep float32. Rounded to bf16 they would be off by up to 1 % of an interval."""
+        """``.to(dtype)`` keeps the knots in float32; in bf16 they would be off by up to 1 % of an interval."""
         grid = self.grid
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.grid.dtype != grid.dtype and self.grid.itemsize < 4:

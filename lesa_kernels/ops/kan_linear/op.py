@@ -1,7 +1,7 @@
 """The KAN functions as callers see them: arguments checked, implementation chosen.
 
-The registered operations serve what their kernels serve: a GPU (or Triton's interpreter) the uniform grid, a CPU any
-knots. Everything else is the reference, which autograd differentiates.
+Kernels exist for the uniform grid on a GPU (or in Triton's interpreter), and for any knots on a CPU. Everything else
+runs on the reference, which autograd differentiates.
 """
 
 from collections.abc import Sequence
@@ -64,8 +64,8 @@ def kan_linear(
         grid_range: the uniform grid, the same for all inputs.
         grid: [in, knots], explicit knots that need not be uniform; overrides ``grid_range``.
         backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``, the reference. Triton kernels exist for the
-            uniform grid, orders 1 to 3 and float32, float16 and bfloat16; ``"native"`` serves orders 1 to 3 on any
-            knots, in tiles; everything else is the reference whatever the backend.
+            uniform grid, orders 1 to 3 and float32, float16 and bfloat16; ``"native"`` supports orders 1 to 3 on any
+            knots. Everything else runs on the reference.
 
     Returns:
         [..., out]. Outside the extended grid the spline part is exactly zero and the SiLU part remains.
@@ -95,10 +95,9 @@ def run_layer(
     look: bool,
     backend: str,
 ) -> Tensor:
-    """:func:`kan_linear`; with ``look``, knots that turn out to be those of ``grid_range`` are served as these.
+    """:func:`kan_linear`; with ``look``, knots are compared and uniform ones use the faster code.
 
-    That is decided when the operation runs, from the knots it is given then, so that compiled code is not bound to what
-    they were.
+    They are compared when the operation runs, so that compiled code does not depend on earlier knots.
     """
     check_tensors({"x": x, "base_weight": base_weight, "spline_weight": spline_weight}, {"grid": grid})
     x, base_weight, spline_weight = autocast(x, base_weight, spline_weight)
@@ -111,7 +110,7 @@ def run_layer(
     else:
         served = chosen == "native" and order in cpu.ORDERS
     if needs_gradient(grid):
-        served = False  # a gradient of the knots is the reference's
+        served = False  # only the reference has gradients of the knots
     if not served or torch._C._are_functorch_transforms_active():
         return reference.kan_linear(*tensors, order=order, grid_range=layer.range, grid=layer.snapped())
     if needs_gradient(*tensors):
@@ -121,7 +120,7 @@ def run_layer(
 
 
 class _Layer(NamedTuple):
-    """What the operations take beside their tensors; ``look``: see :func:`run_layer`."""
+    """The options of the operations; ``look``: see :func:`run_layer`."""
 
     order: int
     low: float
@@ -135,12 +134,12 @@ class _Layer(NamedTuple):
         return self.low, self.high
 
     def knots(self) -> Tensor | None:
-        """The explicit knots; None where they are those of the range, as far as that may be looked at."""
+        """The explicit knots; None for uniform ones."""
         uniform = self.grid is None or (self.look and runs_uniform(self.grid, self.order, self.range))
         return None if uniform else self.grid
 
     def snapped(self) -> Tensor | None:
-        """The explicit knots for the reference, in which rounded uniform ones are exact."""
+        """The explicit knots for the reference; rounded uniform ones are exact."""
         return snapped(self.grid, self.order, self.range) if self.grid is not None and self.look else self.grid
 
 
@@ -200,7 +199,7 @@ _weight_gradients = define(
 
 
 class _KanLinear(torch.autograd.Function):
-    """The operations with their gradients; x, the weights and any knots are all that is kept."""
+    """The operations with their gradients; only x, the weights and explicit knots are kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, base_weight: Tensor, spline_weight: Tensor, *options: Any) -> Tensor:
@@ -228,8 +227,8 @@ class _KanLinear(torch.autograd.Function):
 def _differentiable_gradients(
     dy: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool], layer: _Layer
 ) -> list[Tensor | None]:
-    """The gradients by way of the reference, for a caller who differentiates them again."""
-    # Views, since one argument may have been computed from another: their gradients have to stop here.
+    """The gradients of the reference, which can be differentiated again."""
+    # views, since one argument may have been computed from another, and gradients must stop here
     views = [t.view_as(t) for t in tensors]
     y = reference.kan_linear(*views, order=layer.order, grid_range=layer.range, grid=layer.snapped())
     wanted = [t for t, need in zip(views, needed, strict=True) if need]

@@ -26,9 +26,8 @@ def uniform_knots(grid_size: int, order: int, grid_range: tuple[float, float]) -
 def cox_de_boor(x: Tensor, knots: Tensor, order: int) -> Tensor:
     """All bases of ``order`` on ``knots`` [..., n] (broadcast against x): x [...] -> [..., n - order - 1].
 
-    Zero outside the knots, however far, also at infinity. Repeated knots are allowed: a term over an empty interval is
-    zero. Evaluated in float32 at least and rounded once to the dtype of x: the recursion on bf16 numbers would be wrong
-    in the second digit.
+    Zero outside of the knots, also at infinity. Repeated knots are allowed: a term over an empty interval is zero.
+    Evaluated in float32 at least and rounded once to the dtype of x; in bf16 the second digit would be wrong.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     return _cox_de_boor(x.to(dtype), knots.to(dtype), order).to(x.dtype)
@@ -38,7 +37,7 @@ def _cox_de_boor(x: Tensor, knots: Tensor, order: int) -> Tensor:
     x = x.unsqueeze(-1)
     bases = ((x >= knots[..., :-1]) & (x < knots[..., 1:])).to(x.dtype)
     outside = (x < knots[..., :1]) | (x > knots[..., -1:])
-    x = torch.where(outside, knots[..., :1], x)  # there the bases are 0, and 0 times a large x might overflow to NaN
+    x = torch.where(outside, knots[..., :1], x)  # the bases are 0 there, and 0 * inf would be NaN
     for k in range(1, order + 1):
         width = knots[..., k:] - knots[..., :-k]
         inverse = torch.where(width > 0, 1 / width, 0)
@@ -51,7 +50,7 @@ def _cox_de_boor(x: Tensor, knots: Tensor, order: int) -> Tensor:
 def bspline_basis(x: Tensor, *, grid_size: int, order: int, grid_range: tuple[float, float]) -> Tensor:
     """Bases on uniform knots: x [...] -> [..., grid_size + order].
 
-    Measured in intervals from the first knot the knots are the integers, so none of them is ever rounded.
+    In units of an interval, from the first knot, the knots are integers, so they are never rounded.
     """
     low, high = grid_range
     exact = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,7 +1,6 @@
-"""Whether explicit knots are the uniform ones, which have faster code. It is asked of the numbers, not remembered.
+"""Whether explicit knots are uniform, for which there is faster code. The knots are compared; there is no flag.
 
-A layer is a function of its parameters and buffers, however these came to be what they are: loaded, copied one by one
-into an average of the weights, written in place. A flag beside them would not know.
+A layer depends on its buffers, however they were written: loaded, averaged, changed in place. A flag would miss that.
 """
 
 from typing import Any
@@ -20,7 +19,7 @@ _found: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def is_uniform(grid: Tensor, order: int, grid_range: tuple[float, float]) -> bool:
-    """Whether knots [in, n] are those of the range for every input, to within float32 rounding; waits for a GPU."""
+    """Whether the knots [in, n] of every input are uniform, within float32 rounding; waits for a GPU."""
     return bool(_close(grid.double(), _expected(grid, order, grid_range), grid_range))
 
 
@@ -50,7 +49,7 @@ def _is_visible(grid: Tensor) -> bool:
 
 
 def snapped(grid: Tensor, order: int, grid_range: tuple[float, float]) -> Tensor:
-    """The same knots in float64, the uniform ones exactly if they are those but for rounding; nothing waits."""
+    """The knots in float64; if they are uniform up to rounding, the exact ones. Does not wait for a GPU."""
     exact, expected = grid.double(), _expected(grid, order, grid_range)
     return torch.where(_close(exact, expected, grid_range), expected, exact)
 
@@ -60,6 +59,6 @@ def _expected(grid: Tensor, order: int, grid_range: tuple[float, float]) -> Tens
 
 
 def _close(exact: Tensor, expected: Tensor, grid_range: tuple[float, float]) -> Tensor:
-    """[], whether all are."""
+    """[], whether all knots are the expected ones."""
     allowed = TOLERANCE * (expected.abs() + max(map(abs, grid_range)))
     return ((exact - expected).abs() <= allowed).all()

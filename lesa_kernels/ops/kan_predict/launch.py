@@ -1,7 +1,7 @@
-"""Launches of the Triton kernels: sizes and grids. Imports Triton, so ``op`` imports this only when a kernel runs.
+"""Launches of the Triton kernels. It imports Triton, so ``op.py`` imports it at the first launch.
 
-The settings follow from shapes, dtypes and alignment alone. They were chosen by what the compiled code for sm_90 shows
-(registers, width of accesses), not measured on a GPU.
+Settings follow from shapes, dtypes and alignment alone. They were chosen by the compiled code for sm_90 (registers,
+width of accesses), not by measurements on a GPU.
 """
 
 import math

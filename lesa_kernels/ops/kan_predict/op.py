@@ -12,7 +12,7 @@ from ..kan_linear.arguments import check_grid
 from . import pieces, reference
 
 KERNEL_ORDERS = (1, 2, 3)
-OPEN_STEPS = 16  # sums that the kernel keeps, min(K, P) of them: 16 take all 255 registers, more would spill
+OPEN_STEPS = 16  # the kernel keeps min(K, P) sums: 16 take all 255 registers, more would spill
 
 
 def kan_predict(
@@ -38,26 +38,25 @@ def kan_predict(
         base_weight: [E, K], weights of SiLU.
         spline_weight: [E, K, grid_size + order], weights of the bases.
         bias: [E].
-        scale: [D], multiplies the features into the grid; the KAN's answer is divided by it. None: ones.
+        scale: [D], multiplies the features before the KAN, into its grid; the result is divided by it. None: ones.
         order: degree of the splines.
         grid_range: the uniform grid.
         backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``, the reference. The kernel serves float32,
-            float16 and bfloat16, orders 1 to 3 and min(K, P) <= 16; everything else is the reference on pieces of the
-            tokens.
+            float16 and bfloat16, orders 1 to 3 and min(K, P) <= 16; else the reference runs on pieces of the tokens.
 
     Returns:
         [P, *feature] in the dtype of history; each prediction enters the window of the next, unrounded. Sums are in
-        float32 (float64 for a float64 history), under autocast too, and rounded once. The weights may have any dtype.
+        float32 (float64 for a float64 history), under autocast too, rounded once. The weights may have any dtype.
 
-    Gradients of all tensors go through the reference, which the backward pass evaluates anew: nothing but the arguments
-    is kept for it. They can be differentiated again.
+    Gradients are those of the reference, which runs again in the backward pass; only the arguments are kept. They
+    can be differentiated again.
 
     Raises:
         ValueError: if shapes, dtypes or devices do not fit together.
     """
     _check(history, gates, linear_weight, base_weight, spline_weight, bias, scale)
     check_grid(spline_weight.shape[-1] - order, order, grid_range)
-    choose_backend(backend, history)  # raises where it is asked for and missing, even in a traced call
+    choose_backend(backend, history)  # raises if it is not available, also in a traced call
     tensors = (history, gates, linear_weight, base_weight, spline_weight, bias, scale)
     low, high = map(float, grid_range)
     if backend == "torch" or history.device.type not in ("cpu", "cuda"):
@@ -69,7 +68,7 @@ def kan_predict(
 
 
 class _KanPredict(torch.autograd.Function):
-    """Gradients of the registered operation: those of the reference, which is evaluated again for them."""
+    """The registered operation with the gradients of the reference, which runs again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:

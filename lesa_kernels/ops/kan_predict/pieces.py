@@ -1,7 +1,7 @@
-"""``kan_predict`` where no kernel runs: the reference on one piece of the tokens after the other.
+"""``kan_predict`` without a kernel: the reference on one piece of the tokens after the other.
 
-The reference keeps the bases of a window, which are 10 float32 numbers for every feature in it and a few times that
-while they are evaluated. Of the whole history that would be many times its size; of a piece it stays in the cache.
+The reference keeps the bases of a window: 10 float32 numbers for every feature in it, and a few times that while they
+are computed. For the whole history that is many times its size; for a piece it stays in the cache.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,8 +45,7 @@ def gradients(
 ) -> list[Tensor | None]:
     """Gradients of the reference's seven tensors, None where not wanted, from that of its result [P, *feature].
 
-    They can be differentiated where gradients are enabled. The sums over tokens are in float32 (float64) whatever the
-    dtype of the weights.
+    They can be differentiated again. Sums over tokens are in float32 (float64) for any dtype of the weights.
     """
     if grad.numel() == 0:
         return [torch.zeros_like(t) if w else None for t, w in zip(tensors, wanted, strict=True)]
@@ -57,7 +56,7 @@ def gradients(
     tokens, upstream = (t.reshape(len(t), -1, channels) for t in (history, grad))
     by_tokens = []
     totals: list[Any] = [0] * len(weights)
-    # a compiler does better with the whole, which it fuses
+    # in one piece for a compiler, which fuses it
     for piece in pieces(tokens, tokens.numel() if torch.compiler.is_compiling() else GRADIENT_PIECE):
         arguments = tokens[:, piece], *weights
         by_piece, *found = _gradients(upstream[:, piece], arguments, wanted, order, grid_range)

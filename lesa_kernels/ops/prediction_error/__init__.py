@@ -1,1 +1,1 @@
-"""How far a combination of kept features is from the truth, in one pass and without writing the combination."""
+"""The error of a combination of kept features, in one pass and without writing the combination."""

@@ -5,8 +5,7 @@
 
     error = sum_i (feature[i] - sum_j coefficients[j] * history[j, i] - bias)^2        size = sum_i feature[i]^2
 
-Lengths and strides arrive divided by VEC, the elements of 16 bytes, and are multiplied by it here, since Triton
-specialises integers on multiples of 16 only. Offsets are 64-bit.
+Lengths and strides are passed divided by VEC, the elements of 16 bytes: see the kernels of ``combine``.
 """
 
 import triton

@@ -1,4 +1,4 @@
-"""The launch of the Triton kernel. Importing this module imports Triton; ``op.py`` waits for the first launch."""
+"""The launch of the Triton kernel. It imports Triton, so ``op.py`` imports it at the first launch."""
 
 import torch
 import triton
@@ -8,7 +8,7 @@ from ...launching import on_device, vector_size
 from . import kernels
 
 LANES = 128
-BYTES = 256  # of each feature that a thread reads; they pay for the reduction over the threads of a program at the end
+BYTES = 256  # of each feature in a thread, so that the reduction over threads at the end is cheap in comparison
 OPTIONS = {"num_warps": LANES // 32}
 
 

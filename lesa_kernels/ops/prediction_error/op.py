@@ -13,19 +13,19 @@ from . import reference
 def prediction_error(
     history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None = None, *, backend: str = "auto"
 ) -> Tensor:
-    """What a combination leaves of the truth: ``sum (feature - sum_j coefficients[j] history[j] - bias)^2``.
+    """The squared error of a combination: ``sum (feature - sum_j coefficients[j] history[j] - bias)^2``.
 
     Args:
         history: [m, *feature], m >= 1, float32, bfloat16, float16 or float64.
         coefficients: [m], float32 (float64 for a float64 history).
-        feature: the truth, [*feature], in the dtype of history.
+        feature: the true feature [*feature], in the dtype of history.
         bias: [], in the dtype of the coefficients.
         backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``; the last two are the reference.
 
     Returns:
-        float64 [2] on the device: that sum, and ``sum feature^2`` beside it. The square root of their ratio is the
-        relative error. Everything is read once and the combination is never written; a GPU adds squares in float32
-        within parts of the feature and in float64 between them, a CPU in float64.
+        float64 [2] on the device: that sum, and ``sum feature^2``. The square root of their ratio is the relative
+        error. Everything is read once; a GPU adds squares in float32 within parts of the feature and in float64 between
+        them, a CPU in float64.
 
     Raises:
         ValueError: if shapes, dtypes or devices do not fit together.

@@ -1,4 +1,4 @@
-"""``prediction_error`` in plain PyTorch: the specification, and what a CPU runs.
+"""``prediction_error`` in plain PyTorch: the specification, which a CPU also runs.
 
     error = sum (feature - sum_j coefficients[j] * history[j] - bias)^2        size = sum feature^2
 
@@ -8,7 +8,7 @@ Differences are taken in float32 at least and their squares added in float64.
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 16  # elements at a time: the features of a chunk stay in the cache, and no whole combination is ever made
+CHUNK = 1 << 16  # elements at a time, which stay in the cache
 
 
 def prediction_error(history: Tensor, coefficients: Tensor, feature: Tensor, bias: Tensor | None) -> Tensor:

@@ -90,7 +90,7 @@ gate: $(READY)
 	LESA_GATE=80,90,100 $(BIN)/python -m pytest tests/gate
 
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 report: $(READY)
 	$(BIN)/python -m benchmarks.report

@@ -17,12 +17,27 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from lesa.demo.digits import IMAGE_SIZE, NUM_CLASSES, agreement, load_digits
-from lesa.demo.model import TIME_SHIFT, WEIGHTS, build_pipeline, build_transformer, embed, pack, sample
+from lesa.demo.model import PROMPT_DIM, TIME_SHIFT, WEIGHTS, build_pipeline, embed, pack, sample
 
 NULL_SHARE = 0.1
 EMA_DECAY = 0.999
 WARMUP_UPDATES = 200
 EVALUATED_SAMPLES = 500
+
+
+def build_transformer() -> FluxTransformer2DModel:
+    """The demo's architecture with random weights."""
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=3,
+        joint_attention_dim=PROMPT_DIM,
+        pooled_projection_dim=PROMPT_DIM,
+        axes_dims_rope=(4, 14, 14),
+    )
 
 
 def random_times(count: int) -> Tensor:

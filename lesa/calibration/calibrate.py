@@ -110,9 +110,7 @@ class _CalibrationRecorder(Recorder):
         calibration.check_model(self.model)
         mine = self._settings
         theirs = {name: value for name, value in calibration.settings.items() if name != "feature"}
-        # older files have neither
-        known = mine if {"tokens", "weights"} <= theirs.keys() else {n: mine[n] for n in mine if n in theirs}
-        other = sorted(n for n in {*known, *theirs} if known.get(n) != theirs.get(n))
+        other = sorted(n for n in {*mine, *theirs} if mine.get(n) != theirs.get(n))
         if other:
             raise ValueError(
                 f"{path} was calibrated with other {' and '.join(other)}; go on so, or choose another out="

@@ -203,9 +203,8 @@ class Calibration:
 
 def optimize_plan(
     measured: GramMatrix | OutputErrorGram | Calibration,
-    num_full: int | None = None,
+    num_full: int,
     *,
-    max_error: float | None = None,
     times: Tensor | Sequence[float] | None = None,
     forecaster: Forecaster | None = None,
 ) -> StepPlan:
@@ -214,17 +213,12 @@ def optimize_plan(
     Args:
         measured: what was calibrated; of a plain Gram matrix, errors count on the features themselves.
         num_full: how many steps run in full.
-        max_error: in its place, the fewest full steps with a :func:`sample_error` of at most this.
         times: the schedule, [steps] or [steps + 1]; None: the calibrated one, or steps of equal length.
         forecaster: the plan is for this one; None: for :class:`PathLeastSquares`, the best of all tables.
 
     Raises:
-        ValueError: for none or both of the two, a number that is not 1 ... steps, or a bound that no plan keeps.
+        ValueError: for a number of full steps that is not 1 ... steps.
     """
-    if (num_full is None) == (max_error is None):
-        raise ValueError("say one of num_full and max_error")
-    if max_error is not None:
-        real("max_error", max_error, least=0)
     if isinstance(measured, GramMatrix):
         measured = OutputErrorGram.from_gram(measured)
     if isinstance(measured, OutputErrorGram):
@@ -232,16 +226,11 @@ def optimize_plan(
         times = torch.linspace(1, 0, errors.num_steps + 1, dtype=torch.float64) if times is None else times
     else:
         times = measured.times if times is None else _with_end(times, measured.num_steps)
-        if num_full is not None and forecaster is None:
+        if forecaster is None:
             return measured.plan(num_full, times=times)  # which knows plans that were refined
         errors = measured.errors(times=times)
     times = as_times(times, errors.num_steps)
-    if num_full is not None:
-        return search_plans(errors, times, [num_full], forecaster=forecaster, progress=False)[num_full]
-    for plan in search_plans(errors, times, range(1, errors.num_steps + 1), forecaster=forecaster).values():
-        if sample_error(errors, plan, times, forecaster) <= (max_error or 0):
-            return plan
-    raise ValueError(f"no plan keeps an error of {max_error}")
+    return search_plans(errors, times, [num_full], forecaster=forecaster, progress=False)[num_full]
 
 
 def _with_end(times: Tensor | Sequence[float], num_steps: int) -> Tensor:

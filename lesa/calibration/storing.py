@@ -1,6 +1,5 @@
 """The file of a calibration, and the checks of what it holds."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +71,14 @@ def load(path: Path) -> tuple[Tensor, Streams, dict[str, Any]]:
 
 def _understand(file: TensorFile) -> tuple[Tensor, Streams, dict[str, Any]]:
     description = file.description
-    if description is None and "calibration" in file.metadata:  # a file without a version
-        description = json.loads(file.metadata["calibration"])
     if not isinstance(description, dict):
         raise ValueError("its header does not describe one")
     given = check_tensor(file.tensors, "times", (None,))
     steps = len(given) - 1
     whole("the number of steps", steps, least=1)
     check_steps(steps)
-    if description.get("steps", steps) != steps:
-        raise ValueError(f"it has {steps} times, and says that it is of {description['steps']!r:.20} steps")
+    if description.get("steps") != steps:
+        raise ValueError(f"it has {steps} times, and says that it is of {description.get('steps')!r:.20} steps")
     times = as_times(given, steps)
     if not (float(times[-1]) >= 0 and float(times[0]) <= 1 + 1e-3):
         raise ValueError(f"times are noise levels from 1 to 0, these are {float(times[0]):g} to {float(times[-1]):g}")
@@ -89,8 +86,7 @@ def _understand(file: TensorFile) -> tuple[Tensor, Streams, dict[str, Any]]:
     if not streams or len(set(streams)) != len(streams):
         raise ValueError("streams must be there, each once")
     counts = description.get("counts")
-    every = [[0, steps]] * len(streams)  # files without a version: every stream has every step
-    ranges = [_range(item, steps) for item in (_list(description, "ranges") if "ranges" in description else every)]
+    ranges = [_range(item, steps) for item in _list(description, "ranges")]
     if len(ranges) != len(streams):
         raise ValueError("ranges must have the first step and the number of steps of each stream")
     parts = {
@@ -110,9 +106,7 @@ def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int
     if f"{name}.errors" not in tensors:
         return Measured(gram, None, first)
     pairs = steps * (steps - 1) // 2
-    half = check_tensor(
-        tensors, f"{name}.errors", (pairs * (pairs + 1) // 2,)
-    )  # before memory is allocated for the whole
+    half = check_tensor(tensors, f"{name}.errors", (pairs * (pairs + 1) // 2,))  # before the whole is allocated
     lengths = check_tensor(tensors, f"{name}.lengths", (steps, steps))
     power = check_tensor(tensors, f"{name}.power", (steps,))
     if not isinstance(counts, dict) or not isinstance(counts.get(name), list) or len(counts[name]) != 2:

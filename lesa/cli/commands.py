@@ -101,7 +101,7 @@ def evaluate(options: argparse.Namespace) -> None:
         out=options.out,
         **keywords,
     )
-    draw(options.out, rows, calibration)
+    draw(options.out, rows)
     Console().print(console_table(rows, title=f"{rows[0]['samples']} samples against the full sampler"))
     print(f"evaluation.json and pictures: {options.out}")
 
@@ -194,6 +194,8 @@ def convert(options: argparse.Namespace) -> None:
 
 def info(options: argparse.Namespace) -> None:
     """Describe a predictor or a calibration."""
+    from lesa.predictor.model_card import facts
+
     loaded = lesa.load(options.path)
     if isinstance(loaded, lesa.Calibration):
         print(f"calibration of {loaded.describe()}")
@@ -204,25 +206,9 @@ def info(options: argparse.Namespace) -> None:
         if stream:
             print(".".join(stream))
         if isinstance(forecaster, lesa.LesaPredictor):
-            _describe(forecaster)
-
-
-def _describe(predictor: "lesa.LesaPredictor") -> None:
-    config = predictor.config
-    parameters = sum(p.numel() for p in predictor.parameters())
-    print(f"LESA predictor for {config.num_steps} steps, {parameters:,} parameters")
-    print(f"stages     {len(config.windows)}, boundaries {config.boundaries}, windows {config.windows}")
-    print(f"gates      KAN {config.gate_widths}")
-    if predictor.schedule is not None:
-        times = predictor.schedule.tolist()
-        print(f"schedule   {times[0]:.4f}, {times[1]:.4f} ... {times[-2]:.4f}, {times[-1]:.4f}")
-    if predictor.plan is not None:
-        print(f"plan       {predictor.plan} {predictor.plan.speedup:.2f}x")
-    for stage, losses in predictor.losses.items():
-        if losses:
-            print(
-                f"training   {stage}: mean absolute error {losses[0]:.4f} -> {losses[-1]:.4f} in {len(losses)} batches"
-            )
+            print(f"LESA predictor for {forecaster.config.num_steps} steps")
+            for name, value in facts(forecaster.describe(), sum(p.numel() for p in forecaster.parameters())):
+                print(f"{name:22}{value}")
 
 
 COMMANDS = {

@@ -50,11 +50,17 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--held-out", type=_count, default=512, metavar="N", help="digits to compare on (%(default)s)")
     demo.add_argument("--rounds", type=_natural, default=5, metavar="N", help="timing rounds (%(default)s)")
 
-    calibrate = commands.add_parser("calibrate", help="measure once what plans and forecasters for any budget need")
-    calibrate.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
-    calibrate.add_argument("--out", type=_folder, required=True, help="folder for calibration.safetensors")
-    calibrate.add_argument("--prompts", type=_file, help="a text file, one prompt a line; 4 to 16 are enough")
-    calibrate.add_argument("--steps", type=_count, default=50, help="denoising steps (%(default)s)")
+    sampling = argparse.ArgumentParser(add_help=False)
+    sampling.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
+    sampling.add_argument("--out", type=_folder, required=True, help="folder for what the command writes")
+    sampling.add_argument("--prompts", type=_file, help="a text file, one prompt a line")
+    sampling.add_argument("--steps", type=_count, default=50, help="denoising steps (%(default)s)")
+
+    calibrate = commands.add_parser(
+        "calibrate",
+        parents=[sampling],
+        help="measure once what plans and forecasters for any budget need; 4 to 16 prompts",
+    )
     calibrate.add_argument("--tokens", type=_count, default=1024, help="of each feature that count (%(default)s)")
     calibrate.add_argument(
         "--refine", type=_count, nargs="+", metavar="N", help="try several plans of so many full steps on the prompts"
@@ -68,10 +74,9 @@ def make_parser() -> argparse.ArgumentParser:
     budget.add_argument("--speedup", type=float, metavar="X", help="at least so many times fewer full steps")
     budget.add_argument("--max-error", type=float, metavar="E", help="the fewest that keep this predicted error")
 
-    evaluate = commands.add_parser("evaluate", help="compare forecasters and plans with the full sampler")
-    evaluate.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
-    evaluate.add_argument("--out", type=_folder, required=True, help="folder for evaluation.json and pictures")
-    evaluate.add_argument("--prompts", type=_file, help="a text file, one prompt a line, that no calibration has seen")
+    evaluate = commands.add_parser(
+        "evaluate", parents=[sampling], help="compare forecasters and plans on prompts that no calibration has seen"
+    )
     evaluate.add_argument("--calibration", type=Path, help="a folder written by lesa calibrate")
     evaluate.add_argument(
         "--forecasters",
@@ -86,16 +91,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="PLAN",
         help="such as paper:7 (interval), even:10 or best:10 (full steps), own (paper and best at three budgets)",
     )
-    evaluate.add_argument("--steps", type=_count, default=50, help="denoising steps (%(default)s)")
     evaluate.add_argument("--rounds", type=_count, default=1, metavar="N", help="timing rounds (%(default)s)")
     evaluate.add_argument("--metrics", nargs="+", metavar="NAME", help="psnr, ssim, lpips, ... (all that can be had)")
     evaluate.add_argument("--seed", type=int, default=1000, help="(%(default)s)")
 
-    fit = commands.add_parser("fit", help="train a LESA predictor for a diffusers pipeline")
-    fit.add_argument("model", help=f"a folder or hub id of a diffusers pipeline, or {DEMO!r}")
-    fit.add_argument("--out", type=_folder, required=True, help="folder for the predictor")
-    fit.add_argument("--prompts", type=_file, help="a text file, one prompt a line")
-    fit.add_argument("--steps", type=_count, default=50, help="denoising steps (%(default)s)")
+    fit = commands.add_parser("fit", parents=[sampling], help="train a LESA predictor for a diffusers pipeline")
     fit.add_argument("--interval", type=_count, default=7, help="of the paper's plan (%(default)s)")
     fit.add_argument("--hidden-dim", type=_count, default=256, help="width of the gates (%(default)s)")
     fit.add_argument("--epochs", type=_natural, nargs=2, default=(3, 3), metavar=("GUIDED", "CLOSED"), help="(3 3)")

@@ -23,21 +23,6 @@ TIME_SHIFT = 1.15  # FLUX.1-dev at 1024 x 1024
 PIXELS_PER_LATENT = 8  # FluxPipeline's scale factor without a VAE
 
 
-def build_transformer() -> FluxTransformer2DModel:
-    """The demo's architecture with random weights."""
-    return FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=2,
-        num_single_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=3,
-        joint_attention_dim=PROMPT_DIM,
-        pooled_projection_dim=PROMPT_DIM,
-        axes_dims_rope=(4, 14, 14),
-    )
-
-
 def build_pipeline(transformer: FluxTransformer2DModel) -> FluxPipeline:
     """``FluxPipeline`` without text encoders and VAE; the latents are the pixels."""
     # Equal shifts at both ends give mu = 1.15 at any token count; the default ones would give 0.459 for 16 tokens.

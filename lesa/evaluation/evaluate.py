@@ -77,7 +77,7 @@ def evaluate(
         raise ValueError("an evaluation needs methods to compare with the full sampler")
     if len({(method.name, method.plan) for method in everything}) < len(everything):
         raise ValueError("two methods have the same name and plan, so that their rows could not be told apart")
-    chosen = _chosen(metrics)
+    chosen = choose_metrics(metrics)
     figures = {method: Measurements() for method in everything}
     environment = describe_environment()
     total = rounds * len(prompts) * len(everything)
@@ -177,9 +177,3 @@ def _timed(pipeline: Any, call: dict[str, Any]) -> tuple[Any, float, int | None]
     if gpu:
         torch.cuda.synchronize()
     return output, time.perf_counter() - start, torch.cuda.max_memory_allocated() if gpu else None
-
-
-def _chosen(metrics: Sequence[str | Metric] | None) -> list[Metric]:
-    if metrics is None:
-        return choose_metrics()
-    return [metric if isinstance(metric, Metric) else choose_metrics([metric])[0] for metric in metrics]

@@ -1,11 +1,10 @@
 """Metrics of images.
 
-PSNR, SSIM and LPIPS compare with the full sampler's image of the same seed; CLIP score and ImageReward rate an image by
-its prompt. A metric that needs weights is available if these are on the machine: nothing is downloaded.
+PSNR, SSIM and LPIPS compare with the full sampler's image of the same seed; CLIP score rates an image by its prompt. A
+metric that needs weights is available if these are on the machine: nothing is downloaded.
 """
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,16 +76,6 @@ def clip_score(images: Tensor, reference: Tensor, call: Call = NOTHING) -> Tenso
     return scores.reshape(-1, count).mean(1)
 
 
-def image_reward(images: Tensor, reference: Tensor, call: Call = NOTHING) -> Tensor:
-    """The rating of image and prompt by a model of human preference (https://arxiv.org/abs/2304.05977)."""
-    from torchvision.transforms.functional import to_pil_image
-
-    frames, count = as_frames(images.clamp(0, 1))
-    texts = _texts(call, len(frames))
-    scores = [_image_reward().score(text, to_pil_image(image)) for image, text in zip(frames, texts, strict=True)]
-    return torch.tensor(scores).reshape(-1, count).mean(1)
-
-
 def _texts(call: Call, frames: int) -> list[str]:
     """The prompt of each frame."""
     prompts = [call["prompt"]] if isinstance(call["prompt"], str) else call["prompt"]
@@ -107,14 +96,7 @@ def _clip() -> Any:
     return CLIPScore(CLIP_MODEL)
 
 
-@cache
-def _image_reward() -> Any:
-    import ImageReward
-
-    return ImageReward.load("ImageReward-v1.0")
-
-
-LOADED = (_lpips, _clip, _image_reward)
+LOADED = (_lpips, _clip)
 
 
 @contextmanager
@@ -145,12 +127,6 @@ def _without_clip() -> str | None:
     return _without_package("transformers", "transformers") or (None if here else absent)
 
 
-def _without_image_reward() -> str | None:
-    path = Path(os.path.expanduser("~/.cache/ImageReward/ImageReward.pt"))
-    absent = f"{path} is not there: ImageReward.load('ImageReward-v1.0') fetches it"
-    return _without_package("ImageReward", "image-reward") or (None if path.exists() else absent)
-
-
 METRICS = {
     metric.name: metric
     for metric in (
@@ -158,24 +134,23 @@ METRICS = {
         Metric("ssim", ssim),
         Metric("lpips", lpips, _without_lpips),
         Metric("clip_score", clip_score, _without_clip, needs_prompts=True),
-        Metric("image_reward", image_reward, _without_image_reward, needs_prompts=True),
     )
 }
 
 
-def choose_metrics(names: Sequence[str] | None = None) -> list[Metric]:
-    """Metrics by name; None: all that are available on this machine.
+def choose_metrics(wanted: Sequence[str | Metric] | None = None) -> list[Metric]:
+    """Metrics by name, or as they are; None: all that are available on this machine.
 
     Raises:
         ValueError: for an unknown name, or a metric that is not available.
     """
-    if names is None:
+    if wanted is None:
         return [metric for metric in METRICS.values() if metric.missing() is None]
-    unknown = [name for name in names if name not in METRICS]
+    unknown = [name for name in wanted if isinstance(name, str) and name not in METRICS]
     if unknown:
         raise ValueError(f"no metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
-    for name in names:
-        lacks = METRICS[name].missing()
-        if lacks is not None:
-            raise ValueError(f"{name} cannot be measured here: {lacks}")
-    return [METRICS[name] for name in names]
+    chosen = [METRICS[metric] if isinstance(metric, str) else metric for metric in wanted]
+    for metric in chosen:
+        if (lacks := metric.missing()) is not None:
+            raise ValueError(f"{metric.name} cannot be measured here: {lacks}")
+    return chosen

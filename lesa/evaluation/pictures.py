@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: quality by full steps, which steps are full, and the similarity of features."""
+"""The pictures of an evaluation: quality by the number of full steps, and which steps are full."""
 
 import itertools
 from collections import defaultdict
@@ -13,25 +13,17 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
-
-from lesa.calibration.calibration import Calibration
-from lesa.statistics.gram import GramMatrix
 
 INK, PALE = "#1f4e79", "#d6e0ea"
 COLOURS = ("#9a9a9a", "#e0a030", "#c05020", INK, "#3a8f5c", "#7a3f9d", "#b03060", "#507080")
 
 
-def draw(folder: Path, rows: Sequence[Mapping[str, Any]], calibration: Calibration | None = None) -> None:
-    """All pictures of an evaluation: ``quality.png``, ``plans.png`` and for each stream ``similarity-*.png``."""
+def draw(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Both pictures of an evaluation, ``quality.png`` and ``plans.png``."""
     folder.mkdir(parents=True, exist_ok=True)
     draw_quality(folder / "quality.png", rows)
     steps = max(row["full_steps"] for row in rows)
     draw_strips(folder / "plans.png", {row["plan"]: (row["full"], steps) for row in rows[1:]})
-    if calibration is None:
-        return
-    for stream, measured in calibration.streams.items():
-        draw_similarity(folder / f"similarity-{'.'.join(stream)}.png", measured.gram, calibration.times)
 
 
 def draw_quality(path: Path, rows: Sequence[Mapping[str, Any]], metric: str = "psnr", unit: str = "PSNR, dB") -> None:
@@ -72,30 +64,6 @@ def strips(axis: Axes, plans: Mapping[str, tuple[Sequence[int], int]]) -> None:
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_title("full steps (dark) and predicted steps (pale)", fontsize=9, loc="left")
-
-
-def draw_similarity(path: Path, gram: GramMatrix, times: Tensor, boundaries: Sequence[float] = (0.9, 0.5)) -> None:
-    """The cosine similarity of the features of any two steps, and the times that separate LESA's stages.
-
-    The stages were found in this picture: Cai et al., https://arxiv.org/abs/2602.20497.
-    """
-    figure, axis = plt.subplots(figsize=(5.2, 4.4), layout="constrained")
-    image = axis.imshow(similarity(gram).numpy(), cmap="viridis", vmax=1.0)
-    for boundary in boundaries:
-        first = int((times[:-1] > boundary).sum()) - 0.5
-        axis.axvline(first, color="white", linewidth=0.8, linestyle="--")
-        axis.axhline(first, color="white", linewidth=0.8, linestyle="--")
-    axis.set(xlabel="denoising step", ylabel="denoising step")
-    axis.set_title("cosine similarity of features; dashed: the paper's stages", fontsize=9, loc="left")
-    figure.colorbar(image, ax=axis, shrink=0.9)
-    _save(figure, path)
-
-
-def similarity(gram: GramMatrix) -> Tensor:
-    """Cosines [steps, steps] between the features of any two steps, over all calibration samples together."""
-    products = gram.matrix[:-1, :-1]
-    size = products.diagonal().clamp(min=1e-300).sqrt()
-    return products / size / size.unsqueeze(1)
 
 
 def kind_of(plan: str) -> str:

@@ -1,7 +1,7 @@
 """Tensors with a JSON description in a safetensors file, whose header has the kind and the version of the file.
 
 Format: https://huggingface.co/docs/safetensors. The description is JSON under the key ``description``; ``kind`` and
-``version`` stand beside it. Files that were written before there were versions have neither.
+``version`` stand beside it. A file of before there were versions is refused.
 """
 
 import json
@@ -28,13 +28,11 @@ class TensorFile:
 
     Attributes:
         path: of the file.
-        metadata: the strings of the header; files without a version have their description there.
         description: the JSON that was written with it.
         tensors: by name.
     """
 
     path: Path
-    metadata: dict[str, str]
     description: Any
     tensors: dict[str, Tensor]
 
@@ -88,26 +86,26 @@ def read_tensors(path: Path, *, kind: str, advice: str = "", mapped: bool = Fals
 
     Args:
         path: of the file.
-        kind: what it has to be; older files have no kind.
+        kind: what it has to be.
         advice: what to do if it is damaged.
         mapped: map the tensors into memory, for files that do not fit; otherwise they are copied.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is damaged, of another kind or of a later version; it names the file.
+        ValueError: if it is damaged, of another kind or of another version; it names the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} file {path}")
     try:
         with safe_open(str(path), "pt") as file:
-            metadata = dict(file.metadata() or {})
-            _check_header(metadata, kind)
-            description = json.loads(metadata.get("description", "null"))
+            header = file.metadata() or {}
+            _check_header(header, kind)
+            description = json.loads(header["description"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError, RuntimeError, OSError) as error:
         raise ValueError(damaged(path, kind, error, advice)) from error
     tensors = tensors if mapped else {name: tensor.clone() for name, tensor in tensors.items()}
-    return TensorFile(path, metadata, description, tensors)
+    return TensorFile(path, description, tensors)
 
 
 def damaged(path: Path, kind: str, error: Exception | str, advice: str = "") -> str:
@@ -115,12 +113,14 @@ def damaged(path: Path, kind: str, error: Exception | str, advice: str = "") -> 
     return f"{path} is not a complete {kind} file: {str(error)[:SHOWN]}{f'; {advice}' if advice else ''}"
 
 
-def _check_header(metadata: Mapping[str, str], kind: str) -> None:
-    if "kind" in metadata and metadata["kind"] != kind:
-        raise ValueError(f"it is a {metadata['kind'][:SHOWN]} file")
-    if "version" in metadata and metadata["version"] != str(VERSION):
+def _check_header(header: Mapping[str, str], kind: str) -> None:
+    if not {"kind", "version", "description"} <= header.keys():
+        raise ValueError("it has no version: this library did not write it, or one before versions did")
+    if header["kind"] != kind:
+        raise ValueError(f"it is a {header['kind'][:SHOWN]} file")
+    if header["version"] != str(VERSION):
         raise ValueError(
-            f"its format has version {metadata['version'][:20]}, this library knows {VERSION}; install a newer lesa"
+            f"its format has version {header['version'][:20]}, this library knows {VERSION}; install a newer lesa"
         )
 
 

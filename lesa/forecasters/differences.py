@@ -5,27 +5,42 @@ At each full step, with the features and differences of the full step before it,
     D_0 = feature,   D_{i+1} = (D_i - D_i at the full step before) / distance to it
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lesa.tables.plan import StepPlan
+from lesa.tables.table import CoefficientTable, unroll
 from lesa.tables.times import as_times
 
 Variable = Literal["step", "time"]  # what distances are measured in
-
-
-def positions(plan: StepPlan, times: Tensor, variable: Variable) -> Tensor:
-    """The index or the time of each step and of the end, [steps + 1]."""
-    times = as_times(times, plan.num_steps)
-    return times if variable == "time" else torch.arange(plan.num_steps + 1, dtype=torch.float64)
 
 
 def check_variable(variable: str) -> None:
     """Raises ValueError for what is not a :data:`Variable`."""
     if variable not in ("step", "time"):
         raise ValueError(f"variable must be 'step' or 'time', not {variable!r}")
+
+
+def difference_table(
+    plan: StepPlan, times: Tensor, variable: Variable, order: int, factors: Callable[[float], list[float]]
+) -> CoefficientTable:
+    """The table of ``feature = sum_i factors(x)[i] D_i`` at a distance x after the last full step.
+
+    Of the factors, [order + 1], the first predictions use as many as there are differences.
+    """
+    levels = as_times(times, plan.num_steps)
+    position = levels if variable == "time" else torch.arange(plan.num_steps + 1, dtype=torch.float64)
+
+    def rule(step: int, rows: list[Tensor]) -> Tensor:
+        last = last_full(plan, step)
+        derivatives = differences(plan, position, rows, last, order)
+        weights = factors(float(position[step] - position[last]))
+        return torch.stack([d * weight for d, weight in zip(derivatives, weights, strict=False)]).sum(0)
+
+    return unroll(plan, times, rule)
 
 
 def differences(plan: StepPlan, position: Tensor, rows: list[Tensor], step: int, order: int) -> list[Tensor]:

@@ -12,14 +12,13 @@ its slope: half of it at the published scale of 0.5, all of it at sqrt(1/2).
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lesa.arguments import real, whole
-from lesa.forecasters.differences import differences, last_full, positions
+from lesa.forecasters.differences import difference_table
 from lesa.tables.forecaster import Forecaster
 from lesa.tables.plan import StepPlan
-from lesa.tables.table import CoefficientTable, unroll
+from lesa.tables.table import CoefficientTable
 
 
 @dataclass(frozen=True)
@@ -44,17 +43,9 @@ class Hermite(Forecaster):
         return self.order + 1
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
-        position = positions(plan, times, "step")
+        return difference_table(plan, times, "step", self.order, self._factors)
 
-        def rule(step: int, rows: list[Tensor]) -> Tensor:
-            last = last_full(plan, step)
-            basis = self._basis(step - last)
-            derivatives = differences(plan, position, rows, last, self.order)
-            return torch.stack([d * b for d, b in zip(derivatives, basis, strict=False)]).sum(0)
-
-        return unroll(plan, times, rule)
-
-    def _basis(self, x: float) -> list[float]:
+    def _factors(self, x: float) -> list[float]:
         """``scale^i H_i(scale x) / i!`` for i = 0 ... order."""
         hermite = [1.0, 2 * self.scale * x]
         for i in range(1, self.order):

@@ -51,7 +51,7 @@ class LeastSquares(Forecaster):
         for known, steps in itertools.groupby(plan.predicted_steps, lambda step: bisect(plan.full_steps, step)):
             targets = list(steps)
             used = [*plan.full_steps[:known], *[plan.num_steps] * self.bias]
-            solution = self.gram.solve_all(used, targets, ridge=self.ridge)
+            solution = self.gram.solve(used, targets, ridge=self.ridge)
             rows = slice(row, row + len(targets))
             coefficients[rows, :known] = solution[:, :known]
             if self.bias:

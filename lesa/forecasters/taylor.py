@@ -7,14 +7,13 @@ after the last full one, with the differences D_i there, feature = sum_i D_i x^i
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lesa.arguments import whole
-from lesa.forecasters.differences import Variable, check_variable, differences, last_full, positions
+from lesa.forecasters.differences import Variable, check_variable, difference_table
 from lesa.tables.forecaster import Forecaster
 from lesa.tables.plan import StepPlan
-from lesa.tables.table import CoefficientTable, unroll
+from lesa.tables.table import CoefficientTable
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,8 @@ class Taylor(Forecaster):
         return self.order + 1
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
-        position = positions(plan, times, self.variable)
+        return difference_table(plan, times, self.variable, self.order, self._factors)
 
-        def rule(step: int, rows: list[Tensor]) -> Tensor:
-            last = last_full(plan, step)
-            x = position[step] - position[last]
-            derivatives = differences(plan, position, rows, last, self.order)
-            return torch.stack([d * x**i / math.factorial(i) for i, d in enumerate(derivatives)]).sum(0)
-
-        return unroll(plan, times, rule)
+    def _factors(self, x: float) -> list[float]:
+        """``x^i / i!`` for i = 0 ... order."""
+        return [x**i / math.factorial(i) for i in range(self.order + 1)]

@@ -36,19 +36,16 @@ class Description:
 
     @classmethod
     def from_json(cls, said: Any) -> "Description":
-        """Read what :meth:`to_json` wrote; a file without a version is older than versions and has the same keys.
+        """Read what :meth:`to_json` wrote.
 
         Raises:
             ValueError: (or another of :data:`UNUSABLE`) if it describes no predictor, or has a later version.
         """
-        if said.get("version", VERSION) != VERSION:
-            raise ValueError(
-                f"its version is {said['version']!r:.20}, this library knows {VERSION}; install a newer lesa"
-            )
-        settings = dict(said["config"])
-        if settings.pop("anchors", None) is not None:  # a setting of files without a version
-            raise ValueError("it has anchors, which this library no longer knows; fit a predictor for its schedule")
-        config = LesaConfig(**settings)
+        version = said.get("version")
+        if version != VERSION:
+            what = "it has no version, or" if version is None else f"its version is {version!r:.20},"
+            raise ValueError(f"{what} this library knows {VERSION}; install a newer lesa, or fit it again")
+        config = LesaConfig(**said["config"])
         plan, schedule = said.get("plan"), said.get("schedule")
         return cls(
             config,

@@ -53,7 +53,7 @@ def describe(
         f"    image = pipeline(prompt, num_inference_steps={steps}).images[0]\n"
         "```",
         "## What it was made for",
-        _table(["", ""], _facts(predictor, parameters, streams)),
+        _table(["", ""], facts(predictor, parameters, streams)),
         "It belongs to its schedule: for another number of steps, time shift or solver it is refused."
         if predictor.schedule is not None
         else "The schedule it was trained on is not known, so a wrong one of as many steps cannot be noticed.",
@@ -75,25 +75,24 @@ def write(card: ModelCard, directory: Path) -> None:
         write_text(path, str(card))
 
 
-def _facts(predictor: Description, parameters: int, streams: Sequence[tuple[str, str]]) -> list[list[str]]:
+def facts(predictor: Description, parameters: int, streams: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """What there is to say of a predictor: (name, value) each."""
     config, plan = predictor.config, predictor.plan
-    facts = [["steps", str(config.num_steps)]]
+    facts = [("steps", str(config.num_steps))]
     if plan is not None:
-        facts += [
-            ["full steps", f"{', '.join(map(str, plan.full_steps))} ({plan.speedup:.2f}x fewer than all)"],
-        ]
+        facts.append(("full steps", f"{', '.join(map(str, plan.full_steps))} ({plan.speedup:.2f}x fewer than all)"))
     if predictor.schedule is not None:
-        facts += [["noise levels", shown(predictor.schedule)]]
+        facts.append(("noise levels", shown(predictor.schedule)))
     if streams:
-        facts += [["predictors", ", ".join(".".join(stream) for stream in streams)]]
+        facts.append(("predictors", ", ".join(".".join(stream) for stream in streams)))
     facts += [
-        ["stages", f"{len(config.windows)}, boundaries {config.boundaries}, windows {config.windows}"],
-        ["gates", f"KAN {config.gate_widths}"],
-        ["features", "linear in them" if config.latent == "linear" else "a KAN on them"],
-        ["parameters", f"{parameters:,}"],
+        ("stages", f"{len(config.windows)}, boundaries {config.boundaries}, windows {config.windows}"),
+        ("gates", f"KAN {config.gate_widths}"),
+        ("features", "linear in them" if config.latent == "linear" else "a KAN on them"),
+        ("parameters", f"{parameters:,}"),
     ]
     facts += [
-        [f"training, {stage}", f"mean absolute error {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} batches"]
+        (f"training, {stage}", f"mean absolute error {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} batches")
         for stage, losses in predictor.losses.items()
         if losses
     ]
@@ -139,6 +138,6 @@ def _measured_on(environment: Mapping[str, Any]) -> str:
     return f"Measured on {environment.get('device')}: {', '.join(versions)}{f'; lesa at {commit}' if commit else ''}."
 
 
-def _table(headings: list[str], rows: list[list[str]]) -> str:
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(' '.join(cell.split()).replace('|', '/') for cell in line)} |" for line in lines)

@@ -30,7 +30,6 @@ def write(directory: Path, weights: Mapping[str, Tensor], description: Descripti
     Raises:
         OSError: that names the file, if one cannot be written; the old predictor or the new one can be read then.
     """
-    _add_header_to_older_weights(directory)
     _write_weights(directory, weights, description, stale=directory / CONFIG_FILE)
     write_text(directory / CONFIG_FILE, json.dumps(description.to_json(), indent=1) + "\n")
 
@@ -71,24 +70,13 @@ def _write_weights(
 
 
 def _header(directory: Path) -> dict[str, Any] | None:
-    """What the weights say they belong to; None for older files, and where it cannot be understood."""
+    """What the weights say they belong to; None if they cannot be read, which :func:`read_tensors` explains."""
     try:
         with safe_open(str(directory / WEIGHTS_FILE), "pt") as file:
             said = json.loads((file.metadata() or {}).get(CONFIG_FILE, "null"))
     except (SafetensorError, OSError, ValueError, RecursionError):
         return None
     return said if isinstance(said, dict) else None
-
-
-def _add_header_to_older_weights(directory: Path) -> None:
-    """Weights without a header get one, since config.json is removed while they are being replaced."""
-    if not (directory / CONFIG_FILE).is_file() or _header(directory) is not None:
-        return
-    try:
-        description, weights = read(directory)
-    except (ValueError, FileNotFoundError):  # nothing that could be lost
-        return
-    _write_weights(directory, weights, description)
 
 
 def _check_pair(directory: Path, description: Description, said: Any, header: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lesa.forecasters.base import as_forecasters, forecaster_list
-from lesa.runtime.buffer_layout import BufferLayouts
+from lesa.runtime.buffer_layout import BufferLayout
 from lesa.runtime.driver import ONLY_SESSION, Call, Driver, Session, Warnings
 from lesa.runtime.generation import Generation
 from lesa.runtime.guard import Guard, GuardMonitor, Probes, make_probes
@@ -92,7 +92,7 @@ class Accelerator(Driver):
         self._plans: dict[Hashable, StepPlan] = {}
         self._tables: dict[Hashable, CoefficientTable] = {}
         self._probes: dict[Hashable, Probes] = {}
-        self._layouts = BufferLayouts()
+        self._make_layout = functools.lru_cache(MAX_TABLES)(BufferLayout)
         self._logged: set[str] = set()
 
     @property
@@ -221,14 +221,15 @@ class Accelerator(Driver):
         key = (call.component, call.branch, plan, tuple(times.tolist()), forecaster.state)
         table = _cached(self._tables, key, lambda: forecaster.table(plan, times))
         if self.guard is None or monitor is None:
-            return FeatureHistory(table, centre=call.layer_norm, layouts=self._layouts)
+            return FeatureHistory(table, centre=call.layer_norm, make_layout=self._make_layout)
         assert previous is None or isinstance(previous, FeatureHistory)
         expected = self.guard.expected_error(forecaster, (call.component, call.branch), plan)
         probes = _cached(
             self._probes, key, lambda: make_probes(lambda other: forecaster.table(other, times), plan, expected)
         )
         monitor.expected = probes.expected
-        return FeatureHistory(table, probes, spare=self.guard.extra_steps, previous=previous, layouts=self._layouts)
+        spare = self.guard.extra_steps
+        return FeatureHistory(table, probes, spare=spare, previous=previous, make_layout=self._make_layout)
 
     def _plan(self, call: Call) -> StepPlan:
         """The plan of the steps from ``call`` on, counted from step 0 of the schedule."""

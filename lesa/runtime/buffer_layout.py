@@ -84,27 +84,5 @@ class BufferLayout:
         return self._parts[key]
 
 
-class BufferLayouts:
-    """The latest layouts, since the same tables are used in every generation.
-
-    Computing one takes as long as a step of a small model. A layout holds its table and copies of it on devices.
-    """
-
-    def __init__(self, most: int = 16) -> None:
-        self._most = most
-        self._made: dict[Hashable, BufferLayout] = {}
-
-    def find(
-        self, table: CoefficientTable, probes: Probes | None, spare: int, held: tuple[tuple[int, int], ...]
-    ) -> BufferLayout:
-        """The layout for these arguments of :class:`BufferLayout`."""
-        key = table, probes, spare, held
-        layout = self._made.pop(key, None) or BufferLayout(*key)
-        self._made[key] = layout  # the latest used comes last
-        if len(self._made) > self._most:
-            del self._made[next(iter(self._made))]
-        return layout
-
-
 def _nonzero_columns(rows: Tensor) -> list[list[int]]:
     return [row.nonzero().flatten().tolist() for row in rows]

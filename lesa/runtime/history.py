@@ -1,11 +1,12 @@
 """The memory of a generation whose predictions follow a table: one buffer with as many rows as are needed at once."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lesa.runtime.buffer_layout import BufferLayout, BufferLayouts
+from lesa.runtime.buffer_layout import BufferLayout
 from lesa.runtime.guard import Probes
 from lesa.tables.memory import IntervalPrediction, Memory
 from lesa.tables.table import CoefficientTable
@@ -28,7 +29,7 @@ class FeatureHistory(Memory):
         previous: the history of this generation under an earlier plan, whose features are taken over.
         centre: predictions enter a layer norm, so the channel mean of a token has no effect. On a CPU large features
             are kept without it, which saves two passes over each prediction.
-        layouts: caches buffer layouts over generations; None: no cache.
+        make_layout: :class:`BufferLayout` or a cache of it; computing one takes as long as a step of a small model.
     """
 
     def __init__(
@@ -39,12 +40,11 @@ class FeatureHistory(Memory):
         spare: int = 0,
         previous: "FeatureHistory | None" = None,
         centre: bool = False,
-        layouts: BufferLayouts | None = None,
+        make_layout: Callable[..., BufferLayout] = BufferLayout,
     ) -> None:
         self._plan = table.plan
         self._held: dict[int, int] = {} if previous is None else dict(previous._held)  # the full step in each row
-        key = table, probes, spare, tuple(self._held.items())
-        self._layout = BufferLayout(*key) if layouts is None else layouts.find(*key)
+        self._layout = make_layout(table, probes, spare, tuple(self._held.items()))
         self._buffer: Tensor | None = None
         self._features: tuple[Tensor, ...] = ()  # the rows of the buffer
         self._means: Tensor | None = None

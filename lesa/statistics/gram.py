@@ -84,16 +84,8 @@ class GramMatrix:
             raise ValueError(f"cannot merge matrices of {other.num_steps} and {self.num_steps} steps")
         self.matrix += other.matrix
 
-    def solve(self, used: Sequence[int], target: int, *, ridge: float = RIDGE) -> Tensor:
-        """Coefficients [used] of the best combination of steps ``used`` (``num_steps`` is the constant) for ``target``.
-
-        Raises:
-            ValueError: if nothing has been counted.
-        """
-        return self.solve_all(used, [target], ridge=ridge)[0]
-
-    def solve_all(self, used: Sequence[int], targets: Sequence[int], *, ridge: float = RIDGE) -> Tensor:
-        """As :meth:`solve` for several steps at once, [targets, used].
+    def solve(self, used: Sequence[int], targets: Sequence[int], *, ridge: float = RIDGE) -> Tensor:
+        """Coefficients [targets, used] of the best combinations of steps ``used`` (``num_steps`` is the constant).
 
         Raises:
             ValueError: if nothing has been counted.
@@ -113,7 +105,7 @@ class GramMatrix:
         rest = torch.zeros(len(plan.predicted_steps), self.num_steps + 1, dtype=torch.float64)
         for row, step in enumerate(plan.predicted_steps):
             used = [f for f in plan.full_steps if f < step] + [self.num_steps]
-            rest[row, used] = self.solve(used, step, ridge=ridge)
+            rest[row, used] = self.solve(used, [step], ridge=ridge)[0]
         return self._errors(plan, rest)
 
     def table_error(self, table: CoefficientTable) -> Tensor:

@@ -179,6 +179,7 @@ def path_weights(plan: StepPlan, times: Tensor, weight: float) -> Tensor:
     return (weight * seen + torch.eye(plan.num_steps)).double() * length[:, None] * length
 
 
+@torch.no_grad()
 def measure_output_errors(features: Sequence[Tensor], heads: Sequence[LinearHead]) -> OutputErrorGram:
     """The output errors of one batch of samples, from the features [B, T, D] and the output heads of all its steps."""
     errors: list[Tensor] = []  # of each step s, [s, B T O]
@@ -203,5 +204,5 @@ def measure_output_errors(features: Sequence[Tensor], heads: Sequence[LinearHead
     for part in together.split(CHUNK, dim=1):
         wide = part.double()
         total.addmm_(wide, wide.T)
-    made.matrix = total.cpu()
+    made.matrix = (total.tril() + total.tril(-1).T).cpu()  # exactly symmetric, which a matrix product need not be
     return made

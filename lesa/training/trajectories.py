@@ -1,7 +1,6 @@
 """The true features of whole generations, for training: in memory, or in memory-mapped safetensors files."""
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -176,9 +175,6 @@ def load_shard(path: Path, request: Any = None) -> tuple[Tensor, Shard, dict[Str
 
 def _understand(file: TensorFile) -> tuple[Tensor, Shard, dict[Stream, int], Any]:
     description = file.description
-    if description is None and {"times", "streams"} <= file.metadata.keys():  # a file without a version
-        description = {name: json.loads(file.metadata[name]) for name in ("times", "streams")}
-        description["request"] = file.metadata.get("request")
     if not isinstance(description, dict):
         raise ValueError("it does not say what it holds")
     numbers, names = description.get("times"), description.get("streams")

@@ -63,6 +63,7 @@ def test_each_stream_is_calibrated_on_its_own_steps(kind, tmp_path):
     assert [(m.first, m.gram.num_steps) for m in read.streams.values()] == [
         (m.first, m.gram.num_steps) for m in made.streams.values()
     ]
+    assert not made.errors().matrix.requires_grad
     assert torch.equal(read.errors().matrix, made.errors().matrix)
 
 

@@ -106,13 +106,10 @@ def test_the_plan_is_better_than_the_papers_and_for_the_forecaster_that_it_is_fo
     assert cost(lesa.optimize_plan(gram, count, times=TIMES, forecaster=lesa.Taylor(1))) < cost(paper)
 
 
-def test_budgets_out_of_range_and_errors_out_of_reach_are_refused():
+def test_budgets_out_of_range_are_refused():
     gram = recorded()
     with pytest.raises(ValueError, match="1 to 10"):
         lesa.optimize_plan(gram, 11)
-    with pytest.raises(ValueError, match="say one"):
-        lesa.optimize_plan(gram)
-    assert lesa.optimize_plan(gram, max_error=1e9).full_steps == (0,)
 
 
 def test_lesa_fitted_to_inner_products_comes_close_to_the_best_table():

@@ -18,14 +18,14 @@ def test_info_describes_a_predictor(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "for 10 steps" in out
     assert "KAN [11, 8, 8, 1]" in out
-    assert "guided: mean absolute error 0.5000 -> 0.2500 in 2 batches" in out
+    assert "training, guided      mean absolute error 0.5000 to 0.2500 in 2 batches" in out
     predictor.plan = lesa.StepPlan.paper(10, 4)
     lesa.save({("transformer", "cond"): predictor, ("transformer", "uncond"): predictor}, tmp_path / "both")
     main(["info", str(tmp_path / "both")])
     out = capsys.readouterr().out
     assert out.startswith("transformer.cond\nLESA predictor for 10 steps")
     assert "\ntransformer.uncond\n" in out
-    assert "plan       ####..#... 2.00x" in out
+    assert "full steps            0, 1, 2, 3, 6 (2.00x fewer than all)" in out
 
 
 def test_info_describes_a_calibration(tmp_path, capsys):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load, save
 
 import lesa
 from lesa import GramMatrix, LesaConfig, LesaPredictor, StepPlan
@@ -57,13 +57,6 @@ def a_predictor(folder):
     return folder / "model.safetensors"
 
 
-def an_older_predictor(folder):
-    """The weights say nothing of what they are, and leave it all to config.json."""
-    path = a_predictor(folder)
-    save_file(load_file(path), path, {"format": "pt"})
-    return path
-
-
 def use_predictor(path):
     made = lesa.load(path.parent)
     steps = made.config.num_steps or STEPS
@@ -73,7 +66,7 @@ def use_predictor(path):
 
 
 def a_config(folder):
-    an_older_predictor(folder)
+    a_predictor(folder)
     return folder / "config.json"
 
 
@@ -87,9 +80,7 @@ def an_unfinished_predictor(folder):
 def a_stream(folder):
     made = LesaPredictor(LesaConfig(STEPS, hidden_dim=2))
     lesa.save({("transformer", "cond"): made, ("transformer", "uncond"): made}, folder)
-    path = folder / "transformer.cond" / "model.safetensors"
-    save_file(load_file(path), path, {"format": "pt"})
-    return path.with_name("config.json")
+    return folder / "transformer.cond" / "config.json"
 
 
 def use_stream(path):
@@ -145,7 +136,6 @@ FORMATS = {
     "gram": (a_gram, use_gram),
     "predictor": (a_predictor, use_predictor),
     "unfinished predictor": (an_unfinished_predictor, use_predictor),
-    "older predictor": (an_older_predictor, use_predictor),
     "config": (a_config, use_predictor),
     "stream": (a_stream, use_stream),
     "checkpoint": (a_checkpoint, use_checkpoint),

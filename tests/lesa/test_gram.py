@@ -52,7 +52,7 @@ def test_wrong_use_is_an_error_that_changes_nothing():
     with pytest.raises(ValueError, match="NaN"):
         gram.update(1, torch.tensor([1.0, float("nan"), 0, 0, 0]))
     with pytest.raises(ValueError, match="empty"):
-        gram.solve([0], 1)
+        gram.solve([0], [1])
     with pytest.raises(ValueError, match="5 steps"):
         gram.error(StepPlan(5, [0]))
     assert not gram.matrix.any()

@@ -1,3 +1,4 @@
+import functools
 import gc
 import weakref
 
@@ -10,7 +11,7 @@ import lesa
 from lesa import Reuse, StepPlan, Taylor
 from lesa.predictor.window import FeatureWindow
 from lesa.runtime.accelerator import Accelerator
-from lesa.runtime.buffer_layout import BufferLayout, BufferLayouts
+from lesa.runtime.buffer_layout import BufferLayout
 from lesa.runtime.driver import Call
 from lesa.runtime.history import FeatureHistory
 from lesa.tables.table import CoefficientTable
@@ -102,23 +103,13 @@ def test_a_window_longer_than_its_buffer_slides():
 
 
 def test_a_table_is_laid_out_once_for_all_generations_and_devices_of_an_owner(monkeypatch):
-    plan, features, layouts = StepPlan(10, [0, 3, 6]), torch.randn(10, 4, 5), BufferLayouts()
+    plan, features, layouts = StepPlan(10, [0, 3, 6]), torch.randn(10, 4, 5), functools.cache(BufferLayout)
     table = Taylor(1).table(plan, schedule(10))
-    expected = run(FeatureHistory(table, layouts=layouts), plan, features)
+    expected = run(FeatureHistory(table, make_layout=layouts), plan, features)
     monkeypatch.delattr(BufferLayout, "__init__")  # a second one could not be made
-    assert torch.equal(run(FeatureHistory(table, layouts=layouts), plan, features), expected)
-    made = run(FeatureHistory(table, layouts=layouts), plan, features.double())
+    assert torch.equal(run(FeatureHistory(table, make_layout=layouts), plan, features), expected)
+    made = run(FeatureHistory(table, make_layout=layouts), plan, features.double())
     torch.testing.assert_close(made, expected.double())
-
-
-def test_as_many_layouts_are_remembered_as_were_used_lately():
-    layouts, plan = BufferLayouts(most=2), StepPlan(10, [0, 3, 6])
-    tables = [forecaster.table(plan, schedule(10)) for forecaster in (Reuse(), Taylor(1), Taylor(2))]
-    first, second = (layouts.find(table, None, 0, ()) for table in tables[:2])
-    assert layouts.find(tables[0], None, 0, ()) is first
-    layouts.find(tables[2], None, 0, ())  # the second goes, as the first was used after it
-    assert layouts.find(tables[0], None, 0, ()) is first
-    assert layouts.find(tables[1], None, 0, ()) is not second
 
 
 def test_a_table_and_its_copies_on_devices_go_with_the_history():

@@ -37,16 +37,7 @@ class Observer(Driver):
 
 
 class Recorder:
-    """The features of pipeline calls.
-
-    Args:
-        pipeline: a diffusers pipeline.
-        prompts: one call each: a prompt, a list of prompts for a batch, or the keyword arguments of a call.
-        seed: call i starts from a generator seeded with ``seed + i``, unless its arguments bring a generator.
-        tokens: keep only so many tokens of a feature: a random subset for each call, the same tokens at all of its
-            steps. None: all.
-        dtype: that features are kept in; None: as they come.
-        options: keyword arguments for every call.
+    """The features of pipeline calls. The arguments are those of :func:`lesa.collect`.
 
     Attributes:
         times: noise levels [steps + 1] of the latest call.
@@ -84,9 +75,6 @@ class Recorder:
         self._features: dict[Stream, Tensor] = {}
         self._ran: dict[Stream, tuple[int, int]] = {}  # the first and the latest step of each
         self._subsets: dict[int, Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self._prompts)
 
     def request(self, index: int) -> dict[str, Any]:
         """What the features of call ``index`` depend on: model, weights, arguments, seed, tokens and dtype."""
@@ -197,9 +185,7 @@ def call_arguments(prompt: Prompt, seed: int, options: dict[str, Any]) -> dict[s
     """The keyword arguments of a pipeline call, from a generator with this seed unless the prompt brings one."""
     call = prompt if isinstance(prompt, dict) else {"prompt": prompt}
     call = {"generator": torch.Generator().manual_seed(seed), **options, **call}
-    return call | {
-        "generator": _copies(call["generator"])
-    }  # generators are copied, so that a repeated call is the same
+    return call | {"generator": _copies(call["generator"])}  # so that a repeated call is the same
 
 
 def _copies(generator: Any) -> Any:

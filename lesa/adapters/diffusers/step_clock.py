@@ -2,9 +2,10 @@
 
 import functools
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -37,16 +38,18 @@ class StepInfo(NamedTuple):
     session: Session = ONLY_SESSION
 
 
-class StepClock(Protocol):
+class StepClock(ABC):
     """Tells the step of each call of a transformer."""
 
+    @abstractmethod
     def read(self, arguments: dict[str, Any], component: str, transformer: nn.Module) -> StepInfo:
         """The step of a call; ``arguments`` of forward by name, ``component``: the name of the transformer."""
 
+    @abstractmethod
     def session(self, component: str, transformer: nn.Module) -> Session | None:
         """The session of the calling pipeline, if it is known and has called the transformer before."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most have nothing to undo)
         """Undo all changes of schedulers; the clock is not read again."""
 
 
@@ -68,7 +71,7 @@ class Position:
     session: Session = field(default_factory=Session)
 
 
-class SchedulerClock:
+class SchedulerClock(StepClock):
     """Reads the pipeline's scheduler, on the host: a step is one evaluation of the transformer for one branch.
 
     ``set_timesteps`` creates a new tensor of timesteps, so this tensor identifies the generation. Its values are read
@@ -212,7 +215,7 @@ class Calls:
     session: Session = field(default_factory=Session)
 
 
-class TimestepClock:
+class TimestepClock(StepClock):
     """Reads the time that a bare transformer is called with; on a GPU that is one host synchronisation for each call.
 
     Each thread has a generation of its own.
@@ -246,9 +249,6 @@ class TimestepClock:
     def session(self, component: str, transformer: nn.Module) -> Session | None:
         at = self._threads.get(threading.current_thread())
         return None if at is None else at.session
-
-    def close(self) -> None:
-        pass
 
     def _step(self, at: Calls, time: float) -> int:
         if self._times is not None:

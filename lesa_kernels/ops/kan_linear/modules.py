@@ -7,7 +7,7 @@ here leaves the function as it was.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -252,37 +252,17 @@ class KANLinear(nn.Module):
 class KAN(nn.Module):
     """A stack of :class:`KANLinear`: ``KAN([51, 256, 256, 1])`` maps [..., 51] to [..., 1].
 
-    Args are those of :class:`KANLinear`; ``layers_hidden`` gives the width before, between and after the layers.
+    Args:
+        layers_hidden: the width before, between and after the layers.
+        grid_size, spline_order, options: those of :class:`KANLinear`.
     """
 
-    def __init__(
-        self,
-        layers_hidden: Sequence[int],
-        grid_size: int = 5,
-        spline_order: int = 3,
-        scale_noise: float = 0.1,
-        scale_base: float = 1.0,
-        scale_spline: float = 1.0,
-        base_activation: type[nn.Module] = nn.SiLU,
-        grid_eps: float = 0.02,
-        grid_range: Sequence[float] = (-1, 1),
-    ) -> None:
+    def __init__(self, layers_hidden: Sequence[int], grid_size: int = 5, spline_order: int = 3, **options: Any) -> None:
         super().__init__()
         self.grid_size = grid_size
         self.spline_order = spline_order
         self.layers = nn.ModuleList(
-            KANLinear(
-                in_features,
-                out_features,
-                grid_size=grid_size,
-                spline_order=spline_order,
-                scale_noise=scale_noise,
-                scale_base=scale_base,
-                scale_spline=scale_spline,
-                base_activation=base_activation,
-                grid_eps=grid_eps,
-                grid_range=grid_range,
-            )
+            KANLinear(in_features, out_features, grid_size, spline_order, **options)
             for in_features, out_features in itertools.pairwise(layers_hidden)
         )
 

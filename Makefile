@@ -85,7 +85,7 @@ test-versions: $(READY) $(RELEASES:=/.ready)
 	done
 
 support: $(READY)
-	LESA_SUPPORT=benchmarks/results/models.json $(BIN)/python -m pytest tests/lesa/adapters/models
+	LESA_SUPPORT=benchmarks/results/models.json $(BIN)/python -m pytest tests/lesa/adapters/diffusers/models
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

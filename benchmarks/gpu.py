@@ -321,7 +321,7 @@ def peak_bytes(call: Callable[[], Any], device: str) -> int | None:
 
 def tests(run: Run) -> list[Row]:
     """The kernels' own tests, without the interpreter on a GPU."""
-    target = "tests/kernels/test_shards.py" if run.smoke else "tests/kernels"
+    target = "tests/lesa_kernels/test_shards.py" if run.smoke else "tests/lesa_kernels"
     return command_row(run, "tests", [sys.executable, "-m", "pytest", target, "-v"])
 
 

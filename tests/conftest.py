@@ -22,7 +22,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 # Few tests that take a minute each: begun last, they would leave all cores but one idle.
-LONG = ("tests/lesa/demo/", "tests/lesa/adapters/test_what_users_do", "tests/gate/", "tests/test_bench")
+LONG = ("tests/lesa/demo/", "tests/lesa/adapters/diffusers/test_what_users_do", "tests/gate/", "tests/benchmarks/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -154,3 +154,14 @@ def test_a_file_of_more_than_300_lines_says_why_in_its_first_lines(package):
         if len(lines) > 300 and "one file" not in " ".join(lines[:12]):
             long[str(path.relative_to(ROOT))] = len(lines)
     assert long == {}
+
+
+@pytest.mark.parametrize("package", ["lesa", "lesa_kernels"])
+def test_tests_mirror_the_packages(package):
+    """Every folder of tests is one of the package, but those that describe models of others."""
+    described = {"adapters/diffusers/models"}
+    ours = {path.parent.relative_to(ROOT / package).as_posix() for path in modules(package).values()}
+    tested = {
+        path.parent.relative_to(ROOT / "tests" / package) for path in (ROOT / "tests" / package).rglob("test_*.py")
+    }
+    assert {folder.as_posix() for folder in tested} - described <= ours

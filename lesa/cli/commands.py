@@ -119,7 +119,7 @@ def _pipeline_and_calls(
         return load_pipeline(), [call_of(CALIBRATION_SEEDS, options.steps)], {}
     keywords = {"num_inference_steps": options.steps} | ({"output_type": "pt"} if held_out else {})
     prompts = _read_prompts(options.prompts)  # first, since a model takes a while
-    return _load_pipeline(options.model), prompts, keywords
+    return load_model(options.model), prompts, keywords
 
 
 def _read_prompts(path: Path | None) -> list[str]:
@@ -145,7 +145,7 @@ def fit(options: argparse.Namespace) -> None:
     config = lesa.LesaConfig(options.steps, hidden_dim=options.hidden_dim, latent=options.latent)
     prompts = _read_prompts(options.prompts)
     trajectories = lesa.collect(
-        _load_pipeline(options.model),
+        load_model(options.model),
         prompts,
         seed=options.seed,
         out=options.features,
@@ -168,7 +168,8 @@ def fit(options: argparse.Namespace) -> None:
         print(f"{' '.join(stream)}: {out}")
 
 
-def _load_pipeline(model: str) -> Any:
+def load_model(model: str) -> Any:
+    """A diffusers pipeline, in bfloat16 on the GPU if there is one."""
     import torch
     from diffusers import DiffusionPipeline
 

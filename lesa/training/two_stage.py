@@ -133,7 +133,7 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * state.batches / total))
                 features = features.to(device, non_blocking=True)
-                loss = _train_on(state, features, source.times, own_plan, accelerator, closed=stage == STAGES[1])
+                loss = train_on(state, features, source.times, own_plan, accelerator, closed=stage == STAGES[1])
                 if not math.isfinite(loss):
                     raise ValueError(
                         f"the training diverged at batch {state.batches + 1} of {total}: its loss is {loss}; give a "
@@ -208,7 +208,7 @@ def _check_steps(source: Trajectories, plan: StepPlan, config: LesaConfig) -> No
         raise ValueError("every step of this plan is full; there is nothing to learn")
 
 
-def _train_on(
+def train_on(
     state: TrainingState,
     features: Tensor,
     times: Tensor,

@@ -15,7 +15,7 @@ TOLERANCE = 1e-6  # of knots that were computed in float32
 
 
 # (state of the tensor, order and range) -> what was found, as long as the knots live
-_found: WeakIdKeyDictionary = WeakIdKeyDictionary()
+answers: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def is_uniform(grid: Tensor, order: int, grid_range: tuple[float, float]) -> bool:
@@ -30,20 +30,20 @@ def runs_uniform(grid: Tensor, order: int, grid_range: tuple[float, float]) -> b
     state of the tensor: PyTorch counts every write but those through ``.data``. False if nothing is known and waiting
     is impossible: the general code is right for all knots.
     """
-    if _is_visible(grid):
+    if is_visible(grid):
         return is_uniform(grid, order, grid_range)
     if grid.is_inference():  # its writes are not counted
         return False
     key = grid._version, grid.data_ptr(), order, grid_range
-    known: dict[Any, bool] = _found.get(grid, {})
+    known: dict[Any, bool] = answers.get(grid, {})
     if key not in known:
         if torch.cuda.is_current_stream_capturing():
             return False
-        known = _found[grid] = {key: is_uniform(grid, order, grid_range)}
+        known = answers[grid] = {key: is_uniform(grid, order, grid_range)}
     return known[key]
 
 
-def _is_visible(grid: Tensor) -> bool:
+def is_visible(grid: Tensor) -> bool:
     """Whether the host can read numbers without waiting for a device."""
     return grid.device.type == "cpu"
 

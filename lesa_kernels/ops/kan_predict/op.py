@@ -86,7 +86,7 @@ class _KanPredict(torch.autograd.Function):
 
 def _run(history: Tensor, gates: Tensor, *rest: Any) -> Tensor:
     *weights, order, low, high, backend = rest
-    if not (choose_backend(backend, history) == "triton" and _kernel_serves(history, len(gates), order)):
+    if not (choose_backend(backend, history) == "triton" and kernel_serves(history, len(gates), order)):
         return pieces.kan_predict(history, gates, *weights, order=order, grid_range=(low, high))
     from . import launch
 
@@ -101,7 +101,8 @@ _kan_predict = define(
 )
 
 
-def _kernel_serves(history: Tensor, steps: int, order: int) -> bool:
+def kernel_serves(history: Tensor, steps: int, order: int) -> bool:
+    """Whether the Triton kernel has tiles for these features, steps and splines."""
     return (
         history.dtype in KERNEL_DTYPES
         and order in KERNEL_ORDERS

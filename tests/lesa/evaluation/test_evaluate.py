@@ -13,7 +13,7 @@ from lesa.evaluation.evaluate import evaluate
 from lesa.evaluation.methods import FULL, predicted
 from lesa.evaluation.metrics import Metric
 from lesa.reports.columns import cells, console_table
-from tests.lesa.adapters import tiny
+from tests.lesa.adapters.diffusers import tiny
 
 PLAN = lesa.StepPlan(tiny.STEPS, [0, 1, 4, 7])
 

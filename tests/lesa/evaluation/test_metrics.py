@@ -58,8 +58,10 @@ def test_clip_scores_are_asked_for_each_frame_with_its_prompt(monkeypatch):
         asked.append((image.dtype, tuple(image.shape), text))
         return torch.tensor(float(len(asked)))
 
-    monkeypatch.setattr(metrics, "_clip", lambda: model)
-    scores = METRICS["clip_score"].measure(torch.rand(2, 2, 3, 8, 8), torch.rand(2, 2, 3, 8, 8), {"prompt": ["a", "b"]})
+    monkeypatch.setattr("torchmetrics.multimodal.clip_score.CLIPScore", lambda name: model)
+    videos, call = torch.rand(2, 2, 3, 8, 8), {"prompt": ["a", "b"]}
+    with metrics.scoring_models():
+        scores = METRICS["clip_score"].measure(videos, videos, call)
     assert scores.tolist() == [1.5, 3.5]
     assert asked == [(torch.uint8, (3, 8, 8), text) for text in ("a", "a", "b", "b")]
 

@@ -1,0 +1,215 @@
+import copy
+import gc
+import pickle
+import threading
+import weakref
+
+import pytest
+import torch
+
+import lesa
+from lesa import Reuse, StepPlan, Taylor
+from tests.lesa.adapters.diffusers import tiny
+from tests.lesa.adapters.diffusers.probes import PLAN, BlockRuns, call_at
+from tests.lesa.adapters.diffusers.tiny import STEPS, generate
+from tests.lesa.strategies import schedule
+
+
+def test_a_second_generation_starts_clean(pipeline, way):
+    with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
+        first = generate(pipeline)
+        generate(pipeline, seed=5)
+        assert torch.equal(generate(pipeline), first)
+        assert [(r.full, r.predicted) for r in handle.records] == [(list(PLAN.full_steps), list(PLAN.predicted_steps))]
+
+
+def test_batch_resolution_and_guidance_may_change_between_generations(pipeline):
+    with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
+        for options in ({}, {"batch": 3}, {"size": 96}, {"guidance": 3.0}, {}):
+            result = generate(pipeline, **options)
+            assert bool(result.isfinite().all())
+            assert all(r.predicted == list(PLAN.predicted_steps) for r in handle.records)
+
+
+def test_another_step_count_is_an_error_for_a_fixed_plan_and_fine_for_a_function(pipeline):
+    with lesa.enable(pipeline, Taylor(1), PLAN), pytest.raises(ValueError, match="this generation has 12"):
+        generate(pipeline, steps=12)
+    with lesa.enable(pipeline, Taylor(1), lambda times: StepPlan.paper(len(times) - 1, 4)) as handle:
+        for steps in (12, 20):
+            generate(pipeline, steps=steps)
+            assert tuple(handle.records[0].full) == StepPlan.paper(steps, 4).full_steps
+
+
+def kept(handle):
+    """The branches whose features are held."""
+    return [branch for _, branch in handle.going_on]
+
+
+def test_an_exception_half_way_leaves_nothing_behind(pipeline, way):
+    with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
+        expected = generate(pipeline)
+
+        def fail(pipe, step, time, state):
+            if step == 4:
+                raise RuntimeError("stop here")
+            return {}
+
+        with pytest.raises(RuntimeError, match="stop here"):
+            pipeline(**tiny.arguments(seed=9, guidance=3.0), callback_on_step_end=fail)
+        assert torch.equal(generate(pipeline), expected)
+        assert kept(handle) == []  # also of the branch that the new generation has not
+
+
+def test_an_exception_inside_the_transformer_leaves_nothing_behind(pipeline, way):
+    with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
+        expected = generate(pipeline)
+        with (
+            monkeypatched_failure(pipeline.transformer.time_text_embed.timestep_embedder, after=5),
+            pytest.raises(RuntimeError, match="out of"),
+        ):
+            generate(pipeline, seed=9, guidance=3.0)
+        assert kept(handle) == []  # at once: it may have been for want of memory
+        assert torch.equal(generate(pipeline), expected)
+
+
+def test_a_strict_handle_does_not_hide_an_exception(pipeline):
+    def fail(pipe, step, time, state):
+        raise RuntimeError("stop here")
+
+    with (
+        pytest.raises(RuntimeError, match="stop here"),
+        lesa.enable(pipeline, Taylor(1), PLAN, strict=True),
+    ):
+        pipeline(**tiny.arguments(), callback_on_step_end=fail)
+
+
+def test_an_interrupted_generation_is_no_cause_for_concern(pipeline, way):
+    def interrupt(pipe, step, time, state):
+        pipe._interrupt = step == 2
+        return {}
+
+    with lesa.enable(pipeline, Taylor(1), PLAN, strict=True) as handle:
+        expected = generate(pipeline)
+        pipeline(**tiny.arguments(seed=9), callback_on_step_end=interrupt)
+        assert (handle.records[0].full, handle.records[0].predicted) == ([0, 1], [2])
+        assert kept(handle) == []
+        assert torch.equal(generate(pipeline), expected)
+
+
+def test_lesa_may_be_taken_out_and_put_in_half_way(pipeline, way):
+    untouched, handles = generate(pipeline), []
+
+    def change(pipe, step, time, state):
+        if step == 2:
+            lesa.disable(pipe)
+        if step == 5:
+            handles.append(lesa.enable(pipe, Taylor(1), PLAN))
+        return {}
+
+    lesa.enable(pipeline, Taylor(1), PLAN)
+    pipeline(**tiny.arguments(), callback_on_step_end=change)
+    assert (handles[0].records[0].full, handles[0].records[0].predicted) == ([6, 7], [8, 9])
+    lesa.disable(pipeline)
+    assert torch.equal(generate(pipeline), untouched)
+
+
+def test_nothing_is_held_once_a_generation_is_over(pipeline, way):
+    given = tiny.arguments()
+    prompt = weakref.ref(given["prompt_embeds"])
+    with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
+        pipeline(**given)
+        del given
+        gc.collect()
+        assert prompt() is None
+        assert kept(handle) == []
+
+
+class monkeypatched_failure:  # noqa: N801 (reads as a verb at its use)
+    """A module whose n-th call fails."""
+
+    def __init__(self, module, after):
+        self.module, self.left = module, after
+
+    def __enter__(self):
+        self.handle = self.module.register_forward_pre_hook(self._maybe_fail)
+
+    def _maybe_fail(self, *_):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("out of memory")
+
+    def __exit__(self, *_):
+        self.handle.remove()
+
+
+def test_a_batch_that_shrinks_half_way_goes_on_with_a_full_step(pipeline):
+    times = schedule(STEPS)
+    with torch.no_grad(), lesa.enable(pipeline.transformer, Taylor(1), PLAN, times=times) as handle:
+        for step in range(STEPS):
+            call_at(pipeline.transformer, times[step], batch=2 if step < 5 else 1)
+    # 5 would have been predicted from features of two samples; from there on the plan goes on as from a first step
+    assert handle.records[0].full == [0, 1, 4, 5, 7]
+    assert handle.records[0].predicted == [2, 3, 6, 8, 9]
+
+
+def test_gradients_run_the_transformer_untouched(pipeline):
+    runs = BlockRuns(pipeline.transformer)
+    with lesa.enable(pipeline, Reuse(), PLAN):
+        generate(pipeline)
+        runs.count = 0
+        x = torch.randn(2, 16, 4, requires_grad=True)
+        call_at(pipeline.transformer, torch.tensor(0.5), hidden_states=x).sum().backward()
+    assert runs.count > 0
+    assert bool(x.grad.abs().sum() > 0)
+
+
+def test_two_pipelines_in_two_threads_do_not_meet():
+    pipelines = [tiny.pipeline(seed) for seed in (0, 1)]
+    alone = []
+    for pipe in pipelines:
+        with lesa.enable(pipe, Taylor(1), PLAN):
+            alone.append(generate(pipe))
+    together = [None, None]
+
+    def work(i):
+        together[i] = [generate(pipelines[i]) for _ in range(3)]
+
+    with lesa.enable(pipelines[0], Taylor(1), PLAN), lesa.enable(pipelines[1], Taylor(1), PLAN):
+        threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for expected, results in zip(alone, together, strict=True):
+        assert all(torch.equal(result, expected) for result in results)
+
+
+def test_an_enabled_transformer_is_saved_but_not_copied_or_pickled(pipeline, tmp_path):
+    transformer = pipeline.transformer
+    with lesa.enable(pipeline, Reuse(), PLAN):
+        transformer.save_pretrained(tmp_path)
+        for attempt in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="disable it first"):
+                attempt(transformer)
+        with pytest.raises(TypeError, match="disable it first"):
+            copy.deepcopy(pipeline)
+    loaded = type(transformer).from_pretrained(tmp_path)
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in transformer.state_dict().items())
+    copy.deepcopy(transformer)
+
+
+def test_disable_restores_everything(pipeline, way):
+    untouched, transformer = generate(pipeline), pipeline.transformer
+    state, kind = transformer.state_dict(), type(transformer)
+    handle = lesa.enable(pipeline, Reuse(), PLAN)
+    assert isinstance(transformer, kind)
+    assert transformer.state_dict().keys() == state.keys()
+    assert not torch.equal(generate(pipeline), untouched)
+    lesa.disable(pipeline)
+    assert type(transformer) is kind
+    assert torch.equal(generate(pipeline), untouched)
+    registries = [m._diffusers_hook for m in transformer.modules() if hasattr(m, "_diffusers_hook")]
+    assert not any(registry.hooks for registry in registries)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in transformer.modules())
+    lesa.disable(pipeline)
+    handle.disable()

@@ -1,0 +1,317 @@
+"""Classes that were derived, modules that were wrapped or replaced, and what is left when lesa is taken off."""
+
+import copy
+import gc
+import weakref
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import lesa
+from lesa import LesaWarning, Reuse, StepPlan, Taylor
+from lesa.adapters.diffusers import Attachment
+from lesa.adapters.diffusers import attachment as attachment_module
+from lesa.adapters.diffusers.models import MODEL_LAYOUTS, find_layout
+from lesa.adapters.diffusers.output_heads import find_output_head
+from lesa.adapters.diffusers.pipeline import describe_model
+from tests.lesa.adapters.diffusers import tiny
+from tests.lesa.adapters.diffusers.families import FAMILIES, Loop
+from tests.lesa.adapters.diffusers.models import check
+from tests.lesa.adapters.diffusers.models.catalogue import ROWS
+from tests.lesa.adapters.diffusers.probes import PLAN, call_at
+from tests.lesa.adapters.diffusers.tiny import generate
+from tests.lesa.strategies import schedule
+
+PLAN12 = StepPlan(12, [0, 1, 4, 7])
+
+
+def derive(module, **names):
+    """Give an instance a class of its own, as users and FSDP2 do."""
+    kind = type(module)
+    module.__class__ = type(f"My{kind.__name__}", (kind,), names)
+    return module
+
+
+@pytest.mark.parametrize("name", [n for n, layout in MODEL_LAYOUTS.items() if not layout.refusal])
+def test_a_derived_class_has_the_layout_of_its_base(name):
+    base = type(name, (nn.Module,), {})
+    assert find_layout(type("Sharded", (type("Mine", (base,), {}),), {})()) is MODEL_LAYOUTS[name]
+
+
+def test_a_derived_class_is_refused_as_its_base_is():
+    base = type("Transformer2DModel", (nn.Module,), {})
+    with pytest.raises(ValueError, match="part of a UNet"):
+        find_layout(type("Mine", (base,), {})())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_derived_class_has_the_known_end_unless_its_forward_is_another(name):
+    transformer = Loop(name).transformer
+    known = find_output_head(transformer)
+    assert find_output_head(derive(transformer)) is known is not None
+    forward = type(transformer).forward
+
+    def longer(self, *args, **kwargs):
+        return forward(self, *args, **kwargs)
+
+    assert find_output_head(derive(transformer, forward=longer)) is None
+
+
+def test_an_instance_with_a_forward_of_its_own_has_no_known_end():
+    transformer = Loop("flux").transformer
+    forward = transformer.forward
+    transformer.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    assert find_output_head(transformer) is None
+
+
+@pytest.mark.parametrize("name", ["LTX2VideoTransformer3DModel", "ZImageTransformer2DModel"])
+def test_with_true_features_a_derived_class_gives_true_outputs(name):
+    loop, recorder = check.Loop(name, ROWS[name]), check.Recorder()
+    untouched = loop()
+    derive(loop.transformer)
+    with Attachment(loop, recorder):
+        loop()
+    with Attachment(loop, check.Oracle(check.PLAN, recorder.features)):
+        assert check.equal(loop(), untouched)
+
+
+def test_a_model_is_described_by_the_class_that_has_its_forward(pipeline):
+    plain = describe_model(pipeline.transformer)
+    assert describe_model(derive(copy.deepcopy(pipeline.transformer))) == plain
+    assert describe_model(torch.compile(pipeline.transformer, backend="eager")) == plain
+    with lesa.enable(pipeline, Reuse(), PLAN):
+        assert describe_model(pipeline.transformer) == plain
+    other = derive(pipeline.transformer, forward=lambda self: None)
+    assert describe_model(other) != plain
+
+
+class LoRA(nn.Module):
+    """A layer with something beside it, which is given the same input."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer = base
+
+    def forward(self, x, *args, **kwargs):
+        result = self.base_layer(x, *args, **kwargs)
+        return result + 0.1 * x.amax()
+
+
+class Twice(nn.Module):
+    """A block whose outputs are scaled."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        result = self.inner(*args, **kwargs)
+        return tuple(1.5 * r for r in result) if isinstance(result, tuple) else 1.5 * result
+
+
+HEADS = {
+    "CogVideoXTransformer3DModel": "norm_final",
+    "Cosmos3OmniTransformer": "proj_out",
+    "FluxTransformer2DModel": "norm_out",
+    "MiniMaxMusic3Transformer1DModel": "proj_out",
+    "StableAudioDiTModel": "proj_out",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name in ROWS])
+@pytest.mark.parametrize("head", [True, False], ids=["head", "block"])
+def test_what_was_wrapped_after_enable_is_found_at_the_next_generation(name, head, handed_through):
+    """With true features the outputs are those of the wrapped model, to the bit; then those of the plain one again."""
+    loop, recorder, wrapped = check.Loop(name, ROWS[name]), check.Recorder(), check.Recorder()
+    transformer, where = loop.transformer, HEADS[name]
+    lists = [child for child in transformer.children() if isinstance(child, nn.ModuleList) and len(child)]
+    plain = getattr(transformer, where) if head else lists[-1][0]
+
+    def put(module):
+        if head:
+            setattr(transformer, where, module)
+        else:
+            lists[-1][0] = module
+
+    untouched = loop()
+    with Attachment(loop, recorder):
+        loop()
+    put(LoRA(plain) if head else Twice(plain))
+    untouched_wrapped = loop()
+    with Attachment(loop, wrapped):
+        loop()
+    put(plain)
+    assert not check.equal(untouched, untouched_wrapped)
+    oracle = check.Oracle(check.PLAN, recorder.features)
+    with Attachment(loop, oracle):
+        assert check.equal(loop(), untouched)
+        put(LoRA(plain) if head else Twice(plain))
+        oracle.features = wrapped.features
+        assert check.equal(loop(), untouched_wrapped)
+        put(plain)
+        oracle.features = recorder.features
+        assert check.equal(loop(), untouched)
+    assert check.equal(loop(), untouched)
+    assert not any(m._forward_pre_hooks or "_lesa_answer" in vars(m) for m in transformer.modules())
+
+
+@pytest.mark.parametrize("change", ["wrap a head", "wrap a block", "wrap an embedder", "add an adapter"])
+def test_a_model_that_changes_part_way_runs_that_step_in_full(way, change):
+    loop = Loop("flux")
+
+    def alter(step, inputs):
+        if step != 5:
+            return
+        transformer = loop.transformer
+        if change == "wrap a head":
+            transformer.norm_out = LoRA(transformer.norm_out)
+        elif change == "wrap a block":
+            transformer.single_transformer_blocks[0] = Twice(transformer.single_transformer_blocks[0])
+        elif change == "wrap an embedder":
+            transformer.time_text_embed.timestep_embedder = LoRA(transformer.time_text_embed.timestep_embedder)
+        else:
+            peft = pytest.importorskip("peft")
+            transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+
+    with lesa.enable(loop, Reuse(), PLAN12) as handle:
+        loop(alter)
+    assert (handle.records[0].full, handle.records[0].predicted) == ([0, 1, 4, 5, 7], [2, 3, 6, 8, 9, 10, 11])
+
+
+def test_a_lora_on_a_head_is_applied_whenever_it_comes():
+    peft = pytest.importorskip("peft")
+    name, results = "StableAudioDiTModel", []
+    for when in ("before", "after"):
+        loop = check.Loop(name, ROWS[name])
+
+        def load(loop=loop):
+            torch.manual_seed(7)
+            config = peft.LoraConfig(r=2, target_modules=["proj_out"], init_lora_weights=False)
+            peft.inject_adapter_in_model(config, loop.transformer)
+
+        if when == "before":
+            load()
+        with lesa.enable(loop, Taylor(1), check.PLAN):
+            if when == "after":
+                loop()
+                load()
+            results.append(loop())
+    assert check.equal(*results)
+
+
+@pytest.mark.parametrize("target", ["transformer", "block"])
+@pytest.mark.parametrize("swap", ["derived", "parametrized", "compiled"])
+def test_after_disable_a_model_works_whatever_was_put_on_top(pipeline, handed_through, target, swap):
+    untouched = generate(pipeline)
+    transformer = pipeline.transformer
+    handle = lesa.enable(pipeline, Reuse(), PLAN)
+    generate(pipeline)
+    module = transformer if target == "transformer" else transformer.transformer_blocks[0]
+    if swap == "derived":
+        derive(module)
+    elif swap == "parametrized":
+        layer = nn.Identity()
+        module.extra = nn.Parameter(torch.zeros(1), requires_grad=False)
+        parametrize.register_parametrization(module, "extra", layer)
+    else:
+        module.compile(backend="eager")
+        generate(pipeline)
+    handle.disable()
+    torch.testing.assert_close(generate(pipeline), untouched)
+    lesa.enable(pipeline, Reuse(), PLAN).disable()
+    torch.testing.assert_close(generate(pipeline), untouched)
+    if swap == "derived":
+        copy.deepcopy(module)  # refused only while enabled
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyboardInterrupt])
+def test_enable_that_fails_half_way_leaves_nothing_behind(pipeline, monkeypatch, error):
+    untouched = generate(pipeline)
+
+    def fail(*_):
+        raise error("half-way")
+
+    monkeypatch.setattr(attachment_module, "hook_heads", fail)
+    with pytest.raises(error, match="half-way"):
+        lesa.enable(pipeline, Reuse(), PLAN)
+    monkeypatch.undo()
+    assert torch.equal(generate(pipeline), untouched)
+    assert not any(m._forward_pre_hooks or "_lesa_answer" in vars(m) for m in pipeline.transformer.modules())
+    with lesa.enable(pipeline, Reuse(), PLAN):
+        generate(pipeline)
+
+
+def test_disable_takes_lesa_off_a_transformer_that_was_replaced(pipeline):
+    old, expected = pipeline.transformer, tiny.pipeline()
+    lesa.enable(pipeline, Reuse(), PLAN)
+    pipeline.transformer = tiny.pipeline(1).transformer
+    lesa.disable(pipeline)
+    pipeline.transformer = old
+    assert torch.equal(generate(pipeline), generate(expected))
+    assert not any(name.startswith("_lesa") for name in [*vars(pipeline), *vars(old)])
+
+
+@pytest.mark.parametrize("end", ["known", "unknown"])
+@pytest.mark.parametrize("used", [True, False], ids=["used", "unused"])
+def test_a_pipeline_that_is_dropped_is_freed(end, used, monkeypatch):
+    if end == "unknown":
+        monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
+    left = []
+    for _ in range(2):
+        pipeline = tiny.pipeline()
+        left.append(weakref.ref(pipeline.transformer))
+        lesa.enable(pipeline, Taylor(1), PLAN)
+        if used:
+            generate(pipeline)
+        del pipeline
+    gc.collect()
+    assert [ref() for ref in left] == [None, None]
+
+
+def test_the_features_of_a_scheduler_that_is_gone_are_freed(pipeline):
+    """A request that was broken off outside of the transformer."""
+
+    def fail(pipe, step, time, state):
+        raise RuntimeError("stop here")
+
+    with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
+        request = diffusers.FluxPipeline(**pipeline.components)
+        request.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        request.set_progress_bar_config(disable=True)
+        with pytest.raises(RuntimeError, match="stop here"):
+            request(**tiny.arguments(), callback_on_step_end=fail)
+        assert handle.going_on != []
+        del request
+        gc.collect()
+        assert handle.going_on == []
+
+
+def test_each_handle_warns_once_and_remembers_it(pipeline):
+    transformer = pipeline.transformer
+
+    @torch.no_grad()
+    def sample():
+        for step, time in enumerate(schedule(10)[:-1]):
+            call_at(transformer, time, batch=1 + step % 2)
+
+    for _ in range(2):
+        with lesa.enable(transformer, Reuse(), PLAN, times=schedule(10)) as handle:
+            with pytest.warns(LesaWarning) as caught:
+                sample()
+            sample()
+            assert handle.warnings == [str(caught[0].message)]
+            assert handle.warnings[0] in handle.summary()
+
+
+def test_a_handle_says_what_it_is(pipeline):
+    handle = lesa.enable(pipeline, Taylor(1), PLAN)
+    assert "enabled" in repr(handle)
+    assert "no generation yet" in repr(handle)
+    generate(pipeline)
+    handle.disable()
+    assert "disabled" in repr(handle)
+    assert "transformer (cond): 4 full and 6 predicted" in repr(handle)
+    assert len(repr(handle)) < 500

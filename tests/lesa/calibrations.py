@@ -1,0 +1,24 @@
+"""Calibrations for tests, of smooth random features."""
+
+import torch
+
+from lesa import Calibration, GramMatrix
+from lesa.calibration.calibration import Measured
+from tests.lesa.adapters.diffusers.tiny import STEPS
+
+TIMES = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
+
+
+def measured(steps=STEPS, seed=0, samples=64, times=None):
+    """A Gram matrix of smooth random features."""
+    generator = torch.Generator().manual_seed(seed)
+    times = torch.linspace(1, 0, steps + 1) if times is None else times
+    gram, waves = GramMatrix(steps), torch.randn(4, samples, generator=generator)
+    for step, time in enumerate(times[:-1]):
+        gram.update(step, sum(wave * torch.cos(2.5 * i * time + i) for i, wave in enumerate(waves, 1)))
+    return gram
+
+
+def calibration(steps=STEPS, streams=(("transformer", "cond"),), model=None, seed=0):
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return Calibration(times, {stream: Measured(measured(steps, seed)) for stream in streams}, model or {}, samples=1)

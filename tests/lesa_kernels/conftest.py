@@ -1,0 +1,14 @@
+"""The device that kernels are tested on: the GPU if there is one, else the CPU through Triton's interpreter."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    from tests.lesa_kernels import interpreter
+
+    interpreter.repair()
+    return torch.device("cpu")

@@ -71,7 +71,7 @@ class Calibration:
             )
         if [m.head is None for m in other.streams.values()] != [m.head is None for m in self.streams.values()]:
             raise ValueError(
-                "only one of these calibrations knows the end of the model, which an adapter or another version of "
+                "only one of these calibrations knows the model's output head, which an adapter or another version of "
                 "diffusers may have hidden; calibrate both in the same way"
             )
         if set(self.requests) & set(other.requests):

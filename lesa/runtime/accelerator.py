@@ -165,7 +165,7 @@ class Accelerator(Driver):
             if before.last_step == call.step:
                 self._complain(
                     f"{call.component} ({call.branch}) was called again at step {call.step}, where nothing can be "
-                    "predicted: the scheduler of its pipeline does not go on, or one branch takes several calls a step"
+                    "predicted: its scheduler did not advance, or one branch makes several calls per step"
                 )
             self._finish(opened, [stream])
         generation = opened.branches[stream] = self._make(call)

@@ -97,7 +97,7 @@ def fit(
     config = config or LesaConfig(source.num_steps)
     _check_steps(source, own_plan, config)
     if config.latent == "kan" and own_plan != plan:
-        raise ValueError("latent='kan' has no table, which a stream on some steps of the schedule needs; leave it away")
+        raise ValueError("a predictor of a part of the schedule needs a table, which latent='kan' does not have")
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator is not None else (0, 1)
     if device is None:
         device = accelerator.device if accelerator is not None else "cuda" if torch.cuda.is_available() else "cpu"

@@ -14,12 +14,12 @@ MAX_DIMS = 8
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
     """Of ``torch._utils._rebuild_tensor_v2``; what follows the stride is about gradients."""
     if type(shape) is not tuple or type(stride) is not tuple or not isinstance(storage, StoredTensor):
-        raise RefusedError("it describes a tensor that is none")
+        raise RefusedError("what it describes as a tensor is none")
     dims = max(len(shape), len(stride))
     if dims > MAX_DIMS:
-        raise RefusedError(f"it describes a tensor of {dims} dimensions, where {MAX_DIMS} are plenty")
+        raise RefusedError(f"it describes a tensor of {dims} dimensions, at most {MAX_DIMS} are allowed")
     if any(type(n) is not int or n < 0 for n in (offset, *shape, *stride)):
-        raise RefusedError("it describes a tensor that is none")
+        raise RefusedError("what it describes as a tensor is none")
     if len(shape) != len(stride):
         raise RefusedError(f"it describes a tensor of shape {shape} with strides {stride}")
     return StoredTensor(storage.dtype, storage.key, storage.numel, offset, shape, stride)
@@ -27,14 +27,14 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stor
 
 def _parameter(data: Any, *_: Any) -> StoredTensor:
     if not isinstance(data, StoredTensor):
-        raise RefusedError("it describes a parameter that is no tensor")
+        raise RefusedError("what it describes as a parameter is no tensor")
     return data
 
 
 def _ordered(pairs: Any = ()) -> dict[str | int, Any]:
     """Of ``collections.OrderedDict``."""
     if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
-        raise RefusedError("it describes a mapping that is none")
+        raise RefusedError("what it describes as a mapping is none")
     return mapping(pairs)
 
 
@@ -45,13 +45,13 @@ def mapping(pairs: Iterable[Any]) -> dict[str | int, Any]:
 
 def _device(kind: Any, index: Any = None) -> str:
     if not isinstance(kind, str) or not isinstance(index, int | None):
-        raise RefusedError("it describes a device that is none")
+        raise RefusedError("what it describes as a device is none")
     return kind if index is None else f"{kind}:{index}"
 
 
 def _path(*parts: Any) -> str:
     if not all(isinstance(part, str) for part in parts):
-        raise RefusedError("it describes a path that is none")
+        raise RefusedError("what it describes as a path is none")
     return str(PurePosixPath(*parts))
 
 

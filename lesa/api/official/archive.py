@@ -38,7 +38,7 @@ class _File(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if self.most is not None and size is not None and size > self.most:
-            raise RefusedError(f"its list of entries has {size} bytes, where {self.most} are plenty")
+            raise RefusedError(f"its list of entries has {size} bytes, at most {self.most} are allowed")
         return super().read(size)
 
 
@@ -87,7 +87,9 @@ class Archive:
         """What was saved, with a :class:`StoredTensor` for each tensor."""
         info = self._entries[f"{self._root}/data.pkl"]
         if info.file_size > MAX_BYTES:
-            raise RefusedError(f"its description of the data has {info.file_size} bytes, where {MAX_BYTES} are plenty")
+            raise RefusedError(
+                f"its description of the data has {info.file_size} bytes, at most {MAX_BYTES} are allowed"
+            )
         return read_pickle(self._read(f"{self._root}/data.pkl"))
 
     def tensors(self, stored: dict[str, StoredTensor]) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ def read_pickle(data: bytes) -> Any:
         ValueError: if it is damaged.
     """
     if len(data) > MAX_BYTES:
-        raise RefusedError(f"its description of the data has {len(data)} bytes, where {MAX_BYTES} are plenty")
+        raise RefusedError(f"its description of the data has {len(data)} bytes, at most {MAX_BYTES} are allowed")
     try:
         return _run(data)
     except RefusedError:
@@ -207,7 +207,7 @@ def _run(data: bytes) -> Any:
                 state = stack.pop()
                 _build(stack[-1], state)
             case "INST":
-                raise RefusedError(f"it wants {argument} called")
+                raise RefusedError(f"it asks to call {argument}")
     raise ValueError("it has no end")
 
 
@@ -250,17 +250,17 @@ def _storage(description: Any) -> StoredTensor:
 
 def _call(function: Any, arguments: tuple[Any, ...], budget: _Budget) -> Any:
     if not isinstance(function, Name) or function not in STAND_INS:
-        raise RefusedError(f"it wants {kind_of(function)} called")
+        raise RefusedError(f"it asks to call {kind_of(function)}")
     least, most = ARGUMENTS[STAND_INS[function]]
     if not least <= len(arguments) <= most:
-        raise RefusedError(f"it wants {function} called with {len(arguments)} values")
+        raise RefusedError(f"it asks to call {function} with {len(arguments)} values")
     budget.charge(*arguments)
     return STAND_INS[function](*arguments)
 
 
 def _instance(kind: Any, arguments: Any) -> Record:
     if not isinstance(kind, Name) or kind in STAND_INS or kind.module == "torch" or arguments != ():
-        raise RefusedError(f"it wants {kind_of(kind)} called")
+        raise RefusedError(f"it asks to call {kind_of(kind)}")
     return Record(kind)
 
 
@@ -270,4 +270,4 @@ def _build(target: Any, state: Any) -> None:
         target.fields = state
     elif not (isinstance(target, dict) and isinstance(state, dict) and state.keys() <= {"_metadata"}):
         kind = target.kind if isinstance(target, Record) else type(target).__name__
-        raise RefusedError(f"it wants the attributes of a {kind} changed")
+        raise RefusedError(f"it asks to change the attributes of a {kind}")

@@ -52,7 +52,7 @@ def combine(
     fast = chosen != "torch" and len(coefficients) > 0 and is_served(history, coefficients.shape[2:], triton)
     if needs_gradient(history, coefficients, bias):
         if out is not None:
-            raise ValueError("combine(..., out=) overwrites a tensor and has no gradients; leave out= away for them")
+            raise ValueError("combine(..., out=) overwrites a tensor and has no gradients; call it without out=")
         if fast:
             result: Tensor = Combine.apply(history, coefficients, bias, triton)  # type: ignore[no-untyped-call]
             return result

@@ -191,7 +191,7 @@ def test_a_plan_of_a_part_in_place_of_the_whole_is_refused():
     with pytest.raises(ValueError, match="give the plan of the whole schedule"):
         lesa.fit(made, lesa.StepPlan(6, [0, 2, 4]), stream=("transformer", "uncond"), progress=False)
     kan = lesa.LesaConfig(6, hidden_dim=4, latent="kan")
-    with pytest.raises(ValueError, match="latent='kan' has no table"):
+    with pytest.raises(ValueError, match="needs a table, which latent='kan' does not have"):
         lesa.fit(made, lesa.StepPlan(10, [0, 2, 4]), kan, stream=("transformer", "uncond"), progress=False)
 
 

@@ -83,7 +83,7 @@ def test_a_scheduler_that_does_not_go_on_is_reported(named):
         loop(named=named)
     with (
         lesa.enable(loop, Reuse(), PLAN, strict=True),
-        pytest.raises(RuntimeError, match="the scheduler of its pipeline does not go on"),
+        pytest.raises(RuntimeError, match="its scheduler did not advance"),
     ):
         loop(named=named)
 

@@ -7,11 +7,12 @@ from lesa.demo.model import load_pipeline, request
 
 
 @dataclass(frozen=True)
-class Damped:
+class Damped(lesa.Forecaster):
     """The last full feature, and a share of the slope that led to it."""
 
     share: float = 0.5
-    needs_times = False  # it counts steps
+    needs_times = False  # distances are numbers of steps
+    reach = 2  # a prediction uses the latest two full features
 
     def table(self, plan, times):
         def rule(step, rows):

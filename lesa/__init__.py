@@ -4,6 +4,7 @@ A forecaster turns a sampling schedule into a table of coefficients; a kernel tu
 into predictions; an adapter puts both into somebody's transformer.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,9 @@ _lazy = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ErrorGram":
+        warnings.warn("lesa.ErrorGram is now called OutputErrorGram", DeprecationWarning, stacklevel=2)
+        return OutputErrorGram
     if name in _lazy:
         return getattr(import_module(_lazy[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,12 +17,18 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from lesa.demo.digits import IMAGE_SIZE, NUM_CLASSES, agreement, load_digits
-from lesa.demo.model import PROMPT_DIM, TIME_SHIFT, WEIGHTS, build_pipeline, embed, pack, sample
+from lesa.demo.model import PROMPT_DIM, TIME_SHIFT, WEIGHTS, build_pipeline, embed, sample
 
 NULL_SHARE = 0.1
 EMA_DECAY = 0.999
 WARMUP_UPDATES = 200
 EVALUATED_SAMPLES = 500
+
+
+def pack(images: Tensor) -> Tensor:
+    """Images [N, 1, 8, 8] as FLUX tokens [N, 16, 4]."""
+    tokens: Tensor = FluxPipeline._pack_latents(images, *images.shape)
+    return tokens
 
 
 def build_transformer() -> FluxTransformer2DModel:

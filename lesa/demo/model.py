@@ -51,12 +51,6 @@ def embed(labels: Tensor) -> Tensor:
     return one_hot * (labels >= 0).unsqueeze(1)
 
 
-def pack(images: Tensor) -> Tensor:
-    """Images [N, 1, 8, 8] as FLUX tokens [N, 16, 4]."""
-    tokens: Tensor = FluxPipeline._pack_latents(images, *images.shape)
-    return tokens
-
-
 def unpack(tokens: Tensor) -> Tensor:
     """FLUX tokens [N, 16, 4] as images [N, 1, 8, 8]."""
     size = IMAGE_SIZE * PIXELS_PER_LATENT

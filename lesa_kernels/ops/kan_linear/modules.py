@@ -276,6 +276,5 @@ class KAN(nn.Module):
 
     def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
         """Sum over the layers."""
-        layers = (layer for layer in self.layers if isinstance(layer, KANLinear))
-        losses = [layer.regularization_loss(regularize_activation, regularize_entropy) for layer in layers]
-        return torch.stack(losses).sum()
+        layers: Any = self.layers
+        return torch.stack([la.regularization_loss(regularize_activation, regularize_entropy) for la in layers]).sum()

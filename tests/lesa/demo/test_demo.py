@@ -4,9 +4,9 @@ import pytest
 import torch
 from matplotlib import image as mpimg
 
-from benchmarks.demo.training import flow_matching_loss
+from benchmarks.demo.training import flow_matching_loss, pack
 from lesa.demo.digits import NUM_CLASSES, agreement, load_digits
-from lesa.demo.model import embed, load_pipeline, pack, sample, unpack
+from lesa.demo.model import embed, load_pipeline, sample, unpack
 from lesa.demo.run import COUNTS, PAPER, run_demo
 
 

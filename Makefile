@@ -7,11 +7,11 @@ TESTS := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 RELEASES := $(patsubst tests/versions/%.txt,.venv-versions/%,$(wildcard tests/versions/*.txt))
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test coverage test-full test-versions support bench bench-check bench-expect gate lint format docs report clean
+.PHONY: help setup demo test test-full test-versions support bench bench-check bench-expect gate lint format docs report clean
 
 help:
 	@echo "make demo    accelerate a small FLUX on handwritten digits; writes $(OUT)/"
-	@echo "make test    run the tests; make test-full also the slow ones; make coverage measures which lines ran"
+	@echo "make test    run the tests and report which lines did not run; make test-full also runs the slow ones"
 	@echo "make test-versions  run the tests of the adapters with older releases of diffusers"
 	@echo "make support check every transformer of diffusers; writes benchmarks/results/models.json"
 	@echo "make lint    formatting, lint and types"
@@ -60,14 +60,12 @@ demo: $(READY)
 	$(BIN)/lesa demo --out $(OUT)
 
 # A process of one thread for each core. No test measures time, so that a busy machine fails none; bench-check does.
+# Coverage is only reported: the files of which less than 80 % ran, and the total.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python $(TESTS) -m "not full"
-
-# The same tests, slower by a third and more; lists the files of which less than 80 % ran.
-coverage: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run $(TESTS) -m "not full"
-	$(BIN)/python -m coverage combine -q
-	$(BIN)/python -m coverage report | awk '!/%$$/ || /^TOTAL/ || $$NF + 0 < 80'
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run $(TESTS) -m "not full"; status=$$?; \
+	$(BIN)/python -m coverage combine -q; \
+	$(BIN)/python -m coverage report | awk '!/%$$/ || /^TOTAL/ || $$NF + 0 < 80'; \
+	exit $$status
 
 test-full: $(READY)
 	LESA_GATE=90 OMP_NUM_THREADS=1 $(BIN)/python $(TESTS) -m ""
@@ -85,7 +83,7 @@ test-versions: $(READY) $(RELEASES:=/.ready)
 	done
 
 support: $(READY)
-	LESA_SUPPORT=benchmarks/results/models.json $(BIN)/python -m pytest tests/lesa/adapters/diffusers/models
+	LESA_SUPPORT=benchmarks/results/models.json $(BIN)/python -m pytest -m "" tests/lesa/adapters/diffusers/models
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

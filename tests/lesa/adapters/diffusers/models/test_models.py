@@ -49,13 +49,19 @@ def test_with_true_features_nothing_changes_and_no_block_runs(name, support):
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_caches_of_diffusers_do_what_the_committed_table_says(name, support):
+def test_with_equal_inputs_at_every_step_no_block_runs_and_no_output_changes(name, support):
     ours = outcome_of_lesa(name, ROWS[name])
     assert ours["runs"] == 0
     assert ours["error"] < SOUND
-    support.setdefault(name, {})["caches"] = {"lesa": ours} | {
-        cache: outcome_of(cache, name, ROWS[name]) for cache in CACHES
-    }
+    support.setdefault(name, {})["caches"] = {"lesa": ours}
+
+
+@pytest.mark.full  # it can fail only if diffusers changes
+@pytest.mark.parametrize("name", INSTALLED)
+def test_caches_of_diffusers_do_what_the_committed_table_says(name, support):
+    support.setdefault(name, {}).setdefault("caches", {}).update(
+        {cache: outcome_of(cache, name, ROWS[name]) for cache in CACHES}
+    )
     committed = json.loads(COMMITTED.read_text())
     if committed["environment"]["versions"]["diffusers"] == version("diffusers"):
         for cache, then in committed["models"][name]["caches"].items():

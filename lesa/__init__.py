@@ -1,7 +1,7 @@
 """Learned, stage-aware feature predictors for diffusion transformers.
 
 A forecaster turns a sampling schedule into a table of coefficients; a kernel turns the table and the kept features
-into predictions; an adapter puts both into somebody's transformer.
+into predictions; an adapter attaches both to a transformer.
 """
 
 import warnings

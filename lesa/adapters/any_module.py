@@ -57,7 +57,7 @@ class Steps:
         self._accelerator = accelerator
         self._times = times
         self._state = SkipState(accelerator)
-        self._lock = RLock()  # held during each call, since all hooks look at one state
+        self._lock = RLock()  # held during each call, since all hooks share one state
         self._positions: WeakKeyDictionary[Thread, Position] = WeakKeyDictionary()
         self._undo = [
             intercept(module, self._call),

@@ -37,7 +37,7 @@ def local_folder(
         name: a folder, or a repository such as ``"user/repo"``. A :class:`Path` is always a folder.
         revision: branch, tag or commit of the repository.
         token: for a private repository; None: of the login.
-        cache_dir, force_download: where the cache is, and whether to fetch anew.
+        cache_dir, force_download: where the cache is, and whether to fetch again.
         local_files_only: take what the cache has.
 
     Raises:

@@ -16,7 +16,7 @@ class LesaWarning(UserWarning):
 
 
 class Warnings:
-    """Gives each warning once, and remembers it.
+    """Gives each warning once, and keeps it.
 
     Python shows a warning of the same text and place once in a process, so the second of two handles would be silent.
     Here each handle warns for itself.

@@ -15,7 +15,7 @@ from lesa.tables.plan import StepPlan
 log = logging.getLogger("lesa")
 
 MakeMemory = Callable[[StepPlan, Memory | None], Memory]  # (plan, the memory under an earlier plan) -> memory
-NOTHING_KEPT = "its blocks never handed a feature to the head"
+NOTHING_KEPT = "no feature reached its head"
 
 
 class Generation:

@@ -32,7 +32,7 @@ class Forecaster(ABC):
 
     @property
     def needs_times(self) -> bool:
-        """Whether the coefficients depend on the times; if not, a schedule that nobody knows is served as well."""
+        """Whether the coefficients depend on the times; if not, a schedule that is not known can be served."""
         return True
 
     @property

@@ -15,7 +15,7 @@ from lesa.files import TensorFile, check_tensor, read_tensors, write_tensors
 from lesa.predictor.predictor import LesaPredictor
 
 KIND = "training checkpoint"
-ADVICE = "remove it to start anew, or name another file"
+ADVICE = "remove it to start again, or name another file"
 SAVE_EVERY_SECONDS = 5.0
 
 

@@ -170,7 +170,7 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     free = 0
     for info in sorted(entries.values(), key=lambda info: info.header_offset):
         if info.header_offset < free:
-            raise RefusedError(f"its {info.filename[:80]!a} lies where something else does")
+            raise RefusedError(f"its {info.filename[:80]!a} overlaps with another entry")
         free = info.header_offset + HEADER + info.file_size
     if free > size:
         raise ValueError("damaged: its entries are larger than the file")
@@ -178,7 +178,7 @@ def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 
 
 def _root(names: list[str]) -> str:
-    """The folder within the archive that everything lies in."""
+    """The folder of all entries in the archive."""
     roots = {name.removesuffix("/data.pkl") for name in names if name.count("/") == 1 and name.endswith("/data.pkl")}
     if len(roots) != 1:
         raise ValueError("a zip archive, but not one of torch.save: it should hold one data.pkl")

@@ -25,7 +25,7 @@ class Name:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in its file: elements of storage ``key``, which has ``numel`` elements of ``dtype``."""
+    """Where a tensor is in its file: elements of storage ``key``, which has ``numel`` elements of ``dtype``."""
 
     dtype: str
     key: str

@@ -100,7 +100,7 @@ def weight_gradient_kernel(
     BK: tl.constexpr,
     G: tl.constexpr,
 ):
-    """dw[s] = dy.T @ Phi over the rows of split s: a tile [BN, BF] a program, its bases expanded anew.
+    """dw[s] = dy.T @ Phi over the rows of split s: a tile [BN, BF] a program, its bases computed again.
 
     dy [rows, out], x [rows, in], dw [splits, out, in, C]. With SPLINE false (then C = G = 1) the one basis is silu, and
     dw is the gradient of the base weights. Each program writes a place of its own, so there are no atomics and the

@@ -4,7 +4,7 @@
 """Triton kernels of the KAN layer. They read x and the weights and write the result; bases are never stored.
 
 The layer is one matrix product with the matrix of all bases. Number the pairs (input i, basis g) by
-``f = i C + g``, which is how ``spline_weight`` [out, in, C] lies in memory, and write ``Phi[b, f] = B_g(x[b, i])``:
+``f = i C + g``, which is how ``spline_weight`` [out, in, C] is in memory, and write ``Phi[b, f] = B_g(x[b, i])``:
 
     y  = silu(x) @ base_weight.T + Phi @ spline_weight.T          forward_kernel, forward_small_kernel
     dx = silu'(x) * (dy @ base_weight) + sum_g Phi' * (dy @ spline_weight)       input_gradient_kernel

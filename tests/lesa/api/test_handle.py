@@ -64,11 +64,11 @@ def test_a_generation_that_predicts_nothing_is_reported_with_the_cause(pipeline)
         with pytest.warns(LesaWarning, match=r"no step of transformer \(cond\) was predicted although 6 of the 10"):
             generate(pipeline)
         assert (
-            "predicted: none (- each); not predicted: 2, 3, 5, 6, 8, 9 (its blocks never handed a feature to the head)"
+            "predicted: none (- each); not predicted: 2, 3, 5, 6, 8, 9 (no feature reached its head)"
         ) in handle.summary()
     with lesa.enable(pipeline, Taylor(1), PLAN, strict=True):
         stop_handing_features(pipeline)
-        with pytest.raises(RuntimeError, match="its blocks never handed a feature to the head"):
+        with pytest.raises(RuntimeError, match="no feature reached its head"):
             generate(pipeline)
     generate(pipeline)
 

@@ -488,5 +488,5 @@ def test_a_checkpoint_that_no_training_can_have_left_is_refused(tmp_path, change
     file = read_tensors(path, kind="training checkpoint")
     change(file.tensors, file.description)
     write_tensors(path, file.tensors, file.description, kind="training checkpoint")
-    with pytest.raises(ValueError, match=r"training\.safetensors.*remove it to start anew"):
+    with pytest.raises(ValueError, match=r"training\.safetensors.*remove it to start again"):
         progress().restore(path, {"seed": 1})

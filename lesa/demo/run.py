@@ -83,8 +83,8 @@ def demo_methods(calibration: Calibration, predictor: LesaPredictor) -> list[Met
         FULL,
         *plain,
         *(predicted(name, forecaster, PAPER, f"paper N={INTERVAL}") for name, forecaster in paper.items()),
-        predicted("nothing calibrated", UNCALIBRATED, StepPlan.even(calibration.times, count), f"even, {count} steps"),
-        *(predicted("calibrated", forecasters, calibration.plan(n), f"calibrated, {n} steps") for n in COUNTS),
+        predicted("Taylor 2 in time", UNCALIBRATED, StepPlan.even(calibration.times, count), f"even, {count} steps"),
+        *(predicted("path least squares", forecasters, calibration.plan(n), f"calibrated, {n} steps") for n in COUNTS),
     ]
 
 

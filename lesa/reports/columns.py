@@ -18,7 +18,6 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ssim": ("SSIM", "{:.4f}".format),
     "lpips": ("LPIPS", "{:.4f}".format),
     "clip_score": ("CLIP score", "{:.2f}".format),
-    "image_reward": ("ImageReward", "{:.3f}".format),
     "classifier_agreement": ("classifier", "{:.1%}".format),
     "kept_bytes": ("kept", lambda size: f"{size / 2**20:.1f} MiB"),
     "peak_bytes": ("peak", lambda size: f"{size / 2**30:.2f} GiB"),
@@ -40,7 +39,7 @@ def console_table(rows: Sequence[Mapping[str, Any]], title: str) -> "Table":
     headings, texts = cells(rows)
     result = Table(title=title)
     for index, heading in enumerate(headings):
-        result.add_column(heading, justify="left" if index < LEFT else "right")
+        result.add_column(heading, justify="left" if index < LEFT else "right", overflow="fold")
     for number, text in enumerate(texts):
         if number > 0 and text[0] != texts[number - 1][0]:
             result.add_section()

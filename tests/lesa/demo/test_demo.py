@@ -75,12 +75,13 @@ def test_the_demo_writes_its_report_and_pictures(tmp_path, capsys):
     assert psnr["LESA"] > psnr["Taylor 2"] - 0.5
     for steps in COUNTS:
         calibrated, plain = (
-            found[name] for name in (("calibrated", f"calibrated, {steps} steps"), ("plain sampler", f"{steps} steps"))
+            found[name]
+            for name in (("path least squares", f"calibrated, {steps} steps"), ("plain sampler", f"{steps} steps"))
         )
         assert calibrated["full_steps"] == plain["full_steps"] == steps
         assert calibrated["speedup_ideal"] == plain["speedup_ideal"] == 50 / steps
         assert calibrated["psnr"] > plain["psnr"] + 10
-    assert found["calibrated", f"calibrated, {count} steps"]["psnr"] > psnr["LESA"] + 12
+    assert found["path least squares", f"calibrated, {count} steps"]["psnr"] > psnr["LESA"] + 12
     assert all(row["classifier_agreement"] > 0.8 for row in rows)
     assert all(row["environment"]["versions"]["torch"] for row in rows)
     for picture in ("comparison.png", "plan.png"):

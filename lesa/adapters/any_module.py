@@ -21,7 +21,7 @@ from lesa.tables.times import as_times
 
 
 @dataclass
-class Position:
+class ThreadPosition:
     """The latest step and branch of one thread, whether it is inside that step, and its calls at this step."""
 
     step: int = -1
@@ -58,7 +58,7 @@ class Steps:
         self._times = times
         self._state = SkipState(accelerator)
         self._lock = RLock()  # held during each call, since all hooks share one state
-        self._positions: WeakKeyDictionary[Thread, Position] = WeakKeyDictionary()
+        self._positions: WeakKeyDictionary[Thread, ThreadPosition] = WeakKeyDictionary()
         self._undo = [
             intercept(module, self._call),
             *hook_blocks(self._state, blocks),
@@ -75,7 +75,7 @@ class Steps:
             index: from 0.
             branch: such as ``"cond"``; None: the calls at a step are ``call0``, ``call1``, ... by their order.
         """
-        at = self._positions.setdefault(current_thread(), Position())
+        at = self._positions.setdefault(current_thread(), ThreadPosition())
         if index != at.step:
             at.calls = 0
         if index < at.step:

@@ -62,14 +62,15 @@ class Calibration:
             raise ValueError(f"a calibration of {other.describe()} cannot be merged into one of {self.describe()}")
         if not same_times(self.times, other.times):
             raise ValueError("these calibrations were made on different schedules")
-        if [(m.first, m.gram.num_steps) for m in other.streams.values()] != [
-            (m.first, m.gram.num_steps) for m in self.streams.values()
-        ]:
+        parts = [[(m.first, m.gram.num_steps) for m in c.streams.values()] for c in (self, other)]
+        if parts[0] != parts[1]:
             raise ValueError(
                 "these calibrations have streams on different steps, such as guidance that ends at another one; "
                 "calibrate each on its own"
             )
-        if [m.head is None for m in other.streams.values()] != [m.head is None for m in self.streams.values()]:
+        if [m.output_errors is None for m in other.streams.values()] != [
+            m.output_errors is None for m in self.streams.values()
+        ]:
             raise ValueError(
                 "only one of these calibrations knows the model's output head, which an adapter or another version of "
                 "diffusers may have hidden; calibrate both in the same way"

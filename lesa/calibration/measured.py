@@ -19,7 +19,7 @@ class Measured:
     """
 
     gram: GramMatrix
-    head: OutputErrorGram | None = None
+    output_errors: OutputErrorGram | None = None
     first: int = 0
     _of_features: tuple[Tensor, int, OutputErrorGram] | None = field(
         default=None, init=False, repr=False, compare=False
@@ -28,8 +28,8 @@ class Measured:
     @property
     def errors(self) -> OutputErrorGram:
         """The output errors, or else those of the features."""
-        if self.head is not None:
-            return self.head
+        if self.output_errors is not None:
+            return self.output_errors
         matrix = self.gram.matrix
         if self._of_features is None or self._of_features[:2] != (matrix, matrix._version):
             self._of_features = matrix, matrix._version, OutputErrorGram.from_gram(self.gram)
@@ -59,11 +59,11 @@ class Measured:
     def merge(self, other: "Measured") -> None:
         """Add what was measured on other samples; both have the same steps, with or without output errors."""
         self.gram.merge(other.gram)
-        if self.head is not None and other.head is not None:
-            self.head.merge(other.head)
+        if self.output_errors is not None and other.output_errors is not None:
+            self.output_errors.merge(other.output_errors)
 
     @property
     def state(self) -> tuple[int, ...]:
         """Changes when something is merged or replaced."""
-        held = [self.gram.matrix, *([] if self.head is None else [self.head.matrix])]
+        held = [self.gram.matrix, *([] if self.output_errors is None else [self.output_errors.matrix])]
         return tuple(number for matrix in held for number in (id(matrix), matrix._version))

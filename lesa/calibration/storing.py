@@ -38,7 +38,7 @@ def save(path: Path, times: Tensor, streams: Streams, plans: list[StepPlan], fie
     for (component, branch), measured in streams.items():
         name = f"{component}.{branch}"
         tensors |= {f"{name}.{part}": tensor for part, tensor in measured.gram.tensors().items()}
-        head = measured.head
+        head = measured.output_errors
         if head is not None:
             lower = torch.tril_indices(*head.matrix.shape)  # half of a symmetric matrix
             tensors |= {f"{name}.errors": head.matrix[lower[0], lower[1]], f"{name}.lengths": head.lengths}

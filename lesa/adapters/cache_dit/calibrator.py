@@ -12,7 +12,7 @@ from lesa_kernels import combine
 FIRST_ROWS = 4  # initial rows of a buffer that grows
 
 
-class Stream:
+class GrowingHistory:
     """One tensor that cache-dit predicts in one generation, such as the residual of a list of blocks.
 
     The plan is not known beforehand, so at each full step the table is made again for the full steps so far. Features
@@ -73,12 +73,12 @@ class ForecasterCalibrator(CalibratorBase):
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._streams: dict[str, Stream] = {}
+        self._histories: dict[str, GrowingHistory] = {}
         self._times: Tensor | None = None
         self._step = -1
 
     def reset_cache(self, *args: Any, **kwargs: Any) -> None:
-        self._streams.clear()
+        self._histories.clear()
         self._times = None
         self._step = -1
 
@@ -96,17 +96,17 @@ class ForecasterCalibrator(CalibratorBase):
 
     def update(self, Y: Tensor, name: str = "default") -> None:  # noqa: N803
         assert self._times is not None, "mark_step_begin comes first"
-        if name not in self._streams:
-            self._streams[name] = Stream(self._tables, self._times)
-        self._streams[name].keep(self._step, Y.detach())
+        if name not in self._histories:
+            self._histories[name] = GrowingHistory(self._tables, self._times)
+        self._histories[name].keep(self._step, Y.detach())
 
     def approximate(self, name: str = "default") -> Tensor:
-        return self._streams[name].predict(self._step)
+        return self._histories[name].predict(self._step)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all kept features."""
-        return sum(stream.nbytes for stream in self._streams.values())
+        return sum(history.nbytes for history in self._histories.values())
 
     def __repr__(self) -> str:
         return f"ForecasterCalibrator({self._tables.forecaster!r})"

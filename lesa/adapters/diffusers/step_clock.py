@@ -54,7 +54,7 @@ class StepClock(ABC):
 
 
 @dataclass
-class Position:
+class SchedulerPosition:
     """The generation of one scheduler.
 
     Attributes:
@@ -88,14 +88,14 @@ class SchedulerClock(StepClock):
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
-        self._positions: WeakKeyDictionary[Any, Position] = WeakKeyDictionary()
+        self._positions: WeakKeyDictionary[Any, SchedulerPosition] = WeakKeyDictionary()
         self._counted: WeakSet[Any] = WeakSet()
         self._thousands = False  # a time above 1 was seen, so a time of 1 is near the image
 
     def read(self, arguments: dict[str, Any], component: str, transformer: nn.Module) -> StepInfo:
         scheduler = self._scheduler(component, transformer)
         if scheduler not in self._positions:
-            self._positions[scheduler] = Position()
+            self._positions[scheduler] = SchedulerPosition()
         at = self._positions[scheduler]
         if scheduler.timesteps is not at.timesteps:
             at.times = noise_levels(scheduler)
@@ -121,7 +121,7 @@ class SchedulerClock(StepClock):
         caller = calling_pipeline(component, transformer)
         return (self._pipeline if caller is None else caller).scheduler
 
-    def _count(self, at: Position, scheduler: Any, arguments: dict[str, Any]) -> int:
+    def _count(self, at: SchedulerPosition, scheduler: Any, arguments: dict[str, Any]) -> int:
         """The step of a scheduler that does not count: the first step, and the calls of ``step`` since then."""
         if not is_counted(scheduler):
             count_steps(scheduler)
@@ -130,7 +130,7 @@ class SchedulerClock(StepClock):
             at.before = scheduler.steps_taken
         return self._locate(at, scheduler, arguments) + int(scheduler.steps_taken) - at.before
 
-    def _locate(self, at: Position, scheduler: Any, arguments: dict[str, Any]) -> int:
+    def _locate(self, at: SchedulerPosition, scheduler: Any, arguments: dict[str, Any]) -> int:
         """The step of the first call of a generation, by its time: the earliest step that rounds to it."""
         if at.first is None:
             given = next((arguments[name] for name in TIME_ARGUMENTS if arguments.get(name) is not None), None)

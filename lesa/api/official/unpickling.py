@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lesa.api.official.allowed import ARGUMENTS, MAX_NAME, STAND_INS, check_key, mapping
-from lesa.api.official.values import DTYPES, Name, Record, RefusedError, StoredTensor, kind_of
+from lesa.api.official.values import DTYPES, Name, RefusedError, StoredTensor, UnknownInstance, kind_of
 
 MAX_BYTES = 1 << 18  # a released checkpoint's is 60 kB; this many take half a second
 SPARE = 1000  # what the smallest pickle may copy
@@ -73,7 +73,7 @@ KNOWN_PACKAGES = sys.stdlib_module_names | {"__builtin__", "copy_reg", "torch", 
 
 
 def read_pickle(data: bytes) -> Any:
-    """The content of a pickle as plain data, :class:`StoredTensor` and :class:`Record`.
+    """The content of a pickle as plain data, :class:`StoredTensor` and :class:`UnknownInstance`.
 
     Raises:
         RefusedError: for anything else; the message names it.
@@ -258,16 +258,16 @@ def _call(function: Any, arguments: tuple[Any, ...], budget: _Budget) -> Any:
     return STAND_INS[function](*arguments)
 
 
-def _instance(kind: Any, arguments: Any) -> Record:
+def _instance(kind: Any, arguments: Any) -> UnknownInstance:
     if not isinstance(kind, Name) or kind in STAND_INS or kind.module == "torch" or arguments != ():
         raise RefusedError(f"it asks to call {kind_of(kind)}")
-    return Record(kind)
+    return UnknownInstance(kind)
 
 
 def _build(target: Any, state: Any) -> None:
     """Set the attributes of an instance. The metadata of a state_dict is ignored."""
-    if isinstance(target, Record) and target.fields is None and isinstance(state, dict | list | tuple):
+    if isinstance(target, UnknownInstance) and target.fields is None and isinstance(state, dict | list | tuple):
         target.fields = state
     elif not (isinstance(target, dict) and isinstance(state, dict) and state.keys() <= {"_metadata"}):
-        kind = target.kind if isinstance(target, Record) else type(target).__name__
+        kind = target.kind if isinstance(target, UnknownInstance) else type(target).__name__
         raise RefusedError(f"it asks to change the attributes of a {kind}")

@@ -36,7 +36,7 @@ class StoredTensor:
 
 
 @dataclass
-class Record:
+class UnknownInstance:
     """An instance of an unknown class: the name of the class, and its attributes."""
 
     kind: Name
@@ -79,7 +79,7 @@ def plain(value: Any) -> Any:
                 return [copy(item, depth + 1) for item in value]
             case dict():
                 return {key: copy(item, depth + 1) for key, item in value.items()}
-            case Record():
+            case UnknownInstance():
                 return copy({} if value.fields is None else value.fields, depth + 1)
         raise RefusedError(f"its settings hold {kind_of(value)}")
 

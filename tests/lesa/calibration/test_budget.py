@@ -199,7 +199,7 @@ def test_errors_follow_what_is_merged():
 
 def test_a_calibration_that_lacks_the_end_of_the_model_is_not_merged_into_one_that_has_it():
     a, b = calibration(seed=0), calibration(seed=1)
-    a.streams["transformer", "cond"].head = OutputErrorGram.from_gram(measured())
+    a.streams["transformer", "cond"].output_errors = OutputErrorGram.from_gram(measured())
     for one, other in ((a, b), (b, a)):
         with pytest.raises(ValueError, match=r"knows the model.s output head"):
             one.merge(other)

@@ -55,9 +55,9 @@ def test_each_stream_is_calibrated_on_its_own_steps(kind, tmp_path):
     for stream, measured in made.streams.items():
         assert (measured.first, measured.gram.num_steps) == part_of(stream, ranges)
         assert measured.gram.count > 0
-        assert measured.head is not None
-        assert measured.head.num_steps == measured.gram.num_steps
-        assert measured.head.count > 0
+        assert measured.output_errors is not None
+        assert measured.output_errors.num_steps == measured.gram.num_steps
+        assert measured.output_errors.count > 0
     made.save(tmp_path)
     read = Calibration.load(tmp_path)
     assert [(m.first, m.gram.num_steps) for m in read.streams.values()] == [
@@ -100,9 +100,9 @@ def test_a_part_has_the_numbers_of_the_whole():
     ours, theirs = (lesa.calibrate(loop, [{}], search=False, progress=False).streams[stream] for loop in (part, whole))
     kept = [*range(6), STEPS]
     torch.testing.assert_close(ours.gram.matrix, theirs.gram.matrix[kept][:, kept], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(ours.head.power, theirs.head.power[:6], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(ours.head.lengths, theirs.head.lengths[:6, :6], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(ours.head.matrix, theirs.head.matrix[:15, :15], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.output_errors.power, theirs.output_errors.power[:6], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.output_errors.lengths, theirs.output_errors.lengths[:6, :6], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.output_errors.matrix, theirs.output_errors.matrix[:15, :15], rtol=1e-5, atol=1e-6)
 
 
 def test_image_to_image_is_collected_from_its_first_step():

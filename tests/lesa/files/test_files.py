@@ -251,7 +251,7 @@ def test_a_report_that_is_none_is_named_before_anything_is_written(tmp_path, tex
 )
 def test_a_calibration_whose_numbers_do_not_fit_is_refused(tmp_path, change):
     made = calibration()
-    made.streams["transformer", "cond"].head = lesa.OutputErrorGram.from_gram(measured())
+    made.streams["transformer", "cond"].output_errors = lesa.OutputErrorGram.from_gram(measured())
     made.save(tmp_path)
     path = tmp_path / "calibration.safetensors"
     with safe_open(path, "pt") as file:

@@ -26,7 +26,7 @@ ROOM = 1 << 26  # bytes that reading a file of a few kilobytes may ask for at on
 
 def a_calibration(folder):
     made = calibration(STEPS)
-    made.streams["transformer", "cond"].head = lesa.OutputErrorGram.from_gram(measured(STEPS))
+    made.streams["transformer", "cond"].output_errors = lesa.OutputErrorGram.from_gram(measured(STEPS))
     made.plan(2)
     made.save(folder)
     return folder / "calibration.safetensors"

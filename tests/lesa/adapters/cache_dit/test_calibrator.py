@@ -14,7 +14,7 @@ from hypothesis import given
 
 from lesa import L2P, FoCa, Hermite, LeastSquares, LesaConfig, LesaPredictor, Reuse, StepPlan, Taylor
 from lesa.adapters.cache_dit import ForecasterCalibrator, ForecasterConfig, GramConfig, compat, steps_mask
-from lesa.adapters.cache_dit.calibrator import Stream
+from lesa.adapters.cache_dit.calibrator import GrowingHistory
 from lesa.adapters.cache_dit.tables import Tables
 from tests.lesa.adapters.diffusers.tiny import STEPS, arguments, generate, pipeline
 from tests.lesa.strategies import plans, schedule
@@ -95,38 +95,38 @@ FORECASTERS = [
 def test_a_stream_predicts_as_if_it_had_known_the_full_steps_beforehand(forecaster, plan):
     plan = StepPlan(12, plan.full_steps)
     features, times = torch.randn(12, 2, 3), schedule(12)
-    stream, table = Stream(Tables(forecaster, times), times), forecaster.table(plan, times)
+    history, table = GrowingHistory(Tables(forecaster, times), times), forecaster.table(plan, times)
     for step in range(12):
         if plan.is_full(step):
-            stream.keep(step, features[step])
+            history.keep(step, features[step])
             continue
         row = plan.predicted_steps.index(step)
         expected = table.coefficients[row] @ features[list(plan.full_steps)].flatten(1).double() + table.bias[row]
-        torch.testing.assert_close(stream.predict(step).flatten().double(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(history.predict(step).flatten().double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_feature_that_weighs_nothing_for_a_while_is_not_let_go():
     plan = StepPlan.paper(50, interval=7)  # FoCa's weight of step 9 is zero after step 16, and is not after step 23
-    stream, line = Stream(Tables(FoCa(), 50), schedule(50)), torch.arange(50.0)
+    history, line = GrowingHistory(Tables(FoCa(), 50), schedule(50)), torch.arange(50.0)
     for step in range(50):
         if plan.is_full(step):
-            stream.keep(step, line[step : step + 1])
+            history.keep(step, line[step : step + 1])
         else:
-            torch.testing.assert_close(stream.predict(step), line[step : step + 1])
+            torch.testing.assert_close(history.predict(step), line[step : step + 1])
 
 
 def test_a_stream_keeps_no_more_than_its_forecaster_looks_back_on():
     feature = torch.randn(4, 8)
     for forecaster, limit, kept in ((Taylor(1), None, 2), (Taylor(2), None, 3), (FoCa(), None, 4), (FoCa(), 2, 2)):
-        stream = Stream(Tables(forecaster, 20, limit), schedule(20))
+        history = GrowingHistory(Tables(forecaster, 20, limit), schedule(20))
         for step in range(0, 20, 2):
-            stream.keep(step, feature)
-            stream.predict(step + 1)
-        assert stream.nbytes == kept * feature.nbytes
-    stream = Stream(Tables(L2P(torch.eye(20)), 20), schedule(20))
+            history.keep(step, feature)
+            history.predict(step + 1)
+        assert history.nbytes == kept * feature.nbytes
+    history = GrowingHistory(Tables(L2P(torch.eye(20)), 20), schedule(20))
     for step in range(9):
-        stream.keep(step, feature)
-    assert stream.nbytes == 16 * feature.nbytes
+        history.keep(step, feature)
+    assert history.nbytes == 16 * feature.nbytes
 
 
 def test_cache_dit_may_decide_on_the_full_steps_as_it_goes_in_generations_of_any_length_and_batch():

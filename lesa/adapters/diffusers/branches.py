@@ -6,9 +6,7 @@ from lesa.adapters.diffusers.conditions import Arguments, Conditions, Signature,
 from lesa.adapters.diffusers.precomputed import PrecomputedOutputs
 from lesa.adapters.diffusers.time_check import TimeCheck
 
-MOST = (
-    8  # unnamed branches; with more calls per step, they are windows of a long video, or the scheduler never advanced
-)
+MOST = 8  # unnamed branches; more calls per step are windows of a long video, or the scheduler never advanced
 SHAPES = "the shapes of its inputs changed"
 REPLACED = "its conditioning was replaced or written to"
 SEVERAL = "one branch takes several calls a step"

@@ -1,5 +1,6 @@
 """Every private name of diffusers that this library touches, and nothing else."""
 
+import inspect
 import threading
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "ModelHook",
     "active_cache",
     "can_bypass_forward",
+    "innermost_forward",
     "is_split",
     "refresh_hooks",
     "refuse_caches",
@@ -92,6 +94,15 @@ def refresh_hooks(module: nn.Module) -> None:
         registry.invalidate_child_registries_cache()
     else:  # up to 0.40; up to 0.37 it looks every time
         registry._child_registries_cache = None
+
+
+def innermost_forward(module: Any) -> Any:
+    """The function behind ``module.forward``, which hooks of diffusers and accelerate may wrap."""
+    forward = inspect.unwrap(module.forward)
+    if getattr(forward, "__module__", "") == HookRegistry.__module__:  # up to 0.40 its hooks hide what they wrap
+        first = module._diffusers_hook._fn_refs[0]
+        forward = inspect.unwrap(first.original_forward or first.forward)
+    return getattr(forward, "__func__", forward)
 
 
 def refuse_caches(module: nn.Module, parts: Iterable[nn.Module]) -> None:

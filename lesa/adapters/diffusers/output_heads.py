@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lesa.adapters.diffusers.compat import innermost_forward
 from lesa.adapters.diffusers.models import look_up
 from lesa.statistics.output_errors import LinearHead
 
@@ -54,18 +55,12 @@ def find_output_head(transformer: nn.Module) -> OutputHead | None:
         return None
     name, head = found
     base: Any = next(kind for kind in reversed(type(transformer).__mro__) if kind.__name__ == name)
-    if _innermost(transformer.forward) is not _innermost(base.forward):
+    if innermost_forward(transformer) is not inspect.unwrap(base.forward):
         return None
     norm = getattr(transformer, "norm_out", None)
     norm = getattr(norm, "norm", norm)  # the adaptive ones hold a plain one
     plain = isinstance(norm, nn.LayerNorm) and norm.weight is None
     return head if plain and type(getattr(transformer, head.projection, None)) is nn.Linear else None
-
-
-def _innermost(forward: Any) -> Any:
-    """The function behind a method or a wrapper of one."""
-    forward = inspect.unwrap(forward)
-    return getattr(forward, "__func__", forward)
 
 
 def linear_head(transformer: Any, arguments: Arguments) -> LinearHead | None:

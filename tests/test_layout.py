@@ -109,7 +109,7 @@ def forbidden(edges: dict[str, set[str]]) -> list[str]:
     ]
 
 
-def test_every_folder_has_its_place_in_the_list():
+def test_every_folder_is_in_the_list_of_folders():
     assert {folder(name) for name in graph("lesa")} == set(FOLDERS)
 
 
@@ -132,7 +132,7 @@ def test_the_kernels_import_nothing_of_lesa():
     assert [name for name in used if name.split(".")[0] == "lesa"] == []
 
 
-def test_an_arrow_that_is_turned_round_is_found():
+def test_an_import_in_the_wrong_direction_is_found():
     edges = graph("lesa")
     turned = edges | {"lesa.tables.plan": edges["lesa.tables.plan"] | {"lesa.api.enable"}}
     assert upward(turned) == ["lesa.tables.plan imports lesa.api.enable"]

@@ -60,9 +60,7 @@ def run_comparison(
     best = calibrated_methods(calibration, trajectories, CONFIG, intervals)
     kan = load_predictor(f"lesa-kan-n{LIVE_INTERVAL}")
     methods = all_methods(predictors, gram_of(trajectories), kan, best)
-    console.print(
-        f"[bold]4.[/] {len(methods)} methods draw {held_out} digits from seeds that nobody has seen, taking turns."
-    )
+    console.print(f"[bold]4.[/] {len(methods)} methods draw {held_out} digits from other seeds, interleaved.")
 
     def keep(rows: list[dict[str, Any]]) -> None:
         """After every call, so that an interrupted run leaves what it has measured."""

@@ -70,7 +70,7 @@ def part(
         document: path of a Markdown file in the repository.
         name: of the markers.
         result: file name; None: the part follows from the code alone.
-        command: makes the result anew, without its ``--out``; None where another part of the document says it.
+        command: makes the result again, without its ``--out``; None where another part of the document says it.
     """
 
     def register(write: Callable[[Any], str]) -> Callable[[Any], str]:
@@ -138,7 +138,7 @@ def documents() -> list[str]:
 
 
 def rendered(document: str, text: str) -> str:
-    """The text of a document with all its parts made anew.
+    """The text of a document with all its parts made again.
 
     Raises:
         ValueError: if a part does not have exactly one place in the text.

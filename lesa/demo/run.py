@@ -52,7 +52,7 @@ def run_demo(out: Path, *, held_out: int = len(HELD_OUT_SEEDS), timing_rounds: i
     calibration = calibrate(pipeline, [call_of(CALIBRATION_SEEDS)], search=False)
     console.print(f"[bold]2.[/] A LESA predictor for the paper's plan with interval {INTERVAL} is trained.")
     methods = demo_methods(calibration, fit_digits(collect_digits(pipeline), INTERVAL))
-    console.print(f"[bold]3.[/] {len(methods)} methods draw {held_out} digits from other seeds, taking turns.")
+    console.print(f"[bold]3.[/] {len(methods)} methods draw {held_out} digits from other seeds, interleaved.")
     seeds = HELD_OUT_SEEDS[:held_out]
     batches = [seeds[first : first + BATCH] for first in range(0, len(seeds), BATCH)]
 

@@ -1,4 +1,4 @@
-"""The regression gate sees a kernel that became 25 % slower, and nothing else. Calls alone move its clock."""
+"""The regression check fails for a kernel that is 25 % slower, and for nothing else. Only calls move its clock."""
 
 import json
 import types
@@ -62,17 +62,17 @@ def test_a_ratio_that_grew_by_more_than_15_percent_fails(clock, factor, fails):
         assert found[0].startswith(f"sum: {factor - 1:.0%} slower than expected beside its reference")
 
 
-def test_a_machine_that_is_slower_for_both_sides_is_no_failure(clock):
+def test_a_machine_that_is_slower_for_both_sides_does_not_fail(clock):
     assert failures(problem(clock, 0.03, 0.03)) == []
 
 
-def test_rounds_that_others_disturb_are_no_failure(clock):
+def test_a_few_slow_rounds_do_not_fail(clock):
     turn = iter(range(10**6))
     assert failures(problem(clock, lambda: 0.01 if next(turn) % 3 else 0.05)) == []
 
 
 @pytest.mark.parametrize(("busy", "fails"), [(1, False), (check.ATTEMPTS - 1, False), (check.ATTEMPTS, True)])
-def test_only_what_is_slow_in_every_attempt_fails(clock, monkeypatch, busy, fails):
+def test_a_ratio_has_to_be_slow_in_every_attempt_to_fail(clock, monkeypatch, busy, fails):
     values, measured = iter([2.0] * busy + [1.0]), []
 
     def measure(*_, **__):
@@ -108,7 +108,7 @@ def test_a_kernel_made_25_percent_slower_fails_by_name_and_an_unchanged_one_pass
     ]
 
 
-def test_a_ratio_that_nobody_wrote_down_is_said_to_be():
+def test_a_ratio_without_an_expectation_is_reported():
     line, *others = check.compare_ratios(ratios.problems("cpu"), {}, check.SLOWER, SECONDS)
     assert len(others) > 5
     assert "nothing is expected of it" in line

@@ -31,21 +31,21 @@ def result(tmp_path_factory):
     return json.loads(out.read_text())
 
 
-def test_nothing_fails_and_nothing_is_left_out(result):
+def test_no_section_fails_and_none_is_skipped(result):
     assert result["smoke"]
     assert result["failed"] == []
     if not torch.cuda.is_available():
         assert result["skipped"] == []
 
 
-def test_every_provider_was_found_right_and_timed(result):
+def test_every_provider_was_checked_and_timed(result):
     rows = result["kernels"] + result["kan"]
     assert {"combine, 1 of 4", "head, 3 of 4", "interval", "kan_linear"} <= {row["operation"] for row in rows}
     assert all(row["wall_median"] > 0 and row["gb_per_s"] > 0 for row in rows)
     assert all(row["error"] < 0.1 for row in rows if row["provider"] in ("ours", "reference", "closed loop"))
 
 
-def test_every_architecture_denoises_with_as_many_full_steps_by_every_method(result):
+def test_every_method_has_as_many_full_steps_on_every_architecture(result):
     rows = result["loops"]
     assert {row["architecture"] for row in rows} == set(ARCHITECTURES)
     for row in rows:
@@ -54,14 +54,14 @@ def test_every_architecture_denoises_with_as_many_full_steps_by_every_method(res
         assert row["ideal"] == 12 / expected
 
 
-def test_the_kernels_own_tests_and_the_sanitizers_calls_ran(result):
+def test_kernel_tests_and_sanitizer_calls_ran(result):
     assert result["tests"][0]["status"] == 0
     assert "passed" in result["tests"][0]["summary"][-1]
     if not torch.cuda.is_available():
         assert "were right" in result["sanitizer"][0]["summary"][-1]
 
 
-def test_without_diffusers_the_loops_are_left_out_with_a_line_that_says_so(monkeypatch, tmp_path):
+def test_without_diffusers_the_loops_are_skipped_with_a_message(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert gpu.main(["--smoke", "--here", "loops", "--out", str(tmp_path / "gpu.json")]) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())
@@ -69,7 +69,7 @@ def test_without_diffusers_the_loops_are_left_out_with_a_line_that_says_so(monke
     assert found["skipped"] == ["denoising loops: diffusers is not installed"]
 
 
-def test_what_fails_is_noted_and_the_rest_goes_on(tmp_path):
+def test_a_failing_section_is_recorded_and_the_others_run(tmp_path):
     run = gpu.Run(tmp_path / "gpu.json", smoke=True, budget=60)
     run.section("first", lambda _: (1 // (1 - i) for i in range(2)))
     run.section("second", lambda _: [1])
@@ -81,7 +81,7 @@ def test_what_fails_is_noted_and_the_rest_goes_on(tmp_path):
     assert late.result["skipped"] == ["third: no time left"]
 
 
-def test_a_process_that_dies_is_a_failure_of_its_sections_alone(monkeypatch, tmp_path):
+def test_a_process_that_dies_fails_only_its_own_sections(monkeypatch, tmp_path):
     run = gpu.Run(tmp_path / "gpu.json", smoke=True, budget=60)
     monkeypatch.setattr(gpu.subprocess, "run", lambda command, cwd: subprocess.CompletedProcess(command, -6))
     run.elsewhere(["kernels"])
@@ -89,7 +89,7 @@ def test_a_process_that_dies_is_a_failure_of_its_sections_alone(monkeypatch, tmp
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda made: made.name)
-def test_a_published_size_makes_the_feature_that_its_shape_says(architecture):
+def test_a_published_image_size_gives_the_shape_of_its_feature(architecture):
     features = []
     with torch.device("meta"), torch.no_grad():
         transformer, inputs = architecture.build(2, False)

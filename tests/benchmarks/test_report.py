@@ -1,4 +1,4 @@
-"""README.md and docs/: every number comes from a committed result, and what they refer to is there."""
+"""README.md and docs/: every number comes from a committed result, and every link leads somewhere."""
 
 import json
 import re
@@ -17,7 +17,7 @@ RESULTS = sorted(registry.RESULTS.glob("*.json"))
 @pytest.mark.parametrize("document", registry.documents())
 def test_every_measured_part_comes_from_the_committed_results(document):
     text = DOCUMENTS[document].read_text()
-    assert registry.rendered(document, text) == text, "make report writes it anew"
+    assert registry.rendered(document, text) == text, "make report writes it again"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -36,16 +36,16 @@ def test_every_picture_is_drawn_from_the_committed_results(path):
     drawn = drawing.svg(entry.draw(measured))
     if f"matplotlib=={version('matplotlib')}" not in (registry.ROOT / "constraints.txt").read_text().split():
         pytest.skip("another matplotlib than the pinned one draws the same numbers a little differently")
-    assert drawn == (registry.ROOT / path).read_text(), "make report draws it anew"
+    assert drawn == (registry.ROOT / path).read_text(), "make report draws it again"
 
 
-def test_a_result_that_is_missing_is_said_to_be(monkeypatch, tmp_path):
+def test_a_missing_result_is_shown_as_not_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "RESULTS", tmp_path)
     made = registry.Part("README.md", "a table", "a.json", "python -m a", write=str)
     assert made.text() == "Not measured yet: `python -m a` writes `benchmarks/results/a.json`."
 
 
-def test_a_part_without_its_place_is_an_error():
+def test_a_part_without_markers_is_an_error():
     with pytest.raises(ValueError, match="has 0 places"):
         registry.rendered("README.md", "nothing is marked here")
 
@@ -71,7 +71,7 @@ def test_python_examples_use_names_that_exist():
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
-def test_results_name_what_they_were_measured_on(path):
+def test_results_name_device_versions_and_commit(path):
     measured = json.loads(path.read_text())
     for row in measured if isinstance(measured, list) else [measured]:
         assert {"device", "versions", "commit"} <= row["environment"].keys()

@@ -1,4 +1,4 @@
-"""The benchmark suite runs, and its clocks and counts say what they mean to."""
+"""The benchmark suite runs, and its clocks and counters are correct."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ from benchmarks.scaling import exponent
 from benchmarks.shapes import SHAPES, SMOKE
 
 
-def test_every_benchmark_finds_its_providers_right_on_a_tiny_shape():
+def test_every_benchmark_checks_its_providers_on_a_tiny_shape():
     command = ["-m", "pytest", "benchmarks", "--smoke", "--benchmark-disable", "-q", "-k", "not compiled and not inkan"]
     run = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
     assert run.returncode == 0, run.stdout[-4000:]
@@ -53,7 +53,7 @@ class FakeCuda:
         return Event()
 
 
-def test_the_device_clock_sees_neither_the_backlog_nor_the_gaps_of_the_host():
+def test_the_device_clock_excludes_queued_work_and_gaps_of_the_host():
     cuda = FakeCuda()
 
     def call():
@@ -65,7 +65,7 @@ def test_the_device_clock_sees_neither_the_backlog_nor_the_gaps_of_the_host():
     assert cuda.log == ["synchronize", "sleep", "record", "call", "call", "call", "record", "wait"]
 
 
-def test_a_timer_is_a_clock_for_who_subtracts_two_readings():
+def test_a_timer_gives_differences_of_two_readings():
     cuda = FakeCuda()
     timer = Timer(DeviceClock(0.001, cuda))
     for _ in range(2):
@@ -74,7 +74,7 @@ def test_a_timer_is_a_clock_for_who_subtracts_two_readings():
         assert abs(timer() - start - 0.25) < 1e-9
 
 
-def test_a_measurement_is_the_median_of_as_many_rounds_as_a_budget_has_and_the_fifths_at_both_ends(monkeypatch):
+def test_a_measurement_has_the_median_and_the_outer_fifths_of_its_rounds(monkeypatch):
     now, durations = [0.0], itertools.chain([0.01] * 4, itertools.cycle([0.01, 0.02, 0.05, 0.02, 0.03]))
 
     def call():
@@ -102,7 +102,7 @@ def test_a_census_counts_operators_and_bytes():
     assert census(call) == counted
 
 
-def test_a_shape_is_cut_to_what_fits_and_says_so():
+def test_a_shape_is_cut_to_what_fits_and_is_marked():
     video = SHAPES["HunyuanVideo 720p"]
     few = video.within(32 * 2**20)
     assert few.kept * few.nbytes <= 32 * 2**20 < video.kept * video.nbytes
@@ -110,7 +110,7 @@ def test_a_shape_is_cut_to_what_fits_and_says_so():
     assert SHAPES["demo"].within(2**30) is SHAPES["demo"]
 
 
-def test_a_power_law_has_its_exponent_whatever_a_call_costs_besides():
+def test_the_exponent_of_a_power_law_ignores_constant_costs():
     sizes = [1 << power for power in range(10, 24)]
     assert abs(exponent(sizes, [1e-4 + 1e-9 * n**1.5 for n in sizes]) - 1.5) < 0.01
 

@@ -1,9 +1,11 @@
+"""Methods that take turns, step by step, in one process."""
+
 import pytest
 
 from benchmarks.turns import take_turns
 
 
-def test_each_goes_on_for_as_many_steps_as_it_is_given():
+def test_generators_are_interleaved_by_their_numbers_of_steps():
     seen = []
 
     def generation(name, steps):
@@ -24,7 +26,7 @@ def test_each_goes_on_for_as_many_steps_as_it_is_given():
     assert moments == sorted(moments)
 
 
-def test_what_one_raises_is_raised_and_the_others_are_given_up():
+def test_an_exception_of_one_generator_ends_all():
     def fails(step_done):
         step_done()
         raise KeyError("lost")

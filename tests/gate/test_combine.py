@@ -23,19 +23,19 @@ def numbers(case: str) -> tuple[str, int, int]:
     return layout, int(count[1:]), int(m[1:])
 
 
-def test_nothing_leaves_the_registers_and_nothing_is_atomic(compiled) -> None:
+def test_no_register_spills_and_no_atomics(compiled) -> None:
     for case, row in compiled("combine").items():
         assert (row["stack"], row["spills"], row["atomics"]) == (0, 0, 0), case
 
 
-def test_registers_leave_room_for_two_blocks_and_one_prediction_is_small(forward, dots) -> None:
+def test_registers_allow_two_blocks_and_one_prediction_needs_few(forward, dots) -> None:
     for case, row in {**forward, **dots}.items():
         assert row["registers"] <= 255, case  # at most 176 in Triton 3.7.1; 65536 / 128 / 255 = 2 blocks
     assert forward["forward-bf16-shared-P1-m8"]["registers"] <= 48  # 32: 16 blocks, all threads of an SM
     assert forward["forward-bf16-shared-P6-m8"]["registers"] <= 144  # 96
 
 
-def test_features_are_read_once_and_16_bytes_at_a_time_however_many_predictions(forward) -> None:
+def test_features_are_read_once_in_16_bytes_for_any_number_of_predictions(forward) -> None:
     for case, row in forward.items():
         layout, count, m = numbers(case)
         if layout != "channel" and not re.search("odd|m32", case):

@@ -13,7 +13,7 @@ def rows(compiled):
     return compiled("fused_output_head")
 
 
-def test_nothing_leaves_the_registers_and_nothing_is_atomic(rows) -> None:
+def test_no_register_spills_and_no_atomics(rows) -> None:
     assert len(rows) == (15 if "LESA_GATE" in os.environ else 12)
     for case, row in rows.items():
         assert (row["stack"], row["spills"], row["atomics"]) == (0, 0, 0), case

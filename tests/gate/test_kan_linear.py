@@ -25,7 +25,7 @@ def on_tensor_cores(name: str) -> bool:
     return name.startswith(TENSOR_CORE) and not name.endswith("fp32")
 
 
-def test_nothing_spills(cases):
+def test_no_register_spills(cases):
     assert {name for name, code in cases.items() if code["stack"] or code["spills"]} == set()
 
 

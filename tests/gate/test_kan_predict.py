@@ -31,17 +31,17 @@ def predict(compiled):
     return cases
 
 
-def test_nothing_leaves_the_registers_and_nothing_is_atomic(compiled) -> None:
+def test_no_register_spills_and_no_atomics(compiled) -> None:
     for name, row in compiled("kan_predict").items():
         assert (row["stack"], row["spills"], row["atomics"]) == (0, 0, 0), name
 
 
-def test_elements_share_nothing(predict) -> None:
+def test_no_shared_memory_is_used(predict) -> None:
     for shape, row in predict.items():
         assert row["shared"] == 0, shape
 
 
-def test_registers_leave_room_for_enough_blocks(predict) -> None:
+def test_registers_allow_enough_blocks(predict) -> None:
     """At most, in Triton 3.7.1 on sm_80, 90 and 100: 80 in 16 bits and 52 in 32 for one step, 208 and 96 for six."""
     for shape, row in predict.items():
         wide, several = VEC[shape.dtype] == 8, shape.steps > 1
@@ -57,7 +57,7 @@ def test_tokens_are_read_16_bytes_at_a_time_and_once(predict) -> None:
         assert row["loads_narrow"] == 0, shape
 
 
-def test_all_other_loads_are_of_the_table(predict) -> None:
+def test_all_other_loads_are_of_coefficients(predict) -> None:
     """A feature looks up two scalars and ORDER + 1 weights an element for every open step; a step has one bias."""
     for shape, row in predict.items():
         open_steps = min(shape.window, shape.steps), min(shape.window, shape.steps - 1)  # of a feature, of a prediction

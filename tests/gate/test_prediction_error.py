@@ -1,7 +1,7 @@
 """What the machine code of ``prediction_error`` shows."""
 
 
-def test_features_are_read_once_16_bytes_at_a_time_and_nothing_leaves_the_registers(compiled) -> None:
+def test_features_are_read_once_in_16_bytes_and_no_register_spills(compiled) -> None:
     for case, row in compiled("prediction_error").items():
         assert (row["stack"], row["spills"], row["atomics"]) == (0, 0, 0), case
         assert row["registers"] <= 255, case

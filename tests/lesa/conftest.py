@@ -4,10 +4,10 @@ from lesa.adapters.diffusers.output_heads import OUTPUT_HEADS
 from tests.lesa.adapters.diffusers import tiny
 
 
-@pytest.fixture(params=["end known", "blocks handed through"])
+@pytest.fixture(params=["output head known", "blocks skipped"])
 def way(request, monkeypatch):
-    """Both ways through a predicted step: straight to the end of the model, and through its forward."""
-    if request.param == "blocks handed through":
+    """Both ways to compute a predicted step: by the known output head, and by the forward without blocks."""
+    if request.param == "blocks skipped":
         monkeypatch.delitem(OUTPUT_HEADS, "FluxTransformer2DModel")
     return request.param
 
@@ -18,6 +18,6 @@ def pipeline():
 
 
 @pytest.fixture
-def handed_through(monkeypatch):
+def blocks_skipped(monkeypatch):
     """Predicted steps go through the forward, where the head's input can be seen."""
     monkeypatch.delitem(OUTPUT_HEADS, "FluxTransformer2DModel")

@@ -1,4 +1,4 @@
-"""Bounds checks for interpreted kernels: left alone the interpreter reads and writes whatever lies at an address."""
+"""Bounds checks for interpreted kernels: without them the interpreter reads and writes at any address."""
 
 import contextlib
 from collections.abc import Iterator

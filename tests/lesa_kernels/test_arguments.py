@@ -1,4 +1,4 @@
-"""Wrong arguments of every operation are refused before any work, by one sentence that names the argument."""
+"""Wrong arguments of every operation are refused before any work, with a message that names the argument."""
 
 import math
 
@@ -72,7 +72,7 @@ def tensor_of(name: str, argument: str) -> Tensor:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_right_arguments_are_served(name):
+def test_correct_arguments_are_accepted(name):
     call(name)
 
 
@@ -103,7 +103,7 @@ def test_gradients_on_meta_have_the_shapes_of_the_arguments(name):
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
-def test_what_is_no_real_float_tensor_is_refused(name, argument, dtype):
+def test_tensors_that_are_not_real_floats_are_refused(name, argument, dtype):
     with pytest.raises(ValueError, match=f"{argument} is {dtype}"):
         call(name, **{argument: tensor_of(name, argument).to(dtype)})
 
@@ -114,7 +114,7 @@ def test_what_is_no_real_float_tensor_is_refused(name, argument, dtype):
     [(Tensor.numpy, "torch.as_tensor"), (list, "torch.stack"), (lambda t: 2.0, "float"), (str, "str")],
     ids=["numpy", "list", "number", "text"],
 )
-def test_what_is_no_tensor_is_named(name, argument, convert, message):
+def test_an_argument_that_is_no_tensor_is_named(name, argument, convert, message):
     if convert is list and tensor_of(name, argument).ndim == 0:
         pytest.skip("no list")
     with pytest.raises(ValueError, match=f"^{argument} must be a tensor, not .*{message}"):
@@ -122,13 +122,13 @@ def test_what_is_no_tensor_is_named(name, argument, convert, message):
 
 
 @pytest.mark.parametrize("name", ["combine", "gram_row", "fused_output_head", "kan_predict", "prediction_error"])
-def test_one_number_is_no_history(name):
+def test_a_history_without_dimensions_is_refused(name):
     with pytest.raises(ValueError, match=r"\[\]"):
         call(name, history=torch.ones(()))
 
 
 @pytest.mark.parametrize("eps", [-1e-6, math.nan, math.inf, None, "1e-6", True], ids=str)
-def test_eps_of_a_norm_is_a_number_from_zero_on(eps):
+def test_eps_must_be_a_number_of_at_least_zero(eps):
     with pytest.raises(ValueError, match=r"eps must be a finite number"):
         call("fused_output_head", eps=eps)
     call("fused_output_head", eps=0)
@@ -190,7 +190,7 @@ def test_sizes_may_be_numpys_integers():
 
 
 @pytest.mark.parametrize("order", [2, 3])
-def test_knots_get_the_gradient_of_the_reference(order):
+def test_explicit_knots_have_the_gradient_of_the_reference(order):
     x, base, spline = torch.randn(6, 3), torch.randn(2, 3), torch.randn(2, 3, 5 + order)
     knots = torch.linspace(-4, 4, 6 + 2 * order).repeat(3, 1).requires_grad_()
     (gradient,) = torch.autograd.grad(kan_linear(x, base, spline, order=order, grid=knots).sum(), knots)
@@ -218,7 +218,7 @@ def test_knots_get_the_gradient_of_the_reference(order):
         ("1:1", "0:3", False),
     ],
 )
-def test_shared_memory_is_seen_whatever_the_strides(first, second, shared):
+def test_overlapping_memory_is_detected_for_any_strides(first, second, shared):
     room = torch.zeros(6, 4, 8)
     one, other = (eval(f"room[{text}]", {"room": room}) for text in (first, second))
     assert overlap(one, other) == overlap(other, one) == overlap(one.transpose(0, -1), other) == shared
@@ -227,7 +227,7 @@ def test_shared_memory_is_seen_whatever_the_strides(first, second, shared):
     assert bool(numbers[0] & numbers[1]) == shared
 
 
-def test_shared_memory_is_seen_across_storages_and_dtypes():
+def test_overlapping_memory_is_detected_across_storages_and_dtypes():
     array = np.zeros(64, np.float32)
     one, other = torch.from_numpy(array), torch.from_numpy(array[40:])
     assert overlap(one, other)
@@ -240,7 +240,7 @@ def test_shared_memory_is_seen_across_storages_and_dtypes():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("backend", ["auto", "torch"])
-def test_out_in_memory_of_what_it_is_made_of_is_refused(dtype, backend):
+def test_out_that_overlaps_the_history_is_refused(dtype, backend):
     room = torch.randn(8, 2, 16).to(dtype)
     history, coefficients = room[2:5], torch.randn(3, 3, dtype=torch.promote_types(dtype, torch.float32))
     before = room.clone()
@@ -253,7 +253,7 @@ def test_out_in_memory_of_what_it_is_made_of_is_refused(dtype, backend):
         assert torch.equal(combine(history, coefficients, out=out, backend=backend), expected)
 
 
-def test_out_in_memory_of_the_coefficients_or_the_bias_is_refused():
+def test_out_that_overlaps_coefficients_or_bias_is_refused():
     numbers = torch.randn(3, 3)
     with pytest.raises(ValueError, match="out shares memory with coefficients"):
         combine(torch.randn(3, 3), numbers, out=numbers)

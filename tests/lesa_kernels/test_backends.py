@@ -1,4 +1,4 @@
-"""``backend=`` means the same in every operation: "torch" is the reference, "auto" what is made for the device."""
+"""``backend=`` means the same in every operation: "torch" is the reference, "auto" chooses by device."""
 
 import importlib
 
@@ -59,7 +59,7 @@ def test_torch_is_the_reference_and_nothing_else(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NATIVE)
-def test_a_cpu_takes_its_native_code_by_itself(name, monkeypatch):
+def test_auto_uses_the_native_backend_on_a_cpu(name, monkeypatch):
     tensors = drawn(name)
     for ours, expected in zip(results(name, **tensors), results(name, **tensors, backend="native"), strict=True):
         assert torch.equal(ours, expected)
@@ -69,7 +69,7 @@ def test_a_cpu_takes_its_native_code_by_itself(name, monkeypatch):
             results(name, **tensors, backend=chosen)
 
 
-def test_references_are_called_as_they_are():
+def test_the_torch_backend_calls_the_reference_unchanged():
     for name in ("combine", "fused_output_head", "kan_linear", "kan_predict", "prediction_error", "gram_row"):
         reference = getattr(importlib.import_module(f"lesa_kernels.ops.{name}.reference"), name)
         tensors = drawn(name, torch.bfloat16 if name not in ("kan_linear", "kan_predict") else torch.float32)
@@ -89,7 +89,7 @@ def test_names_that_are_no_backend_and_devices_that_are_no_cpu_are_refused(name)
     call(name, "meta", backend="torch")
 
 
-def test_what_runs_where(monkeypatch):
+def test_the_backend_of_each_operation_by_device_and_dtype(monkeypatch):
     class On:
         def __init__(self, device):
             self.device, self.is_cuda = torch.device(device), device == "cuda"

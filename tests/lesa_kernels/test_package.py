@@ -1,3 +1,5 @@
+"""The modules and the names of ``lesa_kernels``."""
+
 import importlib
 import pkgutil
 from functools import reduce
@@ -10,7 +12,7 @@ MODULES = [info.name for info in pkgutil.walk_packages(lesa_kernels.__path__, "l
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_no_function_hides_a_module_of_its_name(name):
+def test_no_function_shadows_a_module_of_its_name(name):
     """``import lesa_kernels.ops.combine.cpu as x`` walks attributes from the top."""
     if name.rpartition(".")[2] in ("kernels", "launch"):
         pytest.importorskip("triton")
@@ -32,7 +34,7 @@ def test_every_operation_has_the_same_files():
 
 
 @pytest.mark.parametrize(("old", "new"), [("head", "fused_output_head"), ("residual", "prediction_error")])
-def test_an_old_name_works_and_says_the_new_one(old, new):
+def test_an_old_name_works_and_the_warning_has_the_new_one(old, new):
     with pytest.warns(DeprecationWarning, match=f"lesa_kernels.{old} is now called {new}"):
         assert getattr(lesa_kernels, old) is getattr(lesa_kernels, new)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -1,4 +1,4 @@
-"""Context parallelism: each process has some of the tokens, and predicts them without a word to the others."""
+"""Context parallelism: each process predicts its own tokens, without messages to the others."""
 
 import torch
 import torch.distributed as dist

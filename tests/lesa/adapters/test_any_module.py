@@ -1,4 +1,4 @@
-"""Models beside diffusers: a plain diffusion transformer, written here."""
+"""Models outside of diffusers: a plain diffusion transformer, written here."""
 
 import subprocess
 import sys
@@ -93,7 +93,7 @@ def test_ten_lines_accelerate_a_plain_diffusion_transformer(dit):
     assert bool(x.isfinite().all())
 
 
-def test_your_own_loop_may_ask_for_predictions_itself(dit):
+def test_a_loop_without_hooks_predicts_with_a_feature_history(dit):
     x, label, table = torch.randn(1, 6, 4), torch.tensor([1]), Taylor(2).table(PLAN, TIMES)
     history, ran = FeatureHistory(table), []
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_your_own_loop_may_ask_for_predictions_itself(dit):
 
 
 @pytest.mark.parametrize("forecaster", [Reuse(), Taylor(2), LesaPredictor(LesaConfig(STEPS, hidden_dim=8))])
-def test_what_enters_the_head_is_what_the_table_says(dit, forecaster):
+def test_the_input_of_the_head_is_the_prediction_of_the_table(dit, forecaster):
     seen = []
     with enable(dit, forecaster, times=TIMES) as steps:
         dit.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
@@ -145,7 +145,7 @@ def test_branches_have_features_of_their_own(dit, named):
         assert [(r.branch, r.predicted) for r in steps.records] == [(n, list(PLAN.predicted_steps)) for n in names]
 
 
-def test_generations_repeat_themselves_and_may_change_their_batch(dit):
+def test_generations_are_reproducible_and_may_change_their_batch(dit):
     with enable(dit) as steps:
         first = sample(dit, steps)
         assert sample(dit, steps, batch=3).shape[0] == 3
@@ -164,7 +164,7 @@ def test_disable_restores_the_module(dit):
     assert not any(m._forward_pre_hooks or "_lesa_answer" in vars(m) for m in dit.modules())
 
 
-def test_a_generation_after_an_exception_starts_clean(dit):
+def test_a_generation_after_an_exception_uses_no_older_features(dit):
     with enable(dit) as steps:
         first = sample(dit, steps)
         with steps.step(3), pytest.raises(IndexError), torch.no_grad():
@@ -172,7 +172,7 @@ def test_a_generation_after_an_exception_starts_clean(dit):
         assert torch.equal(sample(dit, steps), first)
 
 
-def test_the_module_runs_untouched_when_gradients_are_required(dit):
+def test_the_module_runs_unchanged_if_gradients_are_required(dit):
     x = torch.randn(2, 6, 4, requires_grad=True)
     with enable(dit) as steps:
         for i in range(STEPS):
@@ -182,7 +182,7 @@ def test_the_module_runs_untouched_when_gradients_are_required(dit):
     assert x.grad is not None
 
 
-def test_blocks_and_head_have_to_be_inside(dit):
+def test_blocks_and_head_have_to_be_inside_the_module(dit):
     with pytest.raises(ValueError, match="inside PlainDiT"):
         lesa.enable_module(dit, Taylor(1), PLAN, blocks=dit.blocks, head=nn.LayerNorm(16))
     with pytest.raises(ValueError, match="inside PlainDiT"):

@@ -1,3 +1,5 @@
+"""Predictors and calibrations in folders and in repositories of the Hugging Face Hub."""
+
 import fnmatch
 import json
 import shutil
@@ -143,7 +145,7 @@ def test_nothing_but_our_own_files_is_fetched(the_hub):
     assert sorted(set(the_hub.fetched)) == sorted([*ours, "v1.0/config.json"])
 
 
-def test_a_repository_of_something_else_is_refused_before_its_weights_come(the_hub):
+def test_a_repository_of_something_else_is_refused_before_its_weights_are_fetched(the_hub):
     repository = the_hub.repository("user/bert")
     repository.mkdir(parents=True)
     (repository / "model.safetensors").write_bytes(bytes(100))
@@ -154,7 +156,7 @@ def test_a_repository_of_something_else_is_refused_before_its_weights_come(the_h
     assert the_hub.fetched == ["config.json"] * 5
 
 
-def test_a_folder_that_is_called_as_a_description_is_none(the_hub):
+def test_a_folder_named_config_json_is_no_description(the_hub):
     lesa.push_to_hub(fitted(), "user/one")
     odd = the_hub.root / "cache" / "user/one" / "snapshots" / "c0ffee" / "v1.0" / "config.json"
     odd.mkdir(parents=True)
@@ -167,7 +169,7 @@ def test_a_folder_is_preferred_to_a_repository_of_the_same_name(tmp_path, monkey
     assert same(fitted(), lesa.load("user/one"))
 
 
-def test_without_the_hub_the_error_says_what_was_looked_for(tmp_path, the_hub):
+def test_without_the_hub_the_error_names_folder_and_repository(tmp_path, the_hub):
     with pytest.raises(FileNotFoundError, match=r"no folder user/none.*private or gated.*hf auth login.*404 Not Found"):
         lesa.load("user/none")
     the_hub.offline = True
@@ -175,7 +177,7 @@ def test_without_the_hub_the_error_says_what_was_looked_for(tmp_path, the_hub):
         lesa.load("user/one")
 
 
-def test_what_is_in_the_cache_of_the_hub_is_found_offline(tmp_path):
+def test_repositories_in_the_cache_of_the_hub_are_found_offline(tmp_path):
     """With huggingface_hub itself, and its layout: a snapshot of links to blobs."""
     lesa.save({stream: fitted(seed) for seed, stream in enumerate(STREAMS)}, tmp_path / "made")
     repository = tmp_path / "cache" / "models--user--both"
@@ -195,7 +197,7 @@ def test_what_is_in_the_cache_of_the_hub_is_found_offline(tmp_path):
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_names_that_are_no_repository_never_reach_the_hub(tmp_path):
+def test_names_that_cannot_be_repositories_are_not_asked_for(tmp_path):
     for name in ("nowhere", "./a/b", "/a/b", "../a", "a/b/c", "~/nowhere", Path("user/one")):
         with pytest.raises(FileNotFoundError, match="there is no folder"):
             lesa.load(name)
@@ -233,7 +235,7 @@ def test_enable_takes_a_folder_and_the_plan_that_is_in_it(tmp_path, guided):
     assert torch.equal(made["folder"], made["memory"])
 
 
-def test_a_predictor_without_a_plan_asks_for_one():
+def test_a_predictor_without_a_plan_needs_one_from_the_caller():
     predictor = lesa.LesaPredictor(lesa.LesaConfig(STEPS, hidden_dim=4))
     with pytest.raises(ValueError, match="say which steps are full"):
         lesa.enable(tiny.pipeline(), predictor)
@@ -243,7 +245,7 @@ def test_a_predictor_without_a_plan_asks_for_one():
         lesa.enable(tiny.pipeline(), dict(zip(STREAMS, [fitted(), other], strict=True)))
 
 
-def test_another_schedule_is_explained():
+def test_the_error_for_another_schedule_shows_both():
     predictor = fitted()
     with pytest.raises(ValueError, match="another schedule of 10 steps") as refusal:
         predictor.table(PLAN, schedule(STEPS, shift=0.2))
@@ -261,7 +263,7 @@ def test_another_schedule_is_explained():
         lesa.enable(tiny.pipeline(), predictor, lesa.StepPlan.paper(28, 4))
 
 
-def test_the_card_tells_what_the_predictor_is_for_and_what_was_measured(tmp_path):
+def test_the_model_card_has_purpose_and_measurements(tmp_path):
     rows = tmp_path / "report.json"
     rows.write_text(json.dumps(REPORT))
     fitted().save_pretrained(tmp_path, report=rows)
@@ -281,7 +283,7 @@ def test_the_card_tells_what_the_predictor_is_for_and_what_was_measured(tmp_path
     assert "unheard" not in text
 
 
-def test_a_card_is_written_anew_unless_it_is_somebodys_own(tmp_path):
+def test_a_model_card_is_written_again_unless_a_user_wrote_it(tmp_path):
     fitted().save_pretrained(tmp_path, report=REPORT)
     unknown = lesa.LesaPredictor(lesa.LesaConfig(20, hidden_dim=4))
     unknown.save_pretrained(tmp_path)
@@ -295,7 +297,7 @@ def test_a_card_is_written_anew_unless_it_is_somebodys_own(tmp_path):
 
 
 @pytest.mark.parametrize("report", [{"method": "LESA"}, ["LESA"], 7])
-def test_a_report_that_is_none_is_an_error_before_anything_is_written(tmp_path, report):
+def test_a_wrong_report_is_an_error_before_anything_is_written(tmp_path, report):
     with pytest.raises(ValueError, match="a report is a list of rows"):
         fitted().save_pretrained(tmp_path / "made", report=report)
     assert not (tmp_path / "made").exists()
@@ -319,7 +321,7 @@ def test_a_report_that_is_none_is_an_error_before_anything_is_written(tmp_path, 
         lambda d: d.update(plan=[]),
     ],
 )
-def test_a_description_that_is_none_is_a_value_error(tmp_path, change):
+def test_a_wrong_description_is_a_value_error(tmp_path, change):
     fitted().save_pretrained(tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
     change(description)
@@ -328,7 +330,7 @@ def test_a_description_that_is_none_is_a_value_error(tmp_path, change):
         lesa.load(tmp_path)
 
 
-def test_no_room_is_made_for_weights_that_the_file_does_not_hold(tmp_path):
+def test_no_memory_is_allocated_for_weights_that_are_not_in_the_file(tmp_path):
     fitted().save_pretrained(tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
     description["config"]["hidden_dim"] = 10**4  # 2.4 GB
@@ -337,7 +339,7 @@ def test_no_room_is_made_for_weights_that_the_file_does_not_hold(tmp_path):
         lesa.load(tmp_path)
 
 
-def test_predictors_of_before_the_plan_was_kept_are_read(tmp_path):
+def test_a_predictor_without_a_plan_is_read(tmp_path):
     fitted().save_pretrained(tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
     del description["plan"], description["losses"]

@@ -1,4 +1,4 @@
-"""What a handle tells of a generation, and that nothing fails in silence."""
+"""What a handle reports of a generation; no failure goes unreported."""
 
 import logging
 import types
@@ -43,7 +43,7 @@ def test_the_summary_names_steps_bytes_and_times_of_each_branch(pipeline, monkey
         assert line.endswith("full: 0, 1, 4, 7 (21 ms each); predicted: 2, 3, 5, 6, 8, 9 (1 ms each)")
 
 
-def test_memory_is_stated_before_the_first_step_and_when_it_is_taken(pipeline, caplog):
+def test_memory_is_logged_before_the_first_step_and_when_it_is_allocated(pipeline, caplog):
     seen = []
     pipeline.transformer.transformer_blocks[0].register_forward_hook(lambda *_: seen.append(len(caplog.messages)))
     with caplog.at_level(logging.INFO, "lesa"), lesa.enable(pipeline, Taylor(2), PLAN):
@@ -73,7 +73,7 @@ def test_a_generation_that_predicts_nothing_is_reported_with_the_cause(pipeline)
     generate(pipeline)
 
 
-def test_shapes_that_change_at_every_step_are_the_cause(pipeline):
+def test_the_warning_names_shapes_that_change_at_every_step(pipeline):
     times = schedule(STEPS)
     with torch.no_grad(), lesa.enable(pipeline.transformer, Taylor(1), PLAN, times=times) as handle:
         for step in range(STEPS - 1):
@@ -83,7 +83,7 @@ def test_shapes_that_change_at_every_step_are_the_cause(pipeline):
         assert handle.records[0].full == list(range(STEPS))
 
 
-def test_a_plan_without_predicted_steps_is_no_cause_for_concern(pipeline):
+def test_a_plan_without_predicted_steps_gives_no_warning(pipeline):
     with lesa.enable(pipeline, Reuse(), lesa.StepPlan(10, range(10)), strict=True) as handle:
         generate(pipeline)
     assert handle.records[0].unplanned == {}

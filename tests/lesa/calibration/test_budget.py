@@ -1,4 +1,4 @@
-"""What is asked for with speedup=, full_steps= and max_error=, and what a schedule makes of it."""
+"""Budgets (``speedup=``, ``full_steps=``, ``max_error=``) on schedules of any length."""
 
 import logging
 
@@ -34,7 +34,7 @@ WISHES = [{"speedup": 5}, {"speedup": 2.5}, {"full_steps": 10}, {"full_steps": 1
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 10])
 @pytest.mark.parametrize("wish", WISHES, ids=str)
 @pytest.mark.parametrize("calibrated", [True, False], ids=["calibrated", "not"])
-def test_a_schedule_too_short_for_a_budget_has_the_full_steps_it_needs(steps, wish, calibrated):
+def test_a_schedule_too_short_for_a_budget_has_at_least_two_full_steps(steps, wish, calibrated):
     if "max_error" in wish and not calibrated:
         pytest.skip("needs a calibration")
     budget = Budget(**wish, calibration=calibration() if calibrated else None)
@@ -47,7 +47,7 @@ def test_a_schedule_too_short_for_a_budget_has_the_full_steps_it_needs(steps, wi
     assert bool(budget.note(plan)) == (len(plan.full_steps) != wanted or ("max_error" in wish and steps > 2))
 
 
-def test_eight_steps_on_a_calibration_run_more_than_one_in_full(pipeline, caplog):
+def test_eight_steps_at_a_large_speedup_run_more_than_one_in_full(pipeline, caplog):
     made = calibration(model=describe_model(pipeline.transformer))
     with caplog.at_level(logging.WARNING, "lesa"), lesa.enable(pipeline, made, speedup=5) as handle:
         for _ in range(2):
@@ -65,7 +65,7 @@ def pipeline():
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 @pytest.mark.parametrize("wish", [{"speedup": 5}, {"full_steps": 10}], ids=str)
-def test_short_generations_run_in_somebodys_pipeline(pipeline, steps, wish):
+def test_short_generations_run_in_a_real_pipeline(pipeline, steps, wish):
     with lesa.enable(pipeline, **wish) as handle:
         generate(pipeline, steps=steps)
     assert len(handle.records[0].full) >= min(steps, 2)
@@ -89,7 +89,7 @@ def test_short_generations_run_in_somebodys_pipeline(pipeline, steps, wish):
         ("max_history", 1.5),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused_by_the_arguments_name(pipeline, name, value):
+def test_impossible_numbers_are_refused_with_the_argument_name(pipeline, name, value):
     untouched = generate(pipeline)
     plan = {"plan": StepPlan(STEPS, [0, 1])} if name == "max_history" else {}
     made = calibration(model=describe_model(pipeline.transformer))
@@ -147,7 +147,7 @@ def test_numbers_of_numpy_are_numbers():
 
 
 @pytest.mark.parametrize("count", range(1, 7))
-def test_a_plan_does_not_depend_on_what_was_searched_before(count):
+def test_a_plan_does_not_depend_on_earlier_searches(count):
     expected = calibration(6).plan(count)
     searched = calibration(6)
     searched.search(progress=False)
@@ -170,7 +170,7 @@ def test_a_plan_is_searched_on_the_calibrated_times_with_or_without_their_end():
     assert lesa.optimize_plan(made, 4, times=other).num_steps == 8
 
 
-def test_a_refined_plan_is_the_plan():
+def test_a_refined_plan_is_used():
     made = calibration()
     made.plans[4] = StepPlan(STEPS, [0, 1, 2, 3])
     assert lesa.optimize_plan(made, 4) == made.plan(4) == made.plans[4]
@@ -187,7 +187,7 @@ def test_the_shortest_calibrations_have_plans(steps):
         made.forecasters()["transformer", "cond"].table(plan, made.times)
 
 
-def test_errors_follow_what_is_merged():
+def test_errors_change_when_calibrations_are_merged():
     stream = ("transformer", "cond")
     a, b = calibration(seed=0), calibration(seed=1)
     a.requests, b.requests = ["a"], ["b"]
@@ -197,7 +197,7 @@ def test_errors_follow_what_is_merged():
     torch.testing.assert_close(a.errors(stream).matrix, OutputErrorGram.from_gram(a.streams[stream].gram).matrix)
 
 
-def test_a_calibration_that_lacks_the_end_of_the_model_is_not_merged_into_one_that_has_it():
+def test_a_calibration_without_output_head_is_not_merged_into_one_with_it():
     a, b = calibration(seed=0), calibration(seed=1)
     a.streams["transformer", "cond"].output_errors = OutputErrorGram.from_gram(measured())
     for one, other in ((a, b), (b, a)):
@@ -216,13 +216,13 @@ def test_features_that_are_zero_have_plans_and_tables():
         assert bool(table.coefficients.isfinite().all())
 
 
-def test_more_steps_than_can_be_calibrated_are_refused_before_room_is_made():
+def test_too_many_steps_are_refused_before_memory_is_allocated():
     for make in (lambda: OutputErrorGram.empty(1000), lambda: OutputErrorGram.from_gram(GramMatrix(1000))):
         with pytest.raises(ValueError, match="at most 100 steps, not 1000"):
             make()
 
 
-def test_a_short_history_is_made_for_its_length():
+def test_max_history_of_a_calibration_fits_coefficients_for_it():
     """Coefficients that were fitted for the features that are kept, not those of all with the others left out."""
     made, plan = calibration(), StepPlan(STEPS, [0, 1, 2, 4, 6])
     forecaster = made.forecasters()["transformer", "cond"]
@@ -243,7 +243,7 @@ def test_a_short_history_is_made_for_its_length():
 
 
 @pytest.mark.filterwarnings("ignore::lesa.LesaWarning")
-def test_a_guard_on_a_calibration_knows_what_error_to_expect(pipeline):
+def test_a_guard_on_a_calibration_has_the_expected_error(pipeline):
     """Of features unlike the calibrated ones a guard spends the full steps that it was given."""
     model = describe_model(pipeline.transformer)
     made = calibration(model=model)
@@ -256,13 +256,13 @@ def test_a_guard_on_a_calibration_knows_what_error_to_expect(pipeline):
     assert len(handle.records[0].full) == 5
 
 
-def test_a_calibration_is_shown_in_a_line():
+def test_the_repr_of_a_calibration_is_one_line():
     made = calibration(model={"transformer": "FluxTransformer2DModel 12345678"})
     assert len(repr(made)) < 200
     assert len(repr(made.forecasters())) < 400
 
 
-def test_a_calibration_of_another_model_is_refused_in_every_form(pipeline, tmp_path):
+def test_a_calibration_of_another_model_is_refused_as_object_file_and_forecasters(pipeline, tmp_path):
     made = calibration(model={"transformer": "FluxTransformer2DModel 12345678"})
     made.save(tmp_path)
     for forecaster in (made, tmp_path, str(tmp_path), made.forecasters()):
@@ -271,7 +271,7 @@ def test_a_calibration_of_another_model_is_refused_in_every_form(pipeline, tmp_p
 
 
 @pytest.mark.parametrize("shift", [1.0, 0.97, 1.03])
-def test_another_resolution_whose_times_reach_a_little_further_is_served(shift):
+def test_times_a_little_outside_the_calibrated_ones_are_served(shift):
     """The schedule of a smaller picture is shifted less: it ends at 0.0768 where the calibrated one ended at 0.0769."""
     steps = 24
     known = torch.linspace(1, 0, steps + 1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Calibration: errors behind the head, plans and coefficients that follow, and the file that holds them."""
+"""Calibrations: output errors, the plans and coefficients that follow from them, and their file."""
 
 import itertools
 
@@ -61,7 +61,7 @@ def test_the_measured_error_is_the_derivative_of_the_output(step):
     assert found.square().mean().item() == pytest.approx(squared.item(), rel=1e-3)
 
 
-def test_merging_is_measuring_both():
+def test_merging_equals_measuring_both():
     one, two = recorded(0), recorded(1)
     twice = [head._replace(multiplier=head.multiplier.repeat(2, 1)) for head in heads()]
     both = measure_output_errors(list(torch.cat([features(0), features(1)], dim=1)), twice)
@@ -98,7 +98,7 @@ def test_the_search_finds_nearly_the_best_of_all_plans(budget):
     assert cost(found) <= 1.3 * min(map(cost, every))
 
 
-def test_the_plan_is_better_than_the_papers_and_for_the_forecaster_that_it_is_for():
+def test_the_plan_is_better_than_the_papers_also_for_another_forecaster():
     gram, paper = recorded(), lesa.StepPlan.paper(STEPS, 7)
     count = len(paper.full_steps)
     assert plan_cost(gram, TIMES)(lesa.optimize_plan(gram, count, times=TIMES)) < plan_cost(gram, TIMES)(paper)
@@ -142,7 +142,7 @@ def calibration(seed: int = 0, request: str = "a") -> Calibration:
     return Calibration(TIMES, streams, {"transformer": "A 1"}, requests=[request], samples=2)
 
 
-def test_a_file_brings_back_all_of_it(tmp_path):
+def test_a_calibration_is_saved_and_loaded_completely(tmp_path):
     made = calibration()
     made.search(progress=False)
     made.save(tmp_path)
@@ -172,7 +172,7 @@ def test_calls_are_merged_once():
     assert made.samples == 4
 
 
-def test_a_budget_is_said_once_and_can_be_an_error():
+def test_a_budget_is_given_by_exactly_one_argument():
     made = calibration()
     with pytest.raises(ValueError, match="say one"):
         made.plan(4, speedup=2)
@@ -190,7 +190,7 @@ def test_other_models_and_longer_schedules_are_refused():
         made.plan(4, times=torch.linspace(1, 0, 21))
 
 
-def test_inner_products_at_the_calibrated_times_are_themselves():
+def test_resampling_at_the_calibrated_times_changes_nothing():
     gram = calibration().streams["transformer", "cond"].gram
     torch.testing.assert_close(resample(gram, TIMES, TIMES).matrix, gram.matrix)
 

@@ -68,7 +68,7 @@ def test_each_stream_is_calibrated_on_its_own_steps(kind, tmp_path):
 
 
 @every_kind
-def test_what_was_calibrated_in_part_is_enabled_and_close_to_the_untouched_pipeline(kind):
+def test_streams_of_some_steps_are_enabled_and_close_to_the_full_sampler(kind):
     options, ranges = KINDS[kind]
     loop = Loop(**options)
     made = lesa.calibrate(loop, [{}], progress=False)
@@ -91,7 +91,7 @@ def error(loop, expected):
     return sum(float((length[s] * (loop.outputs[b, s] - expected[b, s])).square().sum()) for b, s in expected)
 
 
-def test_a_part_has_the_numbers_of_the_whole():
+def test_statistics_of_a_part_equal_those_of_the_whole_schedule():
     """Of guidance that is always on the first six steps are those of one that ends after six."""
     whole, part = (Loop(guided=guided) for guided in (range(STEPS), range(6)))
     part.conditions = whole.conditions
@@ -186,7 +186,7 @@ def test_the_table_of_a_part_is_that_of_its_own_steps():
         predictor.table(whole.starting_at(3), times**2)
 
 
-def test_a_plan_of_a_part_in_place_of_the_whole_is_refused():
+def test_a_plan_of_some_steps_in_place_of_the_whole_is_refused():
     made = lesa.collect(Loop(guided=range(6)), [{}], progress=False)
     with pytest.raises(ValueError, match="give the plan of the whole schedule"):
         lesa.fit(made, lesa.StepPlan(6, [0, 2, 4]), stream=("transformer", "uncond"), progress=False)
@@ -195,7 +195,7 @@ def test_a_plan_of_a_part_in_place_of_the_whole_is_refused():
         lesa.fit(made, lesa.StepPlan(10, [0, 2, 4]), kan, stream=("transformer", "uncond"), progress=False)
 
 
-def test_a_generation_that_is_broken_off_is_no_calibration():
+def test_an_interrupted_generation_is_no_calibration():
     loop = Loop(order=("cond",))
     call = type(loop).__call__
 

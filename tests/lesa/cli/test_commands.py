@@ -1,3 +1,5 @@
+"""The command line: its commands, and its messages for mistakes."""
+
 import json
 import subprocess
 import sys
@@ -40,7 +42,7 @@ def test_info_describes_a_calibration(tmp_path, capsys):
 
 
 def mistake(capsys, *arguments):
-    """What a command that cannot be right says, in one line on stderr."""
+    """The message of a command with a mistake: one line on stderr."""
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     assert stop.value.code == 2
@@ -89,7 +91,7 @@ def test_a_calibration_of_another_model_is_not_evaluated(tmp_path, capsys):
     assert "this calibration was made for" in mistake(capsys, "evaluate", "demo", "--out", tmp_path, *options)
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+def test_a_closed_output_pipe_is_no_traceback(tmp_path):
     calibration = lesa.calibrate(tiny.pipeline(), [tiny.arguments()], search=False, progress=False)
     calibration.save(tmp_path)
     run = subprocess.Popen(
@@ -121,12 +123,12 @@ def test_fit_trains_a_predictor_for_a_saved_pipeline(tmp_path, monkeypatch, caps
     assert len(list((tmp_path / "features").iterdir())) == 2
 
 
-def test_the_module_is_a_program():
+def test_python_m_lesa_runs_the_command_line():
     run = subprocess.run([sys.executable, "-m", "lesa", "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == f"lesa {lesa.__version__}"
 
 
-def test_import_needs_neither_triton_nor_diffusers_nor_plotting():
+def test_importing_needs_neither_triton_nor_diffusers_nor_plotting():
     absent = ["triton", "diffusers", "transformers", "matplotlib", "sklearn", "torchmetrics", "rich"]
     code = f"""
 import sys

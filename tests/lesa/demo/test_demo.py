@@ -1,3 +1,5 @@
+"""The model that ships with the package, and the guided run on it."""
+
 import json
 
 import pytest
@@ -15,7 +17,7 @@ def pipeline():
     return load_pipeline()
 
 
-def test_digits_are_real_and_the_classifier_knows_them():
+def test_digits_are_real_and_the_classifier_reads_them():
     images, labels = load_digits()
     assert images.shape == (1797, 1, 8, 8)
     assert images.min() == -1

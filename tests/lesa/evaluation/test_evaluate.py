@@ -1,3 +1,5 @@
+"""Methods compared with the full sampler: rows, pictures, and what is saved on interruption."""
+
 import json
 import math
 import weakref
@@ -47,7 +49,7 @@ def test_the_full_sampler_comes_first_and_is_what_others_are_compared_with():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_models_that_metrics_load_are_loaded_once_and_gone_afterwards(monkeypatch, fails):
+def test_models_of_metrics_are_loaded_once_and_freed_afterwards(monkeypatch, fails):
     loaded = []
 
     class Model:
@@ -95,7 +97,7 @@ def generate(seed):
         return pipeline(**tiny.arguments(batch=2, seed=seed))
 
 
-def test_a_metric_that_needs_prompts_is_left_out_where_there_are_none():
+def test_a_metric_that_needs_prompts_is_skipped_without_prompts():
     metric = Metric("taste", lambda images, reference, call: torch.ones(len(images)), needs_prompts=True)
     assert "taste" not in run([ours()], calls=1, metrics=[metric])[1]
 
@@ -127,7 +129,7 @@ def test_rows_are_written_after_every_call(tmp_path):
     ("methods", "calls", "message"),
     [([], 1, "methods"), ([ours()], 0, "prompts"), ([ours(), ours()], 1, "same name and plan"), ([FULL], 1, "methods")],
 )
-def test_what_cannot_be_compared_is_an_error_before_the_first_call(methods, calls, message):
+def test_impossible_evaluations_are_errors_before_the_first_call(methods, calls, message):
     with pytest.raises(ValueError, match=message):
         run(methods, calls)
 
@@ -173,7 +175,7 @@ def test_a_folder_is_a_forecaster_too(tmp_path, calibration):
         ("taylor:2", "even:4", "taylor:name=value"),
     ],
 )
-def test_names_that_mean_nothing_say_so(forecaster, plan, message):
+def test_unknown_names_are_errors(forecaster, plan, message):
     with pytest.raises(ValueError, match=message):
         grid([forecaster], [plan])
 
@@ -192,14 +194,14 @@ def test_pictures_are_drawn(tmp_path, calibration):
         assert mpimg.imread(tmp_path / f"{name}.png").std() > 0.05
 
 
-def test_a_table_shows_what_any_row_has():
+def test_a_table_has_a_column_for_every_value_of_any_row():
     rows = [{"plan": "a", "method": "m", "psnr": None}, {"plan": "b", "method": "n", "psnr": 31.5, "unknown": 1}]
     assert cells(rows) == (["full steps", "method", "PSNR"], [["a", "m", ""], ["b", "n", "31.50 dB"]])
     assert console_table(rows, "title").row_count == 2
 
 
-def test_what_was_measured_before_an_interruption_is_kept(tmp_path):
-    """In a file, and by whoever wants the rows: the demo writes its report with them."""
+def test_rows_before_an_interruption_are_kept(tmp_path):
+    """In a file, and by the callback ``keep``, with which the demo writes its report."""
     kept, calls = [], []
 
     def stop(rows):

@@ -1,3 +1,5 @@
+"""Metrics of images and videos."""
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def test_ssim_of_a_video_is_the_mean_of_its_frames():
     torch.testing.assert_close(ssim(video, reference), frames.mean(1))
 
 
-def test_what_has_no_weights_here_says_how_to_get_them(monkeypatch):
+def test_a_metric_without_weights_says_how_to_get_them(monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nowhere")
     names = [metric.name for metric in choose_metrics()]
     assert names[:2] == ["psnr", "ssim"]
@@ -92,7 +94,7 @@ def test_a_grey_image_has_one_channel():
     assert images_of(Output(images=[as_pil(np.zeros((4, 5), np.uint8))])).shape == (1, 1, 4, 5)
 
 
-def test_frames_know_what_they_belong_to():
+def test_wrong_numbers_of_dimensions_are_refused():
     assert as_frames(torch.zeros(2, 5, 3, 4, 4))[1] == 5
     with pytest.raises(ValueError, match=r"not \[3, 4, 4\]"):
         as_frames(torch.zeros(3, 4, 4))

@@ -1,4 +1,4 @@
-"""Files are there whole or not at all, and belong to what they are used for."""
+"""Files are complete or absent, and are used only for what they belong to."""
 
 import copy
 import itertools
@@ -35,7 +35,7 @@ def other_weights():
     return tiny.pipeline(1)
 
 
-def test_a_file_is_of_a_kind_and_a_version(tmp_path):
+def test_a_file_has_a_kind_and_a_version(tmp_path):
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"a": torch.ones(2)}, {"b": 1}, kind="predictor")
     assert read_tensors(path, kind="predictor").description == {"b": 1}
@@ -48,7 +48,7 @@ def test_a_file_is_of_a_kind_and_a_version(tmp_path):
         read_tensors(tmp_path / "y", kind="predictor")
 
 
-def test_what_was_read_does_not_change_with_the_file(tmp_path):
+def test_tensors_that_were_read_do_not_change_with_the_file(tmp_path):
     gram, path = measured(), tmp_path / "gram.safetensors"
     gram.save(path)
     read, before = GramMatrix.load(path), gram.matrix.clone()
@@ -60,7 +60,7 @@ def test_what_was_read_does_not_change_with_the_file(tmp_path):
     assert torch.equal(read.matrix, before)
 
 
-def test_a_file_is_replaced_and_never_written_to(tmp_path):
+def test_a_file_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "calibration.safetensors"
     calibration().save(path)
     before, same = path.stat().st_ino, os.open(path, os.O_RDONLY)
@@ -90,7 +90,7 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
             save(tmp_path / "taken")
 
 
-def test_errors_that_no_prediction_makes_are_a_value_error():
+def test_impossible_statistics_are_a_value_error():
     errors = lesa.OutputErrorGram.from_gram(measured())
     errors.matrix[1:, 0] = errors.matrix[0, 1:] = 1e3 * errors.matrix.diagonal().max()
     with pytest.raises(ValueError, match="no inner products of errors; calibrate again"):
@@ -135,7 +135,7 @@ def test_saving_over_a_predictor_may_be_interrupted_anywhere(tmp_path, monkeypat
     assert same_weights(lesa.load(tmp_path), new)
 
 
-def test_a_disk_that_is_full_takes_nothing_of_an_older_predictor(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_older_predictor(tmp_path, monkeypatch):
     old, new = (LesaPredictor(LesaConfig(4, hidden_dim=width)) for width in (2, 3))
     old.save_pretrained(tmp_path)
 
@@ -170,7 +170,7 @@ def test_weights_beside_the_description_of_another_predictor_are_refused(tmp_pat
     assert lesa.load(tmp_path / "other").config == other.config
 
 
-def test_one_predictor_and_one_for_each_branch_in_a_folder_are_not_chosen_between(tmp_path):
+def test_a_folder_with_one_predictor_and_one_for_each_branch_is_refused(tmp_path):
     made = LesaPredictor(LesaConfig(4, hidden_dim=2))
     made.save_pretrained(tmp_path)
     lesa.save({("transformer", "cond"): made}, tmp_path)
@@ -178,7 +178,7 @@ def test_one_predictor_and_one_for_each_branch_in_a_folder_are_not_chosen_betwee
         lesa.load(tmp_path)
 
 
-def test_a_readme_of_any_encoding_stays_its_owners(tmp_path):
+def test_a_readme_of_a_user_is_kept_in_any_encoding(tmp_path):
     text = "caf\xe9".encode("latin-1")
     (tmp_path / "README.md").write_bytes(text)
     made = LesaPredictor(LesaConfig(4, hidden_dim=2))
@@ -187,7 +187,7 @@ def test_a_readme_of_any_encoding_stays_its_owners(tmp_path):
     assert same_weights(lesa.load(tmp_path), made)
 
 
-def test_a_card_is_replaced_whole(tmp_path, monkeypatch):
+def test_a_model_card_is_replaced_as_a_whole(tmp_path, monkeypatch):
     made = LesaPredictor(LesaConfig(4, hidden_dim=2))
     made.save_pretrained(tmp_path)
     before, replace = (tmp_path / "README.md").read_text(), os.replace
@@ -219,7 +219,7 @@ def test_a_card_is_replaced_whole(tmp_path, monkeypatch):
     ],
     ids=range(8),
 )
-def test_a_report_that_is_none_is_named_before_anything_is_written(tmp_path, text):
+def test_a_wrong_report_is_named_before_anything_is_written(tmp_path, text):
     (tmp_path / "rows.json").write_bytes(text.encode("latin-1"))
     made = LesaPredictor(LesaConfig(4, hidden_dim=2))
     with pytest.raises(ValueError, match=r"rows\.json is no report: "):
@@ -307,12 +307,12 @@ def test_weights_that_are_no_floats_or_no_splines_are_refused(tmp_path, change):
         ({"num_steps": 2.5}, "num_steps"),
     ],
 )
-def test_a_config_says_which_of_its_numbers_makes_no_sense(options, name):
+def test_an_impossible_number_in_a_config_is_named(options, name):
     with pytest.raises(ValueError, match=name):
         LesaConfig(**{"num_steps": 4, **options})
 
 
-def test_a_large_grid_is_not_fitted_only_to_be_replaced(tmp_path, monkeypatch):
+def test_loading_does_not_fit_splines_first(tmp_path, monkeypatch):
     predictor = LesaPredictor(LesaConfig(2, hidden_dim=1, grid_size=64))
     predictor.save_pretrained(tmp_path)
     monkeypatch.setattr(torch.linalg, "lstsq", None)
@@ -321,7 +321,7 @@ def test_a_large_grid_is_not_fitted_only_to_be_replaced(tmp_path, monkeypatch):
     assert all(torch.equal(v, read.state_dict()[k]) for k, v in predictor.state_dict().items())
 
 
-def test_features_of_another_model_are_not_taken_for_this_ones(pipeline, tmp_path):
+def test_files_of_another_model_are_refused_when_collecting(pipeline, tmp_path):
     lesa.collect(pipeline, [arguments()], out=tmp_path, progress=False)
     with pytest.raises(ValueError, match="collected for other weights"):
         lesa.collect(other_weights(), [arguments()], out=tmp_path, progress=False)
@@ -335,7 +335,7 @@ def test_features_of_another_model_are_not_taken_for_this_ones(pipeline, tmp_pat
     [({"tokens": 4}, "tokens"), ({"size": 96}, "resolution"), ({"other": True}, "weights")],
     ids=["tokens", "resolution", "model"],
 )
-def test_a_calibration_goes_on_only_as_it_began(pipeline, tmp_path, change, what):
+def test_a_calibration_continues_only_with_the_same_settings(pipeline, tmp_path, change, what):
     options = {"search": False, "progress": False, "out": tmp_path}
     lesa.calibrate(pipeline, [arguments(seed=0)], **options)
     target = other_weights() if change.pop("other", False) else pipeline
@@ -365,7 +365,7 @@ def test_two_processes_on_one_folder_lose_nothing(tmp_path):
     assert len(Calibration.load(tmp_path).requests) == 2
 
 
-def test_a_lock_is_of_one_holder_at_a_time(tmp_path):
+def test_a_lock_has_one_holder_at_a_time(tmp_path):
     with locked(tmp_path / "x"):
         from filelock import FileLock, Timeout
 
@@ -409,7 +409,7 @@ def test_a_damaged_shard_names_its_file(tmp_path):
         load_shard(path)
 
 
-def test_files_of_before_there_were_versions_are_refused_by_a_sentence(tmp_path):
+def test_files_without_a_version_are_refused_with_a_message(tmp_path):
     sentence = "it has no version: this library did not write it, or one before versions did"
     path = tmp_path / "gram.safetensors"
     save_file(measured().tensors(), path)
@@ -437,12 +437,12 @@ def test_files_of_before_there_were_versions_are_refused_by_a_sentence(tmp_path)
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400)], ids=["above", "below"])
-def test_a_whole_number_that_no_float_holds_is_refused_by_name(number):
+def test_a_whole_number_too_large_for_a_float_is_refused_by_name(number):
     with pytest.raises(ValueError, match=r"^speedup must be a number"):
         real("speedup", number)
 
 
-def test_tensors_that_share_memory_are_written_each_on_its_own(tmp_path):
+def test_tensors_that_share_memory_are_written_separately(tmp_path):
     made = calibration()
     made.streams["transformer", "uncond"] = made.streams["transformer", "cond"]
     made.save(tmp_path)
@@ -456,7 +456,7 @@ def test_tensors_that_share_memory_are_written_each_on_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0), (2, 4, 3, 0)])
-def test_a_shard_without_a_number_in_it_is_refused(tmp_path, shape):
+def test_an_empty_shard_is_refused(tmp_path, shape):
     path = tmp_path / "trajectories-00000.safetensors"
     save_shard(path, torch.linspace(1, 0, 5), {("transformer", "cond"): torch.zeros(shape)})
     with pytest.raises(ValueError, match=r"trajectories-00000.*collect again"):
@@ -464,7 +464,7 @@ def test_a_shard_without_a_number_in_it_is_refused(tmp_path, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int32, torch.complex64])
-def test_a_shard_of_numbers_that_nothing_is_trained_on_is_refused(tmp_path, dtype):
+def test_a_shard_of_another_dtype_is_refused(tmp_path, dtype):
     path = tmp_path / "trajectories-00000.safetensors"
     save_shard(path, torch.linspace(1, 0, 5), {("transformer", "cond"): torch.zeros(2, 4, 3).to(dtype)})
     with pytest.raises(ValueError, match=rf"trajectories-00000.*{dtype}"):
@@ -482,7 +482,7 @@ def test_a_shard_of_numbers_that_nothing_is_trained_on_is_refused(tmp_path, dtyp
     ],
     ids=["batches", "loss of 400 digits", "loss that is NaN", "step", "squares"],
 )
-def test_a_checkpoint_that_no_training_can_have_left_is_refused(tmp_path, change):
+def test_an_impossible_checkpoint_is_refused(tmp_path, change):
     state, path = progress(), a_checkpoint(tmp_path)
     state.restore(path, {"seed": 1})
     file = read_tensors(path, kind="training checkpoint")

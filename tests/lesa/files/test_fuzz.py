@@ -1,4 +1,4 @@
-"""Every file that we read, changed in every way: it loads and is of use, or it is a ValueError or FileNotFoundError."""
+"""Every kind of file, changed in every way: it is loaded and works, or it is a ValueError or FileNotFoundError."""
 
 import json
 import math
@@ -71,7 +71,7 @@ def a_config(folder):
 
 
 def an_unfinished_predictor(folder):
-    """A saving was interrupted before config.json: what the weights say is all there is."""
+    """A saving was interrupted before config.json: only the header of the weights is there."""
     path = a_predictor(folder)
     (folder / "config.json").unlink()
     return path

@@ -1,3 +1,5 @@
+"""Each forecaster against the formula of its paper, written a second time here."""
+
 import math
 
 import pytest
@@ -139,7 +141,7 @@ def test_a_straight_line_is_continued_exactly(forecaster, plan):
 
 
 @given(plans(), st.integers(1, 4), st.floats(0.1, 1))
-def test_hermite_follows_a_straight_line_at_its_contraction(plan, order, scale):
+def test_hermite_follows_a_straight_line_at_2_scale_squared_of_its_slope(plan, order, scale):
     features = torch.arange(plan.num_steps, dtype=torch.float64)[:, None]
     made = predict(Hermite(order, scale), plan, features)
     for prediction, step in zip(made, plan.predicted_steps, strict=True):
@@ -147,7 +149,7 @@ def test_hermite_follows_a_straight_line_at_its_contraction(plan, order, scale):
             assert float(prediction) == pytest.approx(full[0] + 2 * scale**2 * (step - full[0]))
 
 
-def test_l2p_continues_the_line_that_its_matrix_continues():
+def test_l2p_continues_a_line_if_its_matrix_does():
     weights = 2 * torch.eye(9).roll(1, 0) - torch.eye(9).roll(2, 0)  # F(s) = 2 F(s - 1) - F(s - 2)
     line = torch.arange(9, dtype=torch.float64)[:, None]
     plan = StepPlan(9, [0, 1, 5])
@@ -156,14 +158,14 @@ def test_l2p_continues_the_line_that_its_matrix_continues():
 
 @pytest.mark.parametrize("forecaster", [*LINES, Reuse(), Hermite(2)], ids=repr)
 @given(plan=plans())
-def test_a_feature_that_stands_still_is_predicted_exactly(forecaster, plan):
+def test_a_constant_feature_is_predicted_exactly(forecaster, plan):
     assume(plan.predicted_steps)
     made = predict(forecaster, plan, torch.full((plan.num_steps, 1), 7.0, dtype=torch.float64))
     # the second Hermite polynomial is not zero at zero, but what it multiplies is
     torch.testing.assert_close(made, torch.full_like(made, 7.0))
 
 
-def test_by_time_two_steps_at_one_time_have_no_slope():
+def test_two_steps_at_the_same_time_have_no_slope_in_time():
     times = torch.tensor([1.0, 0.8, 0.8, 0.5, 0.5, 0.2, 0.0])
     made = Taylor(2, "time").table(StepPlan(6, [0, 1, 2]), times)
     assert bool(made.coefficients.isfinite().all())
@@ -180,14 +182,14 @@ def test_by_time_two_steps_at_one_time_have_no_slope():
         (lambda: L2P(torch.full((3, 3), math.nan)), "NaN"),
     ],
 )
-def test_parameters_that_make_no_sense_are_refused(make, match):
+def test_impossible_parameters_are_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
 
 
 @pytest.mark.parametrize("forecaster", [*LINES, Reuse(), Hermite(2)], ids=repr)
 @given(plan=plans())
-def test_no_step_looks_back_further_than_its_forecaster_says(forecaster, plan):
+def test_no_step_uses_more_features_than_the_reach_of_its_forecaster(forecaster, plan):
     table = forecaster.table(plan, schedule(plan.num_steps))
     for row, step in zip(table.coefficients, plan.predicted_steps, strict=True):
         assert not row[: max(0, len(before(plan, step)) - forecaster.reach)].any()
@@ -218,7 +220,7 @@ def gram_of(features):
     return gram
 
 
-def test_least_squares_is_what_lstsq_finds():
+def test_least_squares_equals_torch_lstsq():
     features = torch.randn(40, 6, 5, dtype=torch.float64).cumsum(1) + 0.5
     plan = StepPlan(6, [0, 2, 3])
     made = LeastSquares(gram_of(features), ridge=0).table(plan, schedule(6))

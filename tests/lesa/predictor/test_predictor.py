@@ -1,3 +1,5 @@
+"""The LESA predictor: the formula of the paper, its table, its gates and its files."""
+
 import copy
 import json
 
@@ -36,14 +38,14 @@ def test_the_table_is_the_closed_loop_to_ten_digits(plan, history, boundaries, s
 
 
 @pytest.mark.parametrize("full", [[0, 2], [0, 3], [0, 1, 2]])
-def test_few_step_schedules_run_with_the_history_there_is(full):
+def test_few_step_schedules_use_the_features_that_exist(full):
     for steps in (4, 8):
         plan = StepPlan(steps, full)
         table = trained_size(LesaConfig(steps, hidden_dim=8)).table(plan, schedule(steps))
         assert table.coefficients.shape == (steps - len(full), len(full))
 
 
-def test_a_short_history_meets_the_latest_weights():
+def test_a_short_history_uses_the_latest_weights():
     predictor = trained_size(LesaConfig(10, hidden_dim=8))
     history, times = torch.randn(3, 5, dtype=torch.float64), schedule(10)
     padded = torch.cat([torch.zeros(5, 5, dtype=torch.float64), history])
@@ -105,7 +107,7 @@ def test_state_dict_has_the_released_keys():
 
 
 @pytest.mark.parametrize("latent", ["linear", "kan"])
-def test_a_configuration_knows_the_shapes_of_its_weights(latent):
+def test_a_configuration_has_the_shapes_of_its_weights(latent):
     config = LesaConfig(
         7, hidden_dim=5, history=6, first_history=2, boundaries=(0.4,), grid_size=4, spline_order=2, latent=latent
     )

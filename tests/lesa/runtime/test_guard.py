@@ -1,3 +1,5 @@
+"""Predictions compared with the truth at full steps, and the extra full steps that follow."""
+
 import pytest
 import torch
 from hypothesis import given
@@ -101,7 +103,7 @@ def test_a_revised_plan_goes_on_with_the_features_that_are_kept(plan, name, seed
             torch.testing.assert_close(history.predict(step), expected)
 
 
-def test_probes_take_no_memory_where_features_are_kept_anyway():
+def test_probes_take_no_memory_if_all_features_are_kept():
     plan = StepPlan.paper(20, 5)
     for made_by, more in ((trained_size(LesaConfig(20, hidden_dim=4)), 1), (Taylor(1), 0), (Reuse(), 0)):
         table = made_by.table(plan, schedule(20))
@@ -109,7 +111,7 @@ def test_probes_take_no_memory_where_features_are_kept_anyway():
         assert FeatureHistory(table, probes_of(made_by, plan, schedule(20)), spare=1).num_rows == plain + more
 
 
-def test_a_window_is_compared_too():
+def test_a_predictor_without_a_table_is_compared_too():
     plan, predictor = StepPlan(10, [0, 1, 5]), kan_predictor()
     features = torch.randn(10, 2, 6, dtype=torch.float64)
     window = predictor.make_memory(plan, schedule(10), None)
@@ -130,7 +132,7 @@ def assert_same_sums(result, expected):
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_report_gives_the_error_of_every_full_step_and_leaves_the_result_alone(pipeline):
+def test_a_report_has_the_error_of_every_full_step_and_the_result_is_unchanged(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN):
         unwatched = generate(pipeline, guidance=3.0)
     with lesa.enable(pipeline, Taylor(1), PLAN, guard=Guard()) as handle:
@@ -167,13 +169,13 @@ def test_extra_steps_are_spent_one_interval_after_a_large_error(pipeline, name):
         assert_same_sums(generate(pipeline), result)  # as if the plan had been so from the start
 
 
-def test_good_predictions_cost_no_extra_step(pipeline):
+def test_small_errors_cost_no_extra_step(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN, guard=Guard(max_error=10, extra_steps=5)) as handle:
         generate(pipeline)
         assert handle.records[0].full == list(PLAN.full_steps)
 
 
-def test_a_calibrated_forecaster_warns_only_on_what_it_was_not_calibrated_for(pipeline):
+def test_a_calibrated_forecaster_warns_only_outside_its_calibration(pipeline):
     calls = [tiny.arguments(seed=seed) for seed in range(2)]
     made_by = LeastSquares(gram_of(lesa.collect(pipeline, calls)))
     with lesa.enable(pipeline, made_by, PLAN, guard=Guard()) as handle:
@@ -184,7 +186,7 @@ def test_a_calibrated_forecaster_warns_only_on_what_it_was_not_calibrated_for(pi
     assert max(own.values()) < 1
 
 
-def test_a_gram_matrix_tells_the_error_to_expect_of_any_forecaster(pipeline):
+def test_a_gram_matrix_gives_the_expected_error_of_any_forecaster(pipeline):
     gram = gram_of(lesa.collect(pipeline, [tiny.arguments(seed=0)], progress=False))
     for calibration in (gram, {STREAM: gram}):
         with lesa.enable(pipeline, Taylor(1), PLAN, guard=Guard(calibration=calibration)) as handle:
@@ -209,7 +211,7 @@ def test_the_expected_error_is_the_one_on_the_calibration_features():
     torch.testing.assert_close(made_by.expected_error(table)[list(PLAN.predicted_steps)], expected)
 
 
-def test_what_a_guard_cannot_do_is_refused_at_once(pipeline):
+def test_impossible_guards_are_refused(pipeline):
     table = Taylor(1).table(PLAN, schedule(STEPS))
     with pytest.raises(ValueError, match="needs the forecaster"):
         lesa.enable(pipeline, table, guard=Guard())

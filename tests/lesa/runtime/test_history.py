@@ -1,3 +1,5 @@
+"""The kept features of a generation, and predictions from them."""
+
 import functools
 import gc
 import weakref
@@ -34,7 +36,7 @@ def run(memory, plan, features):
 
 
 @given(plans(max_steps=14), st.integers(0, 999))
-def test_a_history_predicts_what_its_table_says_from_as_few_rows_as_are_needed(plan, seed):
+def test_a_history_predicts_by_its_table_with_as_few_rows_as_possible(plan, seed):
     generator = torch.Generator().manual_seed(seed)
     used = torch.rand(len(plan.predicted_steps), len(plan.full_steps), generator=generator) < 0.4
     causal = torch.tensor(plan.predicted_steps).unsqueeze(1) > torch.tensor(plan.full_steps)
@@ -57,7 +59,7 @@ def test_a_history_predicts_what_its_table_says_from_as_few_rows_as_are_needed(p
     assert history.num_rows == max(*alive, bool(plan.predicted_steps))
 
 
-def test_a_prediction_whose_features_were_not_kept_cannot_be_made():
+def test_a_step_whose_features_were_not_kept_cannot_be_predicted():
     plan = StepPlan(6, [0, 2, 4])
     history = FeatureHistory(Taylor(1).table(plan, schedule(6)))
     history.keep(0, torch.randn(3))
@@ -71,7 +73,7 @@ def test_a_prediction_whose_features_were_not_kept_cannot_be_made():
     assert not history.can_predict(3)
 
 
-def test_a_history_holds_nothing_but_its_rows():
+def test_a_history_holds_only_its_rows():
     plan, feature = StepPlan(10, [0, 3, 6]), torch.randn(4, 5).bfloat16()
     for forecaster, rows in ((Reuse(), 1), (Taylor(1), 2), (Taylor(5), 3)):
         history = FeatureHistory(forecaster.table(plan, schedule(10)))
@@ -102,7 +104,7 @@ def test_a_window_longer_than_its_buffer_slides():
     torch.testing.assert_close(run(predictor.make_memory(plan, schedule(40), None), plan, features)[2:], expected)
 
 
-def test_a_table_is_laid_out_once_for_all_generations_and_devices_of_an_owner(monkeypatch):
+def test_a_layout_is_computed_once_for_all_generations_and_dtypes(monkeypatch):
     plan, features, layouts = StepPlan(10, [0, 3, 6]), torch.randn(10, 4, 5), functools.cache(BufferLayout)
     table = Taylor(1).table(plan, schedule(10))
     expected = run(FeatureHistory(table, make_layout=layouts), plan, features)
@@ -112,7 +114,7 @@ def test_a_table_is_laid_out_once_for_all_generations_and_devices_of_an_owner(mo
     torch.testing.assert_close(made, expected.double())
 
 
-def test_a_table_and_its_copies_on_devices_go_with_the_history():
+def test_a_table_and_its_copies_are_freed_with_the_history():
     plan = StepPlan(10, [0, 3, 6])
     table = Taylor(1).table(plan, schedule(10))
     history = FeatureHistory(table)
@@ -157,7 +159,7 @@ def test_a_prediction_whose_features_were_not_kept_is_refused_and_says_which():
         window.predict(2)
 
 
-def test_coming_steps_end_where_features_are_missing():
+def test_the_predictions_of_an_interval_end_at_missing_features():
     plan = StepPlan(6, [0, 2])
     coefficients = torch.tensor([[1.0, 0], [0, 1], [0, 1], [1, 1]])
     history = FeatureHistory(CoefficientTable(plan, schedule(6), coefficients))
@@ -185,7 +187,7 @@ def test_features_of_another_batch_or_shape_are_refused(make):
     assert memory.can_predict(2)
 
 
-def test_features_of_whole_numbers_are_refused():
+def test_integer_features_are_refused():
     plan = StepPlan(4, [0, 2])
     for memory in (
         FeatureHistory(Reuse().table(plan, schedule(4))),
@@ -195,7 +197,7 @@ def test_features_of_whole_numbers_are_refused():
             memory.keep(0, torch.ones(3, dtype=torch.int64))
 
 
-def test_large_features_for_a_layer_norm_are_kept_without_their_means_where_nothing_is_rounded():
+def test_large_float32_features_before_a_layer_norm_are_kept_without_their_means():
     plan = StepPlan(6, [0, 2, 4])
     table = Taylor(1).table(plan, schedule(6))
     cases = ((128, torch.float32, True), (128, torch.float64, True), (128, torch.bfloat16, False))
@@ -211,8 +213,8 @@ def test_large_features_for_a_layer_norm_are_kept_without_their_means_where_noth
         torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_that_change_between_generations_are_those_of_the_next_table():
-    """A table is remembered for a schedule, but not for another predictor than it was made from."""
+def test_weights_changed_between_generations_are_used_by_the_next_table():
+    """A table is cached for a schedule and the state of its forecaster."""
     predictor = lesa.LesaPredictor(lesa.LesaConfig(6, hidden_dim=2))
     plan, times = lesa.StepPlan(6, [0, 1, 3]), torch.linspace(1, 0, 7, dtype=torch.float64)
     accelerator = Accelerator(predictor, plan)

@@ -1,4 +1,4 @@
-"""What a generation holds: the kept features, the outputs of an interval, and a tile whose size is fixed."""
+"""What a generation keeps in memory: features, the outputs of an interval, and a tile of fixed size."""
 
 import gc
 
@@ -56,7 +56,7 @@ def test_max_history_bounds_what_is_kept():
         assert handle.records[0].kept_bytes == rows * feature
 
 
-def test_a_prediction_allocates_its_result_and_a_tile():
+def test_a_prediction_allocates_only_its_result_and_a_tile():
     for dtype in (torch.float32, torch.bfloat16):
         history = torch.randn(8, 1, 4096, 1024).to(dtype)
         out = torch.empty(1, 1, 4096, 1024, dtype=dtype)
@@ -66,7 +66,7 @@ def test_a_prediction_allocates_its_result_and_a_tile():
         assert allocations.largest <= tile < history[0].nbytes
 
 
-def test_the_outputs_of_an_interval_allocate_themselves_and_a_tile():
+def test_outputs_of_an_interval_allocate_only_themselves_and_a_tile():
     history, weight = torch.randn(8, 1, 4096, 1024), torch.randn(16, 1024)
     modulation = torch.randn(6, 1, 1024)
     with Allocations() as allocations:
@@ -75,7 +75,7 @@ def test_the_outputs_of_an_interval_allocate_themselves_and_a_tile():
     assert allocations.largest <= max(result.nbytes, tile) < history[0].nbytes
 
 
-def test_tables_and_what_was_made_of_them_live_as_long_as_their_accelerator():
+def test_tables_and_layouts_live_as_long_as_their_accelerator():
     pipeline = tiny.pipeline()
 
     def alive():

@@ -1,3 +1,5 @@
+"""Gram matrices of features, and the errors computed from them."""
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,7 +23,7 @@ def test_entries_are_inner_products_with_a_row_for_the_constant():
     assert filled(features).count == 30
 
 
-def test_batches_add_up_and_so_do_machines():
+def test_batches_are_summed_and_matrices_are_merged():
     a, b = torch.randn(3, 4, 5), torch.randn(2, 4, 5)
     together = filled(torch.cat([a, b]))
     one_by_one, elsewhere = filled(a), filled(b)
@@ -31,7 +33,7 @@ def test_batches_add_up_and_so_do_machines():
         together.merge(GramMatrix(5))
 
 
-def test_a_batch_that_is_broken_off_leaves_the_matrix_as_it_was():
+def test_an_unfinished_batch_does_not_change_the_matrix():
     gram = filled(torch.randn(3, 4, 5))
     before = gram.matrix.clone()
     gram.update(0, torch.randn(3, 5))
@@ -86,7 +88,7 @@ def test_save_and_load(tmp_path):
         GramMatrix.load(tmp_path / "gram.safetensors")
 
 
-def test_the_error_of_a_table_is_that_of_its_predictions_and_a_limit_adds_to_it():
+def test_the_error_of_a_table_is_that_of_its_predictions_and_grows_with_a_limit():
     features = torch.randn(50, 8, 4, dtype=torch.float64).cumsum(1)
     gram, plan = filled(features), StepPlan(8, [0, 1, 2, 5])
     table = LeastSquares(gram).table(plan, schedule(8))

@@ -1,3 +1,5 @@
+"""Which steps of a plan are full."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,3 +1,5 @@
+"""Coefficient tables, and the schedules that they belong to."""
+
 import pytest
 import torch
 from hypothesis import given
@@ -45,7 +47,7 @@ def test_a_table_is_its_own_forecaster_on_its_own_schedule_only():
         mine.table(StepPlan(5, [0, 3]), schedule(5))
 
 
-def test_fingerprints_tell_plans_and_schedules_apart():
+def test_fingerprints_differ_between_plans_and_schedules():
     same = table().fingerprint
     assert same == table(times=schedule(5)[:-1]).fingerprint
     assert same != table(times=schedule(5, shift=0.5)).fingerprint
@@ -78,7 +80,7 @@ def test_the_final_time_may_be_left_out():
 
 
 @given(plans(), st.integers(1, 5))
-def test_a_limited_table_looks_no_further_back_and_still_predicts_constants(plan, limit):
+def test_a_limited_table_uses_the_latest_features_and_still_predicts_constants(plan, limit):
     rows = torch.randn(len(plan.predicted_steps), len(plan.full_steps), dtype=torch.float64)
     causal = torch.tensor(plan.predicted_steps).unsqueeze(1) > torch.tensor(plan.full_steps)
     whole = CoefficientTable(plan, schedule(plan.num_steps), rows * causal)

@@ -1,3 +1,5 @@
+"""Features collected while a pipeline samples."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -30,13 +32,13 @@ def test_features_of_every_step_sample_and_branch_are_kept(pipeline):
     torch.testing.assert_close(made.times.float(), pipeline.scheduler.sigmas)
 
 
-def test_the_pipeline_is_left_as_it_was(pipeline):
+def test_the_pipeline_is_restored(pipeline):
     before = tiny.generate(pipeline)
     lesa.collect(pipeline, calls())
     assert torch.equal(tiny.generate(pipeline), before)
 
 
-def test_an_interrupted_collection_goes_on_where_it_was(pipeline, tmp_path, monkeypatch):
+def test_an_interrupted_collection_is_continued(pipeline, tmp_path, monkeypatch):
     whole = lesa.collect(pipeline, calls(3))
     run, made = type(pipeline).__call__, []
 
@@ -57,7 +59,7 @@ def test_an_interrupted_collection_goes_on_where_it_was(pipeline, tmp_path, monk
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors"}
 
 
-def test_files_of_another_request_are_not_taken_for_this_one(pipeline, tmp_path):
+def test_files_of_another_request_are_refused_when_collecting(pipeline, tmp_path):
     lesa.collect(pipeline, calls(1), out=tmp_path)
     with pytest.raises(ValueError, match="other prompts"):
         lesa.collect(pipeline, [arguments(seed=7)], out=tmp_path)
@@ -119,7 +121,7 @@ def test_the_released_recipe_keeps_126_gigabytes_of_flux():
     assert [readable(size) for size in (12, 2_500_000, 3 * 10**12)] == ["0.012 kB", "2.5 MB", "3 TB"]
 
 
-def test_a_disk_without_room_is_known_before_anything_is_written(pipeline, tmp_path, monkeypatch):
+def test_a_disk_without_room_is_an_error_before_anything_is_written(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(collecting.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ValueError, match="tokens= keeps less"):
         lesa.collect(pipeline, calls(2), out=tmp_path)

@@ -1,3 +1,5 @@
+"""The training loss of an interval in one batch."""
+
 import pytest
 import torch
 from hypothesis import given

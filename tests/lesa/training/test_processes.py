@@ -40,7 +40,7 @@ def work(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What two processes left behind."""
+    """The files that two processes wrote."""
     folder, trajectories = tmp_path_factory.mktemp("processes"), smooth()
     (folder / "smooth").mkdir()
     for i in range(2):

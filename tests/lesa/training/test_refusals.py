@@ -1,4 +1,4 @@
-"""What a training is of, and what is refused before one begins or when it fails."""
+"""What is refused before a training begins, and what remains when one fails."""
 
 import errno
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, other):
         lesa.fit(made, PLAN, CONFIG, stream=stream, checkpoint=path, **QUICK)
 
 
-def test_a_finished_training_is_taken_from_its_checkpoint(tmp_path):
+def test_a_finished_training_is_loaded_from_its_checkpoint(tmp_path):
     path = tmp_path / "training.safetensors"
     made = [lesa.fit(trajectories(), PLAN, CONFIG, stream=STREAMS[0], checkpoint=path, **QUICK) for _ in range(2)]
     assert torch.equal(*map(weights, made))
@@ -60,7 +60,7 @@ def test_a_training_that_diverges_is_an_error_and_saves_nothing_of_it(tmp_path):
         lesa.fit(trajectories(), PLAN, CONFIG, stream=STREAMS[0], learning_rate=1e30, checkpoint=path, **QUICK)
 
 
-def test_a_finished_training_is_not_lost_for_want_of_room(tmp_path, monkeypatch):
+def test_a_finished_training_is_returned_even_if_its_checkpoint_cannot_be_written(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "no room")
 
@@ -76,7 +76,7 @@ def test_a_finished_training_is_not_lost_for_want_of_room(tmp_path, monkeypatch)
     assert torch.equal(weights(made), weights(expected))
 
 
-def test_random_numbers_of_the_caller_go_on_as_if_nothing_had_been_drawn():
+def test_the_random_state_of_the_caller_is_not_changed():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -113,6 +113,6 @@ def test_numbers_that_make_no_sense_are_refused_by_name(options, name):
         (lambda: lesa.fit_gram(GramMatrix(STEPS), PLAN, schedule(STEPS), rounds=(-1, 1)), "rounds"),
     ],
 )
-def test_something_else_than_features_says_what_to_give(call, message):
+def test_wrong_arguments_of_fit_say_what_to_give(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,3 +1,5 @@
+"""Features of whole generations in memory and in files."""
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ def shard(samples=3, steps=5, streams=(COND, UNCOND)):
     return {stream: torch.randn(samples, steps, 2, 4) for stream in streams}
 
 
-def test_files_come_back_as_they_were(tmp_path):
+def test_trajectories_are_saved_and_loaded_unchanged(tmp_path):
     shards = [shard(), shard(samples=2)]
     for i, features in enumerate(shards):
         save_shard(shard_path(tmp_path, i), schedule(5), features)
@@ -65,7 +67,7 @@ def test_batches_hold_every_sample_once_in_a_seeded_order():
     assert torch.equal(torch.cat(list(trajectories.batches(2, stream=COND))), everything)
 
 
-def test_shards_that_do_not_fit_together_are_refused():
+def test_shards_of_different_streams_or_steps_are_refused():
     with pytest.raises(ValueError, match="nothing"):
         Trajectories(schedule(5), [])
     with pytest.raises(ValueError, match="recorded"):

@@ -1,3 +1,5 @@
+"""The two training stages of LESA."""
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -31,7 +33,7 @@ def error(forecaster, trajectories):
     return float((made - true).abs().mean())
 
 
-def test_fitting_comes_close_to_least_squares_and_leaves_reuse_behind():
+def test_fitting_is_close_to_least_squares_and_better_than_reuse():
     trajectories, unseen = smooth(), smooth(seed=2)
     predictor = fit(trajectories, PLAN, CONFIG, epochs=(10, 20), progress=False)
     ours = error(predictor, unseen)
@@ -91,7 +93,7 @@ def test_bad_input_is_refused_before_anything_is_trained():
         fit(Trajectories(schedule(STEPS), [{STREAM: features}]), PLAN, CONFIG, progress=False)
 
 
-def test_several_streams_have_to_be_told_apart():
+def test_a_stream_has_to_be_chosen_if_there_are_several():
     shard = {("transformer", "cond"): torch.randn(4, STEPS, 3), ("transformer", "uncond"): torch.randn(4, STEPS, 3)}
     both = Trajectories(schedule(STEPS), [shard])
     with pytest.raises(ValueError, match="choose one"):

@@ -54,7 +54,7 @@ def image(calibrator, plan=PLAN, *, guidance=1.0, **options):
 
 @pytest.mark.parametrize("cache_type", ["residual", "hidden_states"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_taylor_of_order_1_is_cache_dits_own(cache_type, guidance):
+def test_taylor_of_order_1_equals_that_of_cache_dit(cache_type, guidance):
     def theirs(_):
         return cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1, calibrator_cache_type=cache_type)
 
@@ -67,7 +67,7 @@ def test_taylor_of_order_1_is_cache_dits_own(cache_type, guidance):
     assert (reused - expected).abs().max() > 1e-3
 
 
-def test_reuse_is_what_cache_dit_does_without_a_calibrator():
+def test_reuse_equals_cache_dit_without_a_calibrator():
     assert torch.equal(image(lambda made: ForecasterConfig(Reuse(), made)), image(lambda _: None))
 
 
@@ -92,7 +92,7 @@ FORECASTERS = [
 
 @pytest.mark.parametrize("forecaster", FORECASTERS, ids=lambda f: type(f).__name__)
 @given(plan=plans(max_steps=12))
-def test_a_stream_predicts_as_if_it_had_known_the_full_steps_beforehand(forecaster, plan):
+def test_predictions_equal_those_of_a_table_for_the_whole_plan(forecaster, plan):
     plan = StepPlan(12, plan.full_steps)
     features, times = torch.randn(12, 2, 3), schedule(12)
     history, table = GrowingHistory(Tables(forecaster, times), times), forecaster.table(plan, times)
@@ -105,7 +105,7 @@ def test_a_stream_predicts_as_if_it_had_known_the_full_steps_beforehand(forecast
         torch.testing.assert_close(history.predict(step).flatten().double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_feature_that_weighs_nothing_for_a_while_is_not_let_go():
+def test_a_feature_with_zero_coefficients_for_a_while_is_kept():
     plan = StepPlan.paper(50, interval=7)  # FoCa's weight of step 9 is zero after step 16, and is not after step 23
     history, line = GrowingHistory(Tables(FoCa(), 50), schedule(50)), torch.arange(50.0)
     for step in range(50):
@@ -115,7 +115,7 @@ def test_a_feature_that_weighs_nothing_for_a_while_is_not_let_go():
             torch.testing.assert_close(history.predict(step), line[step : step + 1])
 
 
-def test_a_stream_keeps_no_more_than_its_forecaster_looks_back_on():
+def test_no_more_features_are_kept_than_the_forecaster_uses():
     feature = torch.randn(4, 8)
     for forecaster, limit, kept in ((Taylor(1), None, 2), (Taylor(2), None, 3), (FoCa(), None, 4), (FoCa(), 2, 2)):
         history = GrowingHistory(Tables(forecaster, 20, limit), schedule(20))
@@ -129,7 +129,7 @@ def test_a_stream_keeps_no_more_than_its_forecaster_looks_back_on():
     assert history.nbytes == 16 * feature.nbytes
 
 
-def test_cache_dit_may_decide_on_the_full_steps_as_it_goes_in_generations_of_any_length_and_batch():
+def test_full_steps_by_threshold_work_for_any_length_and_batch():
     options = {"residual_diff_threshold": 0.9, "max_warmup_steps": 3, "max_continuous_cached_steps": 2}
     with cached(lambda made: ForecasterConfig(Taylor(1, "time"), made), None, policy="dynamic", **options) as (
         made,
@@ -141,7 +141,7 @@ def test_cache_dit_may_decide_on_the_full_steps_as_it_goes_in_generations_of_any
     assert results[1].shape[0] == 1
 
 
-def test_what_calibrators_share_is_never_copied():
+def test_shared_tables_are_not_copied():
     config = ForecasterConfig(Taylor(1), 50)
     assert copy.deepcopy(config).to_kwargs()["tables"] is config.to_kwargs()["tables"]
     assert dataclasses.asdict(config)["calibrator_kwargs"]["tables"] is config.to_kwargs()["tables"]
@@ -161,7 +161,7 @@ def test_a_table_is_made_once_for_each_full_step_of_a_schedule():
     assert Counting.made == len(PLAN.full_steps)
 
 
-def test_cache_dits_own_calibrators_are_made_as_before():
+def test_cache_dit_still_makes_its_own_calibrators():
     compat.install("lesa", ForecasterCalibrator)
     compat.install("lesa", ForecasterCalibrator)
     made = cache_context.Calibrator(cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=2))
@@ -191,14 +191,14 @@ def rebuilt(**names):
         (rebuilt(), CalibratorBase, dataclasses.make_dataclass("Config", ["calibrator_type"]), "no calibrator_cache"),
     ],
 )
-def test_another_cache_dit_is_an_error_that_says_what_to_do(module, base, config, match):
+def test_an_unsupported_cache_dit_is_an_error_that_says_what_to_do(module, base, config, match):
     with pytest.raises(
         ImportError, match=rf"cache-dit {cache_dit.__version__}.*{match}.*pip install 'cache-dit==1.5.3'"
     ):
         compat.check(module, base, config)
 
 
-def test_what_cannot_be_predicted_is_an_error():
+def test_impossible_configurations_are_errors():
     with pytest.raises(ValueError, match=r"needs the times.*give the pipeline"):
         ForecasterConfig(Taylor(1, "time"), 50)
     with pytest.raises(ValueError, match="max_history must be at least 1"):
@@ -225,7 +225,7 @@ def test_a_generation_may_start_part_way_through_its_schedule():
     torch.testing.assert_close(calibrator.approximate(name="line"), 3 * times[4:5])
 
 
-def test_a_stream_may_start_late():
+def test_a_tensor_may_appear_after_the_first_step():
     calibrator = ForecasterCalibrator(Tables(Taylor(1), 4))
     calibrator.mark_step_begin()
     calibrator.mark_step_begin()

@@ -25,7 +25,7 @@ class Guided:
             branch: {"encoder_hidden_states": torch.randn(2, 3, 8), "pooled_projections": torch.randn(2, 8)} | shared
             for branch in ("cond", "uncond")
         }
-        self.anew = dict  # makes the arguments that are new at every call
+        self.new_arguments = dict  # makes the arguments that are new at every call
         self.branch = ""  # of the current call
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ class Guided:
             for self.branch in order:
                 if self.branch == "uncond" and step not in guided:
                     continue
-                conditions = self.conditions[self.branch] | self.anew()
+                conditions = self.conditions[self.branch] | self.new_arguments()
                 if fresh:
                     conditions = {name: tensor.clone() for name, tensor in conditions.items()}
                 with transformer.cache_context(self.branch) if named else nullcontext():

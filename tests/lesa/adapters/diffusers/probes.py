@@ -68,20 +68,20 @@ def call_at(transformer, time, batch=2, **changes):
 
 
 def assert_ways_agree(loop, name, forecasters, plan, step_by_step, monkeypatch):
-    """Outputs made ahead, blocks handed through and a driver that predicts step by step, in float64."""
+    """Precomputed outputs, blocks skipped and a driver that predicts step by step, in float64."""
     with lesa.enable(loop, forecasters, plan) as handle:
         ahead = loop()
     assert handle.records[0].predicted == list(plan.predicted_steps)
     monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     with lesa.enable(loop, forecasters, plan):
-        handed_through = loop()
+        blocks_skipped = loop()
     with Attachment(loop, step_by_step):
         expected = loop()
     precision = 1e-4 if name == "wan" else 1e-9  # Wan's own final norm computes in float32
     for step in range(plan.num_steps):
         tolerance = precision * float(expected[step].abs().max())
         torch.testing.assert_close(ahead[step], expected[step], rtol=0, atol=tolerance)
-        torch.testing.assert_close(handed_through[step], expected[step], rtol=0, atol=tolerance)
+        torch.testing.assert_close(blocks_skipped[step], expected[step], rtol=0, atol=tolerance)
 
 
 class Operators(TorchDispatchMode):

@@ -1,3 +1,5 @@
+"""A generation from its first to its last step: what is kept, what is freed, and what ``disable`` restores."""
+
 import copy
 import gc
 import pickle
@@ -15,7 +17,7 @@ from tests.lesa.adapters.diffusers.tiny import STEPS, generate
 from tests.lesa.strategies import schedule
 
 
-def test_a_second_generation_starts_clean(pipeline, way):
+def test_a_second_generation_uses_no_features_of_the_first(pipeline, way):
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         first = generate(pipeline)
         generate(pipeline, seed=5)
@@ -31,7 +33,7 @@ def test_batch_resolution_and_guidance_may_change_between_generations(pipeline):
             assert all(r.predicted == list(PLAN.predicted_steps) for r in handle.records)
 
 
-def test_another_step_count_is_an_error_for_a_fixed_plan_and_fine_for_a_function(pipeline):
+def test_another_number_of_steps_needs_a_plan_that_is_a_function(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN), pytest.raises(ValueError, match="this generation has 12"):
         generate(pipeline, steps=12)
     with lesa.enable(pipeline, Taylor(1), lambda times: StepPlan.paper(len(times) - 1, 4)) as handle:
@@ -45,7 +47,7 @@ def kept(handle):
     return [branch for _, branch in handle.going_on]
 
 
-def test_an_exception_half_way_leaves_nothing_behind(pipeline, way):
+def test_an_exception_in_the_pipeline_drops_all_features(pipeline, way):
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         expected = generate(pipeline)
 
@@ -60,7 +62,7 @@ def test_an_exception_half_way_leaves_nothing_behind(pipeline, way):
         assert kept(handle) == []  # also of the branch that the new generation has not
 
 
-def test_an_exception_inside_the_transformer_leaves_nothing_behind(pipeline, way):
+def test_an_exception_in_the_transformer_drops_all_features(pipeline, way):
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         expected = generate(pipeline)
         with (
@@ -83,7 +85,7 @@ def test_a_strict_handle_does_not_hide_an_exception(pipeline):
         pipeline(**tiny.arguments(), callback_on_step_end=fail)
 
 
-def test_an_interrupted_generation_is_no_cause_for_concern(pipeline, way):
+def test_an_interrupted_generation_gives_no_warning(pipeline, way):
     def interrupt(pipe, step, time, state):
         pipe._interrupt = step == 2
         return {}
@@ -96,7 +98,7 @@ def test_an_interrupted_generation_is_no_cause_for_concern(pipeline, way):
         assert torch.equal(generate(pipeline), expected)
 
 
-def test_lesa_may_be_taken_out_and_put_in_half_way(pipeline, way):
+def test_lesa_may_be_disabled_and_enabled_during_a_generation(pipeline, way):
     untouched, handles = generate(pipeline), []
 
     def change(pipe, step, time, state):
@@ -113,7 +115,7 @@ def test_lesa_may_be_taken_out_and_put_in_half_way(pipeline, way):
     assert torch.equal(generate(pipeline), untouched)
 
 
-def test_nothing_is_held_once_a_generation_is_over(pipeline, way):
+def test_features_are_freed_at_the_end_of_a_generation(pipeline, way):
     given = tiny.arguments()
     prompt = weakref.ref(given["prompt_embeds"])
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
@@ -142,7 +144,7 @@ class monkeypatched_failure:  # noqa: N801 (reads as a verb at its use)
         self.handle.remove()
 
 
-def test_a_batch_that_shrinks_half_way_goes_on_with_a_full_step(pipeline):
+def test_a_batch_that_shrinks_part_way_continues_with_a_full_step(pipeline):
     times = schedule(STEPS)
     with torch.no_grad(), lesa.enable(pipeline.transformer, Taylor(1), PLAN, times=times) as handle:
         for step in range(STEPS):
@@ -152,7 +154,7 @@ def test_a_batch_that_shrinks_half_way_goes_on_with_a_full_step(pipeline):
     assert handle.records[0].predicted == [2, 3, 6, 8, 9]
 
 
-def test_gradients_run_the_transformer_untouched(pipeline):
+def test_a_call_that_needs_gradients_runs_unchanged(pipeline):
     runs = BlockRuns(pipeline.transformer)
     with lesa.enable(pipeline, Reuse(), PLAN):
         generate(pipeline)
@@ -163,7 +165,7 @@ def test_gradients_run_the_transformer_untouched(pipeline):
     assert bool(x.grad.abs().sum() > 0)
 
 
-def test_two_pipelines_in_two_threads_do_not_meet():
+def test_two_pipelines_in_two_threads_are_independent():
     pipelines = [tiny.pipeline(seed) for seed in (0, 1)]
     alone = []
     for pipe in pipelines:

@@ -40,7 +40,7 @@ def test_guidance_may_begin_late_and_end_early(way, guided, order, named):
     assert all(torch.equal(outputs["cond", step], untouched["cond", step]) for step in (0, 1))
 
 
-def test_the_order_of_calls_tells_branches_apart_whose_conditions_are_always_new(handed_through):
+def test_branches_with_new_conditions_at_every_step_are_told_apart_by_order(blocks_skipped):
     loop, names = Guided(), set()
     with Attachment(loop, Observer(lambda call, feature: names.add((call.branch, loop.branch)))):
         loop(fresh=True)
@@ -50,9 +50,9 @@ def test_the_order_of_calls_tells_branches_apart_whose_conditions_are_always_new
     assert [record.predicted for record in handle.records] == [list(PLAN.predicted_steps)] * 2
 
 
-def test_what_a_controlnet_says_anew_at_every_step_is_no_condition(way):
+def test_outputs_of_a_controlnet_are_no_conditions(way):
     loop = Guided()
-    loop.anew = lambda: {"controlnet_block_samples": [torch.randn(2, 16, 32)]}
+    loop.new_arguments = lambda: {"controlnet_block_samples": [torch.randn(2, 16, 32)]}
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
         loop()
     assert [record.predicted for record in handle.records] == [list(PLAN.predicted_steps)] * 2
@@ -75,7 +75,7 @@ def test_each_transformer_begins_with_a_full_step(way):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_scheduler_that_does_not_go_on_is_reported(named):
+def test_a_scheduler_that_does_not_advance_is_reported(named):
     """Some pipelines step copies of their scheduler."""
     loop = Guided()
     loop.counting = copy.deepcopy(loop.scheduler)

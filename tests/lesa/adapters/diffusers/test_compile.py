@@ -1,4 +1,4 @@
-"""Compiled transformers: one graph, made in the first generation and never again, and no break at a predicted step."""
+"""Compiled transformers: compiled in the first generation only, without graph breaks at predicted steps."""
 
 import pytest
 import torch
@@ -54,11 +54,11 @@ def test_nothing_is_compiled_after_the_first_generation(pipeline, way, how, when
         assert handle.records[0].predicted == list(PLAN.predicted_steps)
     assert backend.frame_count == graphs > 0
     assert not counters["graph_break"]
-    if way == "end known":  # blocks and forward as they are without lesa
+    if way == "output head known":  # blocks and forward as they are without lesa
         assert graphs == (3 if how is regional else 1)
 
 
-def test_compiling_around_an_enabled_transformer_says_what_to_do_instead(pipeline):
+def test_torch_compile_of_an_enabled_transformer_is_an_error_that_says_what_to_do(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN):
         wrapped(pipeline, "eager")
         with pytest.raises(torch._dynamo.exc.Unsupported, match=r"torch.compile\(transformer\) before lesa.enable"):

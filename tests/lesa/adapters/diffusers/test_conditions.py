@@ -1,4 +1,4 @@
-"""A prediction is given away only under the conditions that it was made for."""
+"""A prediction is used only under the conditions that it was made for."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ PLAN = StepPlan(12, [0, 1, 4, 7])
 
 
 def steps(handle):
-    """All full and all predicted steps of the latest generation, whatever branches they were in."""
+    """All full and all predicted steps of the latest generation, of all branches."""
     return [sorted(s for r in handle.records for s in getattr(r, kind)) for kind in ("full", "predicted")]
 
 
@@ -36,7 +36,7 @@ def other(tensor):
 
 @pytest.mark.parametrize("when", [2, 3, 4, 5])
 @pytest.mark.parametrize("kind", [Named, Loop], ids=["named", "unnamed"])
-def test_a_new_prompt_is_not_predicted_from_the_old_one(way, kind, when):
+def test_a_new_prompt_is_not_predicted_from_features_of_the_old_one(way, kind, when):
     loop, forecaster = kind("flux"), Reuse()
     text = other(loop.inputs["encoder_hidden_states"])
 
@@ -71,20 +71,20 @@ def test_a_prompt_that_is_written_to_is_noticed_in_inference_mode(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_equal_conditions_that_are_made_anew_for_every_step_are_the_same(name):
+def test_equal_conditions_in_new_tensors_at_every_step_are_no_change(name):
     loop = Loop(name)
 
-    def anew(step, inputs):
+    def new_tensors(step, inputs):
         for key, value in inputs.items():
             if isinstance(value, torch.Tensor) and key != "hidden_states":
                 inputs[key] = value.clone()
 
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
-        loop(anew)
+        loop(new_tensors)
     assert steps(handle) == [list(PLAN.full_steps), list(PLAN.predicted_steps)]
 
 
-def test_a_condition_that_is_another_number_is_another_condition(way):
+def test_a_condition_that_is_a_number_is_compared_by_value(way):
     loop = Loop("flux")
     loop.inputs["joint_attention_kwargs"] = {"scale": 1.0}
     with lesa.enable(loop, Reuse(), PLAN) as handle:
@@ -104,7 +104,7 @@ def test_conditions_that_are_always_new_are_reported():
     assert steps(handle)[1] == []
 
 
-def test_values_decide_where_memory_does_not():
+def test_values_are_compared_if_the_memory_is_another():
     tensor = torch.arange(6.0)
     known = Conditions({"x": torch.zeros(1), "c": tensor, "flag": True, "parts": [tensor[:3], {"s": 0.5}]}, {"x"})
 

@@ -44,7 +44,7 @@ def share(transformer, kind):
 
 
 def model(name, kind):
-    """Blocks hand their inputs through: differences to one process, and the runs of blocks on predicted steps."""
+    """Blocks return their inputs: differences to one process, and the runs of blocks on predicted steps."""
     loop = check.Loop(name, ROWS[name])
     with lesa.enable(loop, Taylor(1), check.PLAN):
         alone = loop()
@@ -58,7 +58,7 @@ def model(name, kind):
 
 
 def pipeline(kind, *, first):
-    """The same where the end of the model is known; ``first``: lesa is enabled before the tokens are shared."""
+    """The same with a known output head; ``first``: lesa is enabled before the tokens are shared."""
     made = tiny.pipeline()
     runs = probes.BlockRuns(made.transformer)
     untouched = generate(made, guidance=3.0)

@@ -1,4 +1,4 @@
-"""The outputs made ahead in one pass, the blocks handed through, and the paper's closed loop, on all known families."""
+"""Precomputed outputs, the forward without blocks and the paper's closed loop agree, for all known output heads."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def small(predictor):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_three_ways_through_a_predicted_step_agree_in_float64(name, monkeypatch):
+def test_three_ways_to_compute_a_predicted_step_agree_in_float64(name, monkeypatch):
     loop = Loop(name, torch.float64)
     predictor = small(trained_size(LesaConfig(12, hidden_dim=4)))
     assert find_output_head(loop.transformer) is not None
@@ -55,15 +55,15 @@ def test_three_ways_through_a_predicted_step_agree_in_float64(name, monkeypatch)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_outputs_made_ahead_are_those_of_the_forward_in_bf16(name, monkeypatch):
+def test_precomputed_outputs_equal_those_of_the_forward_in_bf16(name, monkeypatch):
     loop = Loop(name, torch.bfloat16)
     with lesa.enable(loop, Taylor(1), PLAN):
         ahead = loop()
     monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     with lesa.enable(loop, Taylor(1), PLAN):
-        handed_through = loop()
+        blocks_skipped = loop()
     for step in (3, 4, 5):  # later ones start from other latents
-        error = (ahead[step].float() - handed_through[step].float()).abs().max() / handed_through[step].abs().max()
+        error = (ahead[step].float() - blocks_skipped[step].float()).abs().max() / blocks_skipped[step].abs().max()
         assert error < 0.03
 
 
@@ -78,7 +78,7 @@ def test_predicted_steps_after_the_first_of_an_interval_run_no_operator(name, mo
     assert max(counts[step] for step in firsts) < min(counts[step] for step in PLAN.full_steps) / 2
 
 
-def test_nothing_of_the_transformer_but_its_end_runs_on_a_predicted_step():
+def test_only_the_output_head_of_the_transformer_runs_on_a_predicted_step():
     loop, ran, now = Loop("flux"), [], 0
     for name, module in loop.transformer.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: ran.append((now, name)))
@@ -95,7 +95,7 @@ def test_nothing_of_the_transformer_but_its_end_runs_on_a_predicted_step():
     assert later == {3}  # where the modulations of all steps are made
 
 
-def test_outputs_made_ahead_are_dropped_when_the_prompt_changes():
+def test_precomputed_outputs_are_dropped_when_the_prompt_changes():
     loop = Loop("flux")
 
     def replaced(step, inputs):
@@ -116,14 +116,14 @@ def test_outputs_made_ahead_are_dropped_when_the_prompt_changes():
             assert [step for r in handle.records for step in r.predicted] == [3, 5, 7, 8, 10, 11]
 
 
-def test_outputs_made_ahead_are_dropped_when_an_input_comes_or_goes():
+def test_precomputed_outputs_are_dropped_when_an_input_is_added_or_removed():
     loop = Loop("qwen image")
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
         loop(lambda step, inputs: inputs.update(encoder_hidden_states_mask=None) if step == 4 else None)
     assert handle.records[0].predicted == [3, 5, 7, 8, 10, 11]
 
 
-def test_each_output_is_a_tensor_of_its_own():
+def test_outputs_share_no_memory():
     loop = Loop("flux")
     with lesa.enable(loop, Reuse(), PLAN):
         outputs = loop()
@@ -134,7 +134,7 @@ def test_each_output_is_a_tensor_of_its_own():
     assert len(set(pointers)) == len(pointers)
 
 
-def test_an_end_that_was_wrapped_or_replaced_takes_the_forward():
+def test_a_wrapped_or_replaced_output_head_runs_the_forward():
     loop = Loop("flux")
     with lesa.enable(loop, Taylor(1), PLAN):
         expected = loop()
@@ -162,7 +162,7 @@ def test_an_end_that_was_wrapped_or_replaced_takes_the_forward():
     assert find_output_head(loop.transformer) is None
 
 
-def test_arguments_that_the_known_end_does_not_cover_take_the_forward():
+def test_arguments_that_the_output_head_does_not_support_run_the_forward():
     loop = Loop("flux")
     loop.inputs["joint_attention_kwargs"] = {"scale": 1.0}
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
@@ -170,11 +170,11 @@ def test_arguments_that_the_known_end_does_not_cover_take_the_forward():
     assert handle.records[0].predicted == list(PLAN.predicted_steps)
 
 
-def test_every_known_end_is_tested():
+def test_every_known_output_head_is_tested():
     assert {type(Loop(name).transformer).__name__ for name in FAMILIES} == set(OUTPUT_HEADS)
 
 
-def test_a_predictor_without_a_table_goes_one_step_at_a_time():
+def test_a_predictor_without_a_table_predicts_step_by_step():
     loop = Loop("dit")
     predictor = LesaPredictor(LesaConfig(12, hidden_dim=4, latent="kan"))
     with lesa.enable(loop, predictor, PLAN) as handle:
@@ -182,7 +182,7 @@ def test_a_predictor_without_a_table_goes_one_step_at_a_time():
     assert handle.records[0].predicted == list(PLAN.predicted_steps)
 
 
-def test_a_batch_that_shrinks_half_way_goes_on():
+def test_a_batch_that_shrinks_part_way_is_predicted():
     loop = Loop("wan")
 
     def shrink(step, inputs):

@@ -1,3 +1,5 @@
+"""What a predicted step returns, in a real pipeline."""
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from tests.lesa.adapters.diffusers.tiny import STEPS, generate
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_with_true_features_the_result_is_the_untouched_one_and_no_block_runs(pipeline, way, guidance):
+def test_with_true_features_the_result_is_unchanged_and_no_block_runs(pipeline, way, guidance):
     untouched = generate(pipeline, guidance=guidance)
     features, watched = record(pipeline, guidance=guidance)
     assert torch.equal(untouched, watched)
@@ -20,14 +22,14 @@ def test_with_true_features_the_result_is_the_untouched_one_and_no_block_runs(pi
     every_step, runs.count = runs.count, 0
     with Attachment(pipeline, Oracle(features, PLAN)):
         result = generate(pipeline, guidance=guidance)
-    if way == "blocks handed through":
+    if way == "blocks skipped":
         assert torch.equal(result, untouched)
     else:  # the fused end adds in another order
         torch.testing.assert_close(result, untouched, rtol=1e-5, atol=1e-5)
     assert runs.count == every_step * len(PLAN.full_steps) / STEPS
 
 
-def test_a_predictor_with_a_kan_on_the_features_samples_its_closed_loop(pipeline, handed_through):
+def test_a_predictor_with_a_kan_on_the_features_samples_its_closed_loop(pipeline, blocks_skipped):
     predictor = LesaPredictor(LesaConfig(STEPS, hidden_dim=8, latent="kan"))
     for layer in predictor.latent:
         torch.nn.init.normal_(layer.spline_weight, std=0.1)
@@ -44,7 +46,7 @@ def test_a_predictor_with_a_kan_on_the_features_samples_its_closed_loop(pipeline
 
 
 @pytest.mark.parametrize("forecaster", [Reuse(), Taylor(2), "lesa"])
-def test_predicted_features_are_those_of_the_table(pipeline, handed_through, forecaster):
+def test_predicted_features_are_those_of_the_table(pipeline, blocks_skipped, forecaster):
     if forecaster == "lesa":
         forecaster = LesaPredictor(LesaConfig(STEPS, hidden_dim=8))
     seen = []
@@ -60,7 +62,7 @@ def test_predicted_features_are_those_of_the_table(pipeline, handed_through, for
         torch.testing.assert_close(seen[step].double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_both_ways_give_the_same_images(pipeline, monkeypatch):
+def test_precomputed_outputs_and_the_forward_without_blocks_give_the_same_images(pipeline, monkeypatch):
     with lesa.enable(pipeline, Taylor(1), PLAN):
         straight = generate(pipeline, guidance=3.0)
     monkeypatch.delitem(OUTPUT_HEADS, "FluxTransformer2DModel")
@@ -68,7 +70,7 @@ def test_both_ways_give_the_same_images(pipeline, monkeypatch):
         torch.testing.assert_close(generate(pipeline, guidance=3.0), straight)
 
 
-def test_what_cannot_work_says_so_at_once_and_changes_nothing(pipeline):
+def test_impossible_requests_are_refused_by_enable_and_change_nothing(pipeline):
     transformer = pipeline.transformer
     with pytest.raises(ValueError, match="which steps are full"):
         lesa.enable(pipeline, Reuse())

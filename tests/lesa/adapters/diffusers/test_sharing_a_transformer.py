@@ -1,4 +1,4 @@
-"""One transformer, several users of it: pipelines with schedulers of their own, threads, calls within calls."""
+"""One transformer with several users: pipelines with their own schedulers, threads, calls inside calls."""
 
 import threading
 
@@ -42,7 +42,7 @@ def in_threads(*works):
 
 
 @pytest.mark.parametrize("used_before", [True, False])
-def test_a_request_pipeline_is_served_with_its_own_scheduler(pipeline, way, used_before):
+def test_a_pipeline_that_shares_the_transformer_uses_its_own_scheduler(pipeline, way, used_before):
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         expected = generate(pipeline)
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
@@ -54,12 +54,12 @@ def test_a_request_pipeline_is_served_with_its_own_scheduler(pipeline, way, used
     assert handle.going_on == []
 
 
-def test_a_schedule_of_another_length_says_whose_it_is(pipeline):
+def test_a_schedule_of_another_length_is_an_error_that_names_the_scheduler(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN), pytest.raises(ValueError, match="scheduler of the pipeline"):
         generate(pipeline, steps=12)
 
 
-def test_a_call_within_a_callback_does_not_touch_the_outer_generation(pipeline, way):
+def test_a_pipeline_call_in_a_callback_does_not_change_the_outer_generation(pipeline, way):
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         outer, inner = generate(pipeline), generate(pipeline, seed=5)
         made = []
@@ -92,12 +92,12 @@ def test_two_threads_with_a_pipeline_each_share_a_transformer(pipeline, way, gui
 
 
 def taking_turns(count):
-    """Lets threads go on one after the other, so that their calls really mix."""
+    """Interleaves threads, so that their calls alternate."""
     barrier = threading.Barrier(count)
     return barrier.wait
 
 
-def test_threads_that_drive_a_bare_transformer_have_a_generation_each(pipeline, way):
+def test_threads_that_call_a_bare_transformer_have_a_generation_each(pipeline, way):
     times, transformer = schedule(STEPS), pipeline.transformer
     prompts = [torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
     latents = torch.randn(2, 16, 4)
@@ -136,7 +136,7 @@ class Denoiser(nn.Module):
         return self.norm(x)
 
 
-def test_threads_that_step_through_any_module_have_a_generation_each():
+def test_threads_that_call_any_module_have_a_generation_each():
     torch.manual_seed(0)
     module = Denoiser().requires_grad_(False)
     x = torch.randn(2, 3, 4)

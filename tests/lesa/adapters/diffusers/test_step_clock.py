@@ -1,4 +1,4 @@
-"""Noise levels, and the step that a call is at, with every kind of scheduler and from any start."""
+"""Noise levels and the step of a call, with every kind of scheduler and from any first step."""
 
 import copy
 import pickle
@@ -182,7 +182,7 @@ def test_copies_of_a_counted_scheduler_do_not_count(dit):
     assert not hasattr(scheduler, "steps_taken")
 
 
-def test_the_first_time_says_where_a_generation_begins():
+def test_the_time_of_the_first_call_tells_the_first_step():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(30)
     timesteps = scheduler.timesteps
@@ -293,7 +293,7 @@ def from_image():
     ("strength", "full", "predicted"),
     [(1.0, [0, 1, 4, 7], [2, 3, 5, 6, 8, 9]), (0.8, [2, 4, 7], [3, 5, 6, 8, 9]), (0.3, [7], [8, 9]), (0.1, [9], [])],
 )
-def test_image_to_image_follows_what_is_left_of_the_plan(from_image, way, strength, full, predicted):
+def test_image_to_image_uses_the_rest_of_the_plan(from_image, way, strength, full, predicted):
     pipeline, run = from_image
     untouched = run(strength, guidance=3.0)
     guided = not torch.equal(run(strength), untouched)  # some releases want a negative prompt in words
@@ -322,7 +322,7 @@ def test_every_kind_of_forecaster_serves_image_to_image(from_image):
             assert handle.records[0].predicted == [3, 5, 6, 8, 9]
 
 
-def test_a_plan_function_is_asked_with_the_remaining_times(from_image):
+def test_a_plan_function_is_called_with_the_remaining_times(from_image):
     pipeline, run = from_image
     asked = []
 
@@ -337,8 +337,8 @@ def test_a_plan_function_is_asked_with_the_remaining_times(from_image):
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
-def test_a_pipeline_that_says_nothing_may_start_part_way_too(dit, name):
-    """Video to video of CogVideoX and Wan cut the timesteps and tell nobody."""
+def test_a_pipeline_without_a_begin_index_may_start_part_way(dit, name):
+    """Video to video of CogVideoX and Wan cut the timesteps without saying so."""
     dit.scheduler = scheduler = make(name, {})
     with torch.no_grad(), lesa.enable(dit, Taylor(1), PLAN) as handle:
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Classes that were derived, modules that were wrapped or replaced, and what is left when lesa is taken off."""
+"""Derived classes, wrapped or replaced modules, and what ``disable`` restores."""
 
 import copy
 import gc
@@ -49,7 +49,7 @@ def test_a_derived_class_is_refused_as_its_base_is():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_derived_class_has_the_known_end_unless_its_forward_is_another(name):
+def test_a_derived_class_has_the_known_output_head_unless_it_has_another_forward(name):
     transformer = Loop(name).transformer
     known = find_output_head(transformer)
     assert find_output_head(derive(transformer)) is known is not None
@@ -61,7 +61,7 @@ def test_a_derived_class_has_the_known_end_unless_its_forward_is_another(name):
     assert find_output_head(derive(transformer, forward=longer)) is None
 
 
-def test_an_instance_with_a_forward_of_its_own_has_no_known_end():
+def test_an_instance_with_its_own_forward_has_no_known_output_head():
     transformer = Loop("flux").transformer
     forward = transformer.forward
     transformer.forward = lambda *args, **kwargs: forward(*args, **kwargs)
@@ -71,7 +71,7 @@ def test_an_instance_with_a_forward_of_its_own_has_no_known_end():
 @pytest.mark.parametrize(
     "name", [name for name in ("LTX2VideoTransformer3DModel", "ZImageTransformer2DModel") if exists(name, ROWS[name])]
 )
-def test_with_true_features_a_derived_class_gives_true_outputs(name):
+def test_with_true_features_a_derived_class_gives_unchanged_outputs(name):
     loop, recorder = check.Loop(name, ROWS[name]), check.Recorder()
     untouched = loop()
     derive(loop.transformer)
@@ -92,7 +92,7 @@ def test_a_model_is_described_by_the_class_that_has_its_forward(pipeline):
 
 
 class LoRA(nn.Module):
-    """A layer with something beside it, which is given the same input."""
+    """A layer plus a second one with the same input."""
 
     def __init__(self, base):
         super().__init__()
@@ -126,7 +126,7 @@ HEADS = {
 
 @pytest.mark.parametrize("name", [name for name in HEADS if name in ROWS and exists(name, ROWS[name])])
 @pytest.mark.parametrize("head", [True, False], ids=["head", "block"])
-def test_what_was_wrapped_after_enable_is_found_at_the_next_generation(name, head, handed_through):
+def test_modules_wrapped_after_enable_are_found_at_the_next_generation(name, head, blocks_skipped):
     """With true features the outputs are those of the wrapped model, to the bit; then those of the plain one again."""
     loop, recorder, wrapped = check.Loop(name, ROWS[name]), check.Recorder(), check.Recorder()
     transformer, where = loop.transformer, HEADS[name]
@@ -162,7 +162,7 @@ def test_what_was_wrapped_after_enable_is_found_at_the_next_generation(name, hea
 
 
 @pytest.mark.parametrize("change", ["wrap a head", "wrap a block", "wrap an embedder", "add an adapter"])
-def test_a_model_that_changes_part_way_runs_that_step_in_full(way, change):
+def test_a_model_whose_modules_change_part_way_runs_that_step_in_full(way, change):
     loop = Loop("flux")
 
     def alter(step, inputs):
@@ -184,7 +184,7 @@ def test_a_model_that_changes_part_way_runs_that_step_in_full(way, change):
     assert (handle.records[0].full, handle.records[0].predicted) == ([0, 1, 4, 5, 7], [2, 3, 6, 8, 9, 10, 11])
 
 
-def test_a_lora_on_a_head_is_applied_whenever_it_comes():
+def test_a_lora_on_a_head_is_applied_before_and_after_enable():
     peft = pytest.importorskip("peft")
     name, results = "StableAudioDiTModel", []
     for when in ("before", "after"):
@@ -207,7 +207,7 @@ def test_a_lora_on_a_head_is_applied_whenever_it_comes():
 
 @pytest.mark.parametrize("target", ["transformer", "block"])
 @pytest.mark.parametrize("swap", ["derived", "parametrized", "compiled"])
-def test_after_disable_a_model_works_whatever_was_put_on_top(pipeline, handed_through, target, swap):
+def test_after_disable_a_model_works_that_was_wrapped_meanwhile(pipeline, blocks_skipped, target, swap):
     untouched = generate(pipeline)
     transformer = pipeline.transformer
     handle = lesa.enable(pipeline, Reuse(), PLAN)
@@ -231,7 +231,7 @@ def test_after_disable_a_model_works_whatever_was_put_on_top(pipeline, handed_th
 
 
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyboardInterrupt])
-def test_enable_that_fails_half_way_leaves_nothing_behind(pipeline, monkeypatch, error):
+def test_a_failing_enable_changes_nothing(pipeline, monkeypatch, error):
     untouched = generate(pipeline)
 
     def fail(*_):
@@ -247,7 +247,7 @@ def test_enable_that_fails_half_way_leaves_nothing_behind(pipeline, monkeypatch,
         generate(pipeline)
 
 
-def test_disable_takes_lesa_off_a_transformer_that_was_replaced(pipeline):
+def test_disable_also_restores_a_transformer_that_the_pipeline_has_replaced(pipeline):
     old, expected = pipeline.transformer, tiny.pipeline()
     lesa.enable(pipeline, Reuse(), PLAN)
     pipeline.transformer = tiny.pipeline(1).transformer
@@ -259,7 +259,7 @@ def test_disable_takes_lesa_off_a_transformer_that_was_replaced(pipeline):
 
 @pytest.mark.parametrize("end", ["known", "unknown"])
 @pytest.mark.parametrize("used", [True, False], ids=["used", "unused"])
-def test_a_pipeline_that_is_dropped_is_freed(end, used, monkeypatch):
+def test_a_deleted_pipeline_is_freed(end, used, monkeypatch):
     if end == "unknown":
         monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     left = []
@@ -274,8 +274,8 @@ def test_a_pipeline_that_is_dropped_is_freed(end, used, monkeypatch):
     assert [ref() for ref in left] == [None, None]
 
 
-def test_the_features_of_a_scheduler_that_is_gone_are_freed(pipeline):
-    """A request that was broken off outside of the transformer."""
+def test_features_are_freed_with_their_scheduler(pipeline):
+    """A request that ended by an exception outside of the transformer."""
 
     def fail(pipe, step, time, state):
         raise RuntimeError("stop here")
@@ -292,7 +292,7 @@ def test_the_features_of_a_scheduler_that_is_gone_are_freed(pipeline):
         assert handle.going_on == []
 
 
-def test_each_handle_warns_once_and_remembers_it(pipeline):
+def test_each_handle_gives_a_warning_once_and_keeps_it(pipeline):
     transformer = pipeline.transformer
 
     @torch.no_grad()
@@ -309,7 +309,7 @@ def test_each_handle_warns_once_and_remembers_it(pipeline):
             assert handle.warnings[0] in handle.summary()
 
 
-def test_a_handle_says_what_it_is(pipeline):
+def test_the_repr_of_a_handle_shows_its_state(pipeline):
     handle = lesa.enable(pipeline, Taylor(1), PLAN)
     assert "enabled" in repr(handle)
     assert "no generation yet" in repr(handle)

@@ -1,4 +1,4 @@
-"""Against diffusers' own hook."""
+"""The settings of diffusers' TaylorSeer, against its own hook."""
 
 import re
 
@@ -72,7 +72,7 @@ def in_double(**options):
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_where_whole_blocks_are_cached_the_images_are_those_of_diffusers(order, guidance):
+def test_with_whole_blocks_cached_the_images_equal_those_of_diffusers(order, guidance):
     config = TaylorSeerCacheConfig(
         cache_interval=3, max_order=order, taylor_factors_dtype=torch.float64, cache_identifiers=BLOCKS
     )
@@ -87,7 +87,7 @@ def test_where_whole_blocks_are_cached_the_images_are_those_of_diffusers(order, 
 
 
 @pytest.mark.parametrize("mode", [{}, {"use_lite_mode": True}], ids=["attention", "lite"])
-def test_elsewhere_the_same_steps_are_full_and_the_images_are_close(mode):
+def test_with_other_settings_the_same_steps_are_full_and_images_are_close(mode):
     config = TaylorSeerCacheConfig(cache_interval=3, taylor_factors_dtype=torch.float64, **mode)
     theirs, ours, full = double(), double(), double()(**in_double()).images
     ran = []
@@ -112,7 +112,7 @@ def test_diffusers_own_patterns_match_no_attention_of_some_models(kind):
     assert not any(re.fullmatch(pattern, name) for pattern in patterns for name in names)
 
 
-def test_configurations_that_diffusers_fails_with_are_refused():
+def test_configurations_that_fail_in_diffusers_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
         lesa.from_taylorseer_config(TaylorSeerCacheConfig(disable_cache_before_step=0))
     with pytest.raises(ValueError, match="not a FirstBlockCacheConfig"):

@@ -1,4 +1,4 @@
-"""Times that are not the schedule's, schedules that count from the noise, dtypes that are not the weights'."""
+"""Times outside the schedule, schedules that count from the noise, and dtypes other than that of the weights."""
 
 import diffusers
 import pytest
@@ -41,7 +41,7 @@ class Altered(Loop):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("steps", [range(12), [5, 6, 9]], ids=["always", "at some steps"])
-def test_a_time_that_is_not_the_schedules_goes_through_the_forward(name, steps, monkeypatch):
+def test_a_time_that_is_not_in_the_schedule_runs_the_forward(name, steps, monkeypatch):
     loop = Altered(name, 0.9, steps)
     with lesa.enable(loop, Reuse(), PLAN12) as handle:
         ours = loop()
@@ -54,7 +54,7 @@ def test_a_time_that_is_not_the_schedules_goes_through_the_forward(name, steps, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_times_that_pipelines_round_are_the_schedules(dtype):
+def test_times_rounded_by_a_pipeline_are_those_of_the_schedule(dtype):
     for step in torch.linspace(1, 1000, 37):
         for given in (step.to(dtype) / 1000, (step / 1000).to(dtype), step.expand(3).to(dtype) / 1000):
             assert agrees(given, float(step) / 1000)
@@ -67,7 +67,7 @@ class OnDevice(torch.Tensor):
     is_cuda = True
 
 
-def test_a_wrong_time_on_a_device_is_found_out_when_it_has_arrived(monkeypatch):
+def test_a_wrong_time_on_a_device_is_noticed_when_its_copy_has_arrived(monkeypatch):
     """The first one at once; later ones are copied and compared when the copy has arrived."""
     arrived, empty = [], torch.empty
     event = type("Event", (), {"record": lambda self: None, "query": lambda self: bool(arrived)})
@@ -87,7 +87,7 @@ def test_a_wrong_time_on_a_device_is_found_out_when_it_has_arrived(monkeypatch):
     assert not passes(0.9, 1.0, TimeCheck())
 
 
-def test_a_bare_transformer_knows_the_unit_of_its_times_for_the_whole_generation():
+def test_the_unit_of_times_of_a_bare_transformer_is_found_once():
     clock = TimestepClock(None)
     steps = [clock.read({"timestep": torch.tensor([t])}, "transformer", None).step for t in (1000.0, 500.0, 1.0)]
     assert steps == [0, 1, 2]
@@ -97,7 +97,7 @@ def test_a_bare_transformer_knows_the_unit_of_its_times_for_the_whole_generation
         assert steps == [0, 1, 2]
 
 
-def test_a_time_that_is_of_no_step_is_of_the_first():
+def test_a_time_that_no_step_has_is_taken_as_the_first_step():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(10)
     assert nearest_step(0.95 * scheduler.timesteps[0], scheduler.timesteps, scheduler) == 0
@@ -108,7 +108,7 @@ def test_a_time_that_is_of_no_step_is_of_the_first():
 
 
 @pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"])
-def test_inverted_sigmas_count_from_the_noise(kind):
+def test_inverted_sigmas_are_counted_from_the_noise(kind):
     plain, inverted = (getattr(diffusers, kind)(invert_sigmas=flag) for flag in (False, True))
     for scheduler in (plain, inverted):
         scheduler.set_timesteps(10)
@@ -124,14 +124,14 @@ def test_a_pipeline_with_inverted_sigmas_is_accelerated(pipeline):
 
 @pytest.mark.parametrize("kind", ["KDPM2AncestralDiscreteScheduler", "DDIMScheduler", "EulerDiscreteScheduler"])
 @pytest.mark.parametrize("steps", [3, 10, 30, 50])
-def test_noise_levels_fall_where_timesteps_are_no_integers(kind, steps):
+def test_noise_levels_fall_also_with_timesteps_that_are_no_integers(kind, steps):
     scheduler = getattr(diffusers, kind)()
     scheduler.set_timesteps(steps)
     levels = noise_levels(scheduler)
     assert len(levels) == len(scheduler.timesteps) + 1
 
 
-def test_qwen_image_with_its_cache_of_keys_is_accelerated():
+def test_qwen_image_with_its_key_cache_is_accelerated():
     """Step 0 fills the cache and has the prompt's tokens beside the image's; all other steps have the image's only."""
     name = "QwenImage21Transformer2DModel"
     if name not in ROWS:

@@ -1,11 +1,12 @@
-"""Random sequences of what users do, on every known end and on a class without one, with true features for predictions.
+"""Random sequences of user actions, on every model with a known output head and on one without.
 
-Two equal pipelines are given the same: one untouched, with the feature that enters the head written down, and one under
-lesa, with these features in place of what a forecaster would make. Then at every call
+Two equal pipelines run the same actions: one without lesa, whose features are recorded, and one with lesa, whose
+forecaster returns these true features. At every call
 
-- the output is the untouched one: to the bit where the forward ran, and to rounding where the known end was used;
-- a step is full exactly if the plan says so, or if it is the first of its branch or the first after a change of
-  conditions or model: nothing that changed is predicted, and nothing that could be predicted runs in full.
+- the output equals that of the pipeline without lesa: bit for bit if the forward ran, up to rounding if the known output
+  head was used;
+- a step is full exactly if the plan says so, or if it is the first of its branch or the first after a change of conditions
+  or model: nothing is predicted from stale features, and nothing that could be predicted runs in full.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from tests.lesa.adapters.diffusers.models.row import build
 WITHOUT = "SanaTransformer2DModel"  # whose end is not known
 PROMPTS = ("encoder_hidden_states", "pooled_projections", "class_labels")
 UNIT = ("flux", "flux with guidance", "qwen image")  # called with the noise level; the others with the timestep
-EVENTS = ["nothing", "replace", "write", "touch", "anew", "alter times", "raise", "wrap part-way"]
+EVENTS = ["nothing", "replace", "write", "touch", "new tensors", "alter times", "raise", "wrap part-way"]
 
 
 def plan_of(times):
@@ -111,7 +112,7 @@ class Pipeline:
         return made.clone()
 
     def sample(self, request, before=lambda: None, after=lambda output: None):
-        """Call the transformer at each step for each branch; what is sampled does not depend on what it says."""
+        """Call the transformer at each step for each branch; the sample does not depend on its output."""
         self.scheduler.set_timesteps(request["steps"])
         self.scheduler.set_begin_index(0)
         event, when = request["event"], request["when"] % request["steps"]
@@ -134,7 +135,7 @@ class Pipeline:
                             raise KeyError("stop here")
                         elif event == "wrap part-way":
                             self.toggle("head")
-                    if event == "anew":
+                    if event == "new tensors":
                         mine = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in mine.items()}
                     latents = self.latents(request["seed"], step, batch, small)
                     time = t.expand(len(latents)) / (1000 if self.family in UNIT else 1)
@@ -173,7 +174,7 @@ def branches(request, step):
 
 
 class TrueFeatures(Memory):
-    """The memory of a generation that predicts what is true."""
+    """The memory of a generation that predicts the true features."""
 
     nbytes = num_rows = 0
 
@@ -207,7 +208,7 @@ class TrueFeatures(Memory):
 
 
 class TrueForecaster(Forecaster):
-    """Predicts the features that the oracle has seen."""
+    """Predicts the true features that the oracle recorded."""
 
     def __init__(self, oracle):
         self.oracle = weakref.proxy(oracle)
@@ -220,7 +221,7 @@ class TrueForecaster(Forecaster):
 
 
 class Oracle(Accelerator):
-    """The accelerator itself with a forecaster that knows the truth, and a note of what became of each call."""
+    """The accelerator with the true forecaster; it records whether each call was full or predicted."""
 
     def __init__(self, pipeline):
         super().__init__(TrueForecaster(self), plan_of)
@@ -306,7 +307,7 @@ class WhatUsersDo(RuleBasedStateMachine):
         return truth
 
     def expected(self, request, calls):
-        """What has to become of each call."""
+        """Whether each call has to be full or predicted."""
         steps, when = request["steps"], request["when"] % request["steps"]
         began: set[str] = set()
         became = {}
@@ -404,10 +405,10 @@ def run(sequences):
 pytestmark = [pytest.mark.filterwarnings("ignore::lesa.LesaWarning"), pytest.mark.usefixtures("quick")]
 
 
-def test_whatever_users_do_nothing_changed_is_predicted_and_nothing_is_left():
+def test_random_actions_of_users_never_use_stale_features_and_leave_nothing():
     run(500)
 
 
 @pytest.mark.full
-def test_whatever_users_do_in_many_more_sequences():
+def test_many_more_random_actions_of_users():
     run(10_000)

@@ -1,3 +1,5 @@
+"""Checkpoints of the authors of LESA: their values, and files that must not run code."""
+
 import contextlib
 import dataclasses
 import io
@@ -146,7 +148,7 @@ ROUNDED = torch.tensor(UNIFORM).bfloat16().double().tolist()
 
 
 @pytest.mark.parametrize(("knots", "expected"), [("exact", UNIFORM), ("released", ROUNDED)])
-def test_a_released_checkpoint_predicts_what_its_formula_says(tmp_path, save_official, knots, expected):
+def test_a_released_checkpoint_predicts_by_the_formula_of_the_paper(tmp_path, save_official, knots, expected):
     weights = released_weights()
     predictor = lesa.load_official(save_official(tmp_path / "flux.pt", weights), knots=knots)
     config = predictor.config
@@ -155,7 +157,7 @@ def test_a_released_checkpoint_predicts_what_its_formula_says(tmp_path, save_off
     assert_table_is(predictor, weights, (0.9, 0.5), expected)
 
 
-def test_released_knots_are_another_function_than_exact_ones(tmp_path, save_official):
+def test_released_knots_give_another_function_than_exact_ones(tmp_path, save_official):
     path = save_official(tmp_path / "flux.pt", released_weights())
     gates = {knots: lesa.load_official(path, knots=knots).gates(schedule(STEPS)) for knots in ("exact", "released")}
     apart = ((gates["exact"] - gates["released"]).abs() / gates["exact"].abs().max()).max()
@@ -210,13 +212,13 @@ def test_tensors_are_read_as_torch_saved_them(tmp_path_factory, data):
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "model.", "_orig_mod.", "_orig_mod.module.", "module.model._orig_mod."]
 )
-def test_prefixes_of_wrappers_are_taken_off_in_any_nesting(tmp_path, save_official, prefix):
+def test_prefixes_of_wrappers_are_removed_in_any_nesting(tmp_path, save_official, prefix):
     bare = lesa.load_official(save_official(tmp_path / "bare.pt", released_weights()))
     wrapped = lesa.load_official(save_official(tmp_path / "wrapped.pt", released_weights(prefix=prefix)))
     assert all(torch.equal(v, wrapped.state_dict()[k]) for k, v in bare.state_dict().items())
 
 
-def test_the_settings_come_as_plain_data_without_their_package(tmp_path, save_official):
+def test_settings_are_read_as_plain_data_without_their_package(tmp_path, save_official):
     path = save_official(tmp_path / "flux.pt", released_weights())
     with pytest.raises(ModuleNotFoundError):
         torch.load(path, weights_only=False)
@@ -232,7 +234,7 @@ def test_every_pickle_protocol_that_torch_can_write_is_read(tmp_path, save_offic
     assert lesa.load_official(path).config.num_steps == STEPS
 
 
-def test_knots_moved_by_a_grid_update_stay_where_they_are(tmp_path, save_official):
+def test_knots_of_an_updated_grid_are_kept(tmp_path, save_official):
     weights = released_weights()
     moved = (torch.linspace(-2, 2, 12) ** 3).repeat(HIDDEN, 1).bfloat16()
     weights["timestep.1.layers.1.grid"] = moved
@@ -342,7 +344,7 @@ def test_a_hostile_file_is_refused_by_name_and_nothing_of_it_runs(tmp_path, name
     assert "somebody" not in sys.modules
 
 
-def test_the_hostile_files_would_run_elsewhere(tmp_path):
+def test_the_hostile_files_do_run_code_in_pickle(tmp_path):
     mark = tmp_path / "was-run"
     for name in ("os.system", "eval", "exec, protocol 4", "in the weights"):
         pickle.loads(HOSTILE[name][0](mark))
@@ -396,7 +398,7 @@ def holding(tensor):
         (tensor((1, 4), (4, 1)), 16, "are missing|not those of a LESA predictor"),
     ],
 )
-def test_a_tensor_that_its_bytes_do_not_hold_is_refused(tmp_path, described, stored, why):
+def test_a_tensor_larger_than_its_bytes_is_refused(tmp_path, described, stored, why):
     path = archive(tmp_path / "odd.pt", holding(described), [("archive/data/0", bytes(stored))])
     with pytest.raises(ValueError, match=why if "missing" not in why else "not those of a LESA predictor"):
         lesa.load_official(path)
@@ -410,7 +412,7 @@ def nested(width, depth):
     return value
 
 
-def test_a_small_file_cannot_describe_much(tmp_path):
+def test_a_small_file_cannot_describe_large_values(tmp_path):
     for number, value in enumerate([nested(10, 9), nested(2, 60), nested(1, 60)]):
         settings = archive(tmp_path / f"settings-{number}.pt", pickle.dumps({"config": value}, 2))
         with pytest.raises(ValueError, match="more than 10000 values or lie more than 20 deep"):
@@ -426,7 +428,7 @@ def test_a_small_file_cannot_describe_much(tmp_path):
         lesa.load_official(path)
 
 
-def test_other_files_are_told_from_checkpoints(tmp_path, save_official):
+def test_files_that_are_no_checkpoints_are_refused_by_what_they_are(tmp_path, save_official):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         lesa.load_official(tmp_path / "none.pt")
     whole = save_official(tmp_path / "flux.pt", released_weights())
@@ -479,7 +481,7 @@ def test_weights_that_are_not_a_predictors_are_refused(tmp_path, save_official, 
 
 
 @given(st.data())
-def test_a_damaged_description_ends_in_a_value_error(tmp_path_factory, data):
+def test_a_damaged_description_is_a_value_error(tmp_path_factory, data):
     buffer = io.BytesIO()
     torch.save({"config": {"a": [1, 2.5, None, (True, "b")]}, "model": released_weights()}, buffer)
     with zipfile.ZipFile(buffer) as file:
@@ -495,7 +497,7 @@ def test_a_damaged_description_ends_in_a_value_error(tmp_path_factory, data):
 @example([(6, 255)], 0)  # a version of zip that does not exist
 @example([(8, 32)], 0)  # "patched data", which zipfile does not implement
 @given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=3), st.integers(0, 40))
-def test_a_damaged_archive_is_read_or_ends_in_a_value_error(tmp_path_factory, changes, missing):
+def test_a_damaged_archive_is_read_or_is_a_value_error(tmp_path_factory, changes, missing):
     buffer = io.BytesIO()
     torch.save({"model": released_weights()}, buffer)
     whole = bytearray(buffer.getvalue())
@@ -509,7 +511,7 @@ def test_a_damaged_archive_is_read_or_ends_in_a_value_error(tmp_path_factory, ch
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_end_in_a_value_error(tmp_path_factory, data):
+def test_any_bytes_are_a_value_error(tmp_path_factory, data):
     path = archive(tmp_path_factory.mktemp("fuzz") / "bytes.pt", b"\x80\x02" + data)
     with pytest.raises(ValueError, match=r"bytes\.pt was not opened"):
         lesa.load_official(path)

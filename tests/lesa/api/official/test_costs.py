@@ -1,4 +1,4 @@
-"""Files made to cost more than they weigh, and files of noise: they cost in proportion to their size."""
+"""Files made to cost much, and files of noise: time and memory stay proportional to their size."""
 
 import io
 import re
@@ -88,7 +88,7 @@ def long_keys() -> bytes:
 
 
 def many_arguments() -> bytes:
-    """A tuple of 20,000 parts, handed to 15,000 calls."""
+    """A tuple of 20,000 parts, passed to 15,000 calls."""
     parts = b"(" + 20000 * b"h\x01" + b"t"
     return b"cpathlib\nPosixPath\nq\x00" + text("a") + b"q\x01" + parts + b"q\x02](" + 15000 * b"h\x00h\x02R" + b"e"
 
@@ -226,7 +226,7 @@ def test_a_name_longer_than_a_file_may_have_is_refused(tmp_path):
     assert "longer than 1000 characters" in refusal(tmp_path / "name.pt", 1 << 20)
 
 
-def test_a_storage_is_read_once_however_many_tensors_lie_in_it(tmp_path, monkeypatch):
+def test_a_storage_of_many_tensors_is_read_once(tmp_path, monkeypatch):
     pickle = state({f"latent.{i}.weight": tensor([1, 4], offset=i % 5, numel=1 << 16) for i in range(200)})
     path = archive(tmp_path / "shared.pt", pickle, [("archive/data/0", bytes(4 << 16))])
     reads, read = [], zipfile.ZipFile.read
@@ -289,7 +289,7 @@ LAYER = "timestep.0.layers.0"
         ({"latent.2." + "b" * 200: torch.zeros(1)}, "1 weights are none of a LESA predictor's"),
     ],
 )
-def test_values_that_no_predictor_has_are_refused_before_one_is_made(tmp_path, monkeypatch, changed, why):
+def test_impossible_values_are_refused_before_a_predictor_is_made(tmp_path, monkeypatch, changed, why):
     path = tmp_path / "odd.pt"
     path.write_bytes(saved(small_weights() | changed))
     monkeypatch.setattr("lesa.api.official.checkpoint.LesaPredictor", None)
@@ -298,7 +298,7 @@ def test_values_that_no_predictor_has_are_refused_before_one_is_made(tmp_path, m
     assert str(path) in str(refused.value)
 
 
-def test_knots_at_the_ends_of_float32_stay_what_they_are(tmp_path):
+def test_knots_at_the_limits_of_float32_are_kept(tmp_path):
     weights = {name: value.float() for name, value in small_weights().items()}
     weights[f"{LAYER}.grid"] = torch.linspace(-3.3e38, 3.3e38, 12, dtype=torch.float64).float().repeat(4, 1)
     path = tmp_path / "far.pt"
@@ -306,7 +306,7 @@ def test_knots_at_the_ends_of_float32_stay_what_they_are(tmp_path):
     assert torch.equal(lesa.load_official(path).timestep[0].layers[0].grid, weights[f"{LAYER}.grid"])
 
 
-def test_nothing_is_initialised_that_the_file_holds(tmp_path, monkeypatch):
+def test_weights_of_the_file_are_not_initialised_first(tmp_path, monkeypatch):
     """Fitting splines to noise takes the cube of the bases that a file asks for."""
     path = tmp_path / "small.pt"
     path.write_bytes(saved(small_weights()))
@@ -418,7 +418,7 @@ SIZES = st.sampled_from([0, 1, 2, 3, 4, 8, 12, 1 << 31, 1 << 40, (1 << 62) + 1, 
 
 @st.composite
 def described(draw) -> bytes:
-    """One weight of a checkpoint described anew."""
+    """One weight of a checkpoint with another description."""
     pickle = bytearray()
     weights = small_weights()
     changed = draw(st.sampled_from(list(weights)))
@@ -477,7 +477,7 @@ def test_many_files_of_noise_are_read_or_refused(tmp_path, kind):
     try_files(kind, tmp_path / "noise.pt", MANY)
 
 
-def test_what_the_noise_is_added_to_is_read(tmp_path):
+def test_the_file_without_noise_is_read(tmp_path):
     for number_, data in enumerate([WHOLE, rezipped(PICKLE)]):
         path = tmp_path / f"{number_}.pt"
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Files that are made to cost memory and time: little of either is spent before they are refused."""
+"""Files made to cost time and memory are refused before much of either is spent."""
 
 import pickle
 import struct
@@ -80,7 +80,7 @@ BOMBS = [
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
-def test_a_description_that_grows_when_it_is_read_is_refused_before_it_has_grown(bomb):
+def test_a_description_that_expands_is_refused_before_it_expands(bomb):
     data = bomb()
     tracemalloc.start()
     with pytest.raises(ValueError, match=r".") as refused:
@@ -99,7 +99,7 @@ def archive(path, description, storages=()):
     return path
 
 
-def test_entries_that_lie_on_each_other_are_refused(tmp_path):
+def test_overlapping_entries_are_refused(tmp_path):
     """A directory may name one piece of a file a thousand times."""
     path = archive(tmp_path / "x.pt", PROTO + EMPTY_DICT + STOP, [b"\0" * 1000])
     whole = path.read_bytes()

@@ -41,7 +41,7 @@ def assert_accurate(result: Tensor, history: Tensor, coefficients: Tensor, bias:
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", CHANNELS)
-def test_kernel_matches_float64_in_every_layout(layout, dtype, device) -> None:
+def test_the_kernel_matches_float64_in_every_layout(layout, dtype, device) -> None:
     history, coefficients, bias = inputs(5, 3, FEATURE, CHANNELS[layout], dtype, device)
     for b in (bias, None):
         assert_accurate(combine(history, coefficients, b, backend="triton"), history, coefficients, b)
@@ -117,7 +117,7 @@ def test_float64_stays_float64(channels, backend, device) -> None:
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_coefficients_that_cancel_lose_nothing(dtype, backend, device) -> None:
+def test_large_coefficients_that_cancel_lose_no_accuracy(dtype, backend, device) -> None:
     size = SIZE * 2
     history = (torch.randn(size, device=device) + 0.05 * torch.randn(8, size, device=device)).to(dtype)
     coefficients = 20 * torch.randn(2, 8, device=device)
@@ -191,7 +191,7 @@ def test_cpu_path_is_as_accurate_as_the_graph_of_the_released_predictor() -> Non
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_an_infinite_feature_stays_visible_where_it_is(dtype, backend, device) -> None:
+def test_an_infinite_element_gives_an_infinite_element(dtype, backend, device) -> None:
     history, coefficients, bias = inputs(3, 2, (SIZE,), dtype=dtype, device=device)
     history[1, 7] = float("inf")
     finite = combine(history, coefficients, bias, backend=backend).isfinite()
@@ -215,7 +215,7 @@ def test_out_is_overwritten_and_returned(contiguous, layout, backend, device) ->
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("predictions", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_tiles_of_a_prediction_meet_without_gaps(dtype, predictions, monkeypatch) -> None:
+def test_tiles_cover_a_prediction_without_gaps(dtype, predictions, monkeypatch) -> None:
     monkeypatch.setattr(cpu, "COLUMNS", 128)
     history, coefficients, bias = inputs(3, predictions, (5 * SIZE + 100,), dtype=dtype)
     assert_accurate(combine(history, coefficients, bias), history, coefficients, bias)

@@ -90,7 +90,7 @@ def test_only_wanted_gradients_are_computed(needed, device) -> None:
     ("layout", "triton"), [("shared", True), ("channel", True), ("shared", False), ("channel", False)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_operations_keep_what_they_promise(dtype, layout, triton, device) -> None:
+def test_opcheck_of_all_operations(dtype, layout, triton, device) -> None:
     history, coefficients, bias = inputs(3, 2, FEATURE, CHANNELS[layout], dtype, device)
     out = torch.zeros(2, *FEATURE, dtype=dtype, device=device)
     torch.library.opcheck(OPS.combine, (history, coefficients, bias, triton))

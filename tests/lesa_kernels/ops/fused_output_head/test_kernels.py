@@ -1,4 +1,4 @@
-"""The results of ``head``: against float64, and against the same calculation by PyTorch's modules in the same dtype."""
+"""The results of ``fused_output_head``, against float64 and against PyTorch's modules in the same dtype."""
 
 import subprocess
 import sys
@@ -188,7 +188,7 @@ def test_history_and_the_others_may_be_any_view(view, backend, device) -> None:
 
 
 @pytest.mark.parametrize("empty", [{"count": 0}, {"samples": 0}, {"tokens": (0,)}, {"outputs": 0}], ids=str)
-def test_nothing_in_gives_nothing_out(empty, backend, device) -> None:
+def test_empty_arguments_give_empty_results(empty, backend, device) -> None:
     arguments = [t.requires_grad_() for t in inputs(**empty, device=device)]
     result = fused_output_head(*arguments, backend=backend)
     assert result.shape == (len(arguments[1]), *arguments[0].shape[1:-1], len(arguments[5]))
@@ -197,7 +197,7 @@ def test_nothing_in_gives_nothing_out(empty, backend, device) -> None:
     assert not any(t.grad.any() for t in arguments)
 
 
-def test_shards_of_the_tokens_need_nothing_of_each_other(backend, device) -> None:
+def test_shards_of_the_tokens_are_independent(backend, device) -> None:
     history, *rest = inputs(tokens=(37,), dtype=torch.bfloat16, device=device)
     means = token_means(history)
     whole = fused_output_head(history, *rest, means=means, backend=backend)
@@ -245,7 +245,7 @@ def test_addresses_are_64_bit(device) -> None:
     [(3, 2, 2, (20,), 72, 6), (2, 7, 1, (17,), 71, 5), (16, 3, 2, (5,), 64, 200)],
     ids=str,
 )
-def test_nothing_out_of_bounds_is_touched(shape, device, monkeypatch) -> None:
+def test_no_access_is_out_of_bounds(shape, device, monkeypatch) -> None:
     if device.type == "cuda":
         pytest.skip("needs the interpreter")
     from lesa_kernels.ops.fused_output_head import launch

@@ -1,4 +1,4 @@
-"""``head`` as an operation of PyTorch: gradients, fake tensors, compilation, export and autocast."""
+"""``fused_output_head`` as an operation of PyTorch: gradients, fake tensors, compilation, export and autocast."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_gradients_stop_at_arguments_that_were_made_from_each_other() -> None:
 
 @pytest.mark.parametrize("triton", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_operation_keeps_what_it_promises(dtype, triton, device) -> None:
+def test_opcheck_of_the_operation(dtype, triton, device) -> None:
     history, coefficients, _, *rest = inputs(dtype=dtype, device=device)
     torch.library.opcheck(OPERATION, (history, coefficients, *rest, token_means(history), 1e-6, False, triton))
     torch.library.opcheck(OPERATION, (history, coefficients, *rest[:3], None, None, 1e-6, True, triton))

@@ -1,4 +1,4 @@
-"""The bases against scipy's B-splines, which share no code and no formula with ours."""
+"""B-spline bases against scipy's, which share no code and no formula with ours."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ GRIDS = [(1, (-1.0, 1.0)), (2, (0.0, 0.5)), (5, (-3.0, 3.0)), (7, (-0.3, 4.0)), 
 
 @pytest.mark.parametrize("order", range(6))
 @pytest.mark.parametrize(("grid_size", "grid_range"), GRIDS)
-def test_bases_are_scipys(order, grid_size, grid_range):
+def test_bases_equal_those_of_scipy(order, grid_size, grid_range):
     knots = knots_of(grid_size, order, grid_range)
     width = knots[1] - knots[0]
     between = np.linspace(knots[0] - 2.03 * width, knots[-1] + 2 * width, 509)
@@ -60,7 +60,7 @@ def test_bases_are_rounded_once(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_far_outside_everything_is_zero(dtype):
+def test_bases_far_outside_the_grid_are_zero(dtype):
     x = torch.tensor([-torch.inf, torch.finfo(dtype).min, torch.finfo(dtype).max, torch.inf], dtype=dtype)
     x.requires_grad_()
     bases = bspline_basis(x, grid_size=50, order=3, grid_range=(-0.1, 0.1))

@@ -41,7 +41,7 @@ def slopes(grid: cpu.Grid, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("grid_size", [1, 5, 40])
-def test_bases_and_slopes_are_scipys(order, grid_size):
+def test_bases_and_slopes_equal_those_of_scipy(order, grid_size):
     knots = knots_of(grid_size, order, (-3.0, 2.0))
     x = np.linspace(knots[0] - 1.0123, knots[-1] + 1.0234, 331)  # none on a knot, where slopes of order 1 jump
     columns = torch.from_numpy(x)[None]
@@ -52,7 +52,7 @@ def test_bases_and_slopes_are_scipys(order, grid_size):
             np.testing.assert_allclose(ours[0].T.numpy(), expected, rtol=0, atol=1e-11 * grid_size)
 
 
-def test_slopes_on_repeated_knots_are_scipys():
+def test_slopes_on_repeated_knots_equal_those_of_scipy():
     knots = some_knots(1, 7, 3)
     x = torch.linspace(-6, 6, 173, dtype=torch.float64)
     spline = BSpline(knots[0].numpy(), np.eye(7), 3, extrapolate=False)
@@ -66,7 +66,7 @@ def test_slopes_on_repeated_knots_are_scipys():
 @pytest.mark.parametrize(
     ("shape", "grid_size", "order"), [((29,), 5, 3), ((2, 3, 7), 8, 2), ((), 2, 1), ((29,), 17, 3), ((29,), 18, 1)]
 )
-def test_output_and_gradients_are_as_good_as_the_references(dtype, explicit, shape, grid_size, order):
+def test_output_and_gradients_are_as_accurate_as_the_reference(dtype, explicit, shape, grid_size, order):
     tensors = arguments(shape, 6, 5, grid_size + order, dtype, "cpu")
     dy = torch.randn(*shape, 5).to(dtype)
     options = {"order": order, "grid": some_knots(6, grid_size + order, order).float() if explicit else None}
@@ -79,7 +79,7 @@ def test_output_and_gradients_are_as_good_as_the_references(dtype, explicit, sha
 
 
 @pytest.mark.parametrize("explicit", [False, True])
-def test_gradients_are_finite_differences(explicit):
+def test_gradients_equal_finite_differences(explicit):
     tensors = [t.requires_grad_() for t in arguments((4,), 3, 2, 8, torch.float64, "cpu")]
     grid = some_knots(3, 8, 3) if explicit else None
 
@@ -128,7 +128,7 @@ def test_inputs_in_any_memory_layout():
 
 
 @pytest.mark.parametrize("sizes", list(itertools.product((0, 2), repeat=3))[:-1], ids=str)
-def test_nothing_gives_nothing(sizes):
+def test_empty_inputs_give_empty_outputs(sizes):
     rows, in_features, out_features = sizes
     tensors = arguments((rows,), in_features, out_features, 8, torch.float32, "cpu")
     dy = torch.ones(rows, out_features)

@@ -1,4 +1,4 @@
-"""What the kernels compute, against float64 and against finite differences of an independent model."""
+"""The results of the KAN kernels, against float64 and against finite differences."""
 
 import itertools
 
@@ -77,7 +77,7 @@ def test_error_against_float64(tiles, dtype, shape, in_features, out_features, g
     [("small", 1, 130, 3), ("small", 5, 70, 6), ("large", 135, 19, 130)],
     indirect=["tiles"],
 )
-def test_tiles_meet_without_gaps(tiles, dtype, rows, in_features, out_features, device, monkeypatch):
+def test_tiles_cover_the_result_without_gaps(tiles, dtype, rows, in_features, out_features, device, monkeypatch):
     """More rows, inputs and outputs than a tile has, in every kernel, and several splits."""
     monkeypatch.setattr(launch, "ROWS_PER_SPLIT", 64)
     tensors = arguments((rows,), in_features, out_features, 8, dtype, device)
@@ -132,7 +132,7 @@ def test_inputs_in_any_memory_layout(dtype, device):
 
 
 @pytest.mark.parametrize("sizes", list(itertools.product((0, 2), repeat=3))[:-1], ids=str)
-def test_nothing_gives_nothing(sizes, device):
+def test_empty_inputs_give_empty_outputs(sizes, device):
     rows, in_features, out_features = sizes
     tensors = arguments((rows,), in_features, out_features, 8, torch.float32, device)
     dy = torch.ones(rows, out_features, device=device)
@@ -141,7 +141,7 @@ def test_nothing_gives_nothing(sizes, device):
         assert torch.equal(a, b)
 
 
-def test_rows_may_lie_further_apart_than_32_bits_reach(device):
+def test_rows_may_be_further_apart_than_32_bits_address(device):
     x, base, spline = arguments((2,), 3, 2, 8, torch.float16, device)
     apart = torch.empty(2**31 + 16, dtype=x.dtype, device=device).as_strided((2, 3), (2**31, 1))
     apart.copy_(x)  # 4 GB of addresses, a few bytes of memory
@@ -256,7 +256,7 @@ def test_backward_keeps_x_and_the_weights_only(device):
 
 
 @pytest.mark.parametrize("reason", ["order 0", "order 4", "float64", "explicit knots"])
-def test_what_has_no_kernel_runs_on_the_reference(reason, device, monkeypatch):
+def test_arguments_without_a_kernel_run_on_the_reference(reason, device, monkeypatch):
     monkeypatch.delattr(launch, "forward")
     order = int(reason[-1]) if "order" in reason else 3
     dtype = torch.float64 if reason == "float64" else torch.float32
@@ -266,7 +266,7 @@ def test_what_has_no_kernel_runs_on_the_reference(reason, device, monkeypatch):
     assert torch.equal(ours, reference.kan_linear(*tensors, order=order, grid_range=(-3.0, 3.0), grid=grid))
 
 
-def test_a_gate_is_one_launch_a_layer(device, monkeypatch):
+def test_a_gate_takes_one_launch_per_layer(device, monkeypatch):
     launches = []
 
     class Counted:
@@ -304,7 +304,7 @@ def test_a_gate_is_one_launch_a_layer(device, monkeypatch):
         (8, 16384, launch.MEDIUM[2]),
     ],
 )
-def test_the_kernel_follows_the_shape(rows, outputs, expected):
+def test_the_shape_selects_the_kernel(rows, outputs, expected):
     small, config = launch.forward_config(rows, outputs, itemsize=2)
     assert config == expected
     assert small == (expected in (launch.ONE_ROW, launch.FEW_ROWS))

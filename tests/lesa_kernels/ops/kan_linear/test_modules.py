@@ -35,7 +35,7 @@ def trained(*sizes: int, **options) -> KANLinear:
 
 
 @pytest.mark.parametrize(("grid_size", "order", "grid_range"), [(5, 3, (-3, 3)), (5, 3, (-1, 1)), (9, 2, (0.0, 0.7))])
-def test_layer_is_efficient_kans(grid_size, order, grid_range):
+def test_the_layer_equals_efficient_kans(grid_size, order, grid_range):
     layer = trained(4, 3, grid_size=grid_size, spline_order=order, grid_range=grid_range)
     x = torch.cat([torch.randn(60, 4) * 3, layer.grid.T])
     np.testing.assert_allclose(
@@ -43,7 +43,7 @@ def test_layer_is_efficient_kans(grid_size, order, grid_range):
     )
 
 
-def test_state_dict_is_efficient_kans():
+def test_the_state_dict_has_the_keys_of_efficient_kan():
     layer = KANLinear(4, 3, grid_size=6, spline_order=2)
     shapes = {name: tuple(value.shape) for name, value in layer.state_dict().items()}
     assert shapes == {"base_weight": (3, 4), "spline_weight": (3, 4, 8), "spline_scaler": (3, 4), "grid": (4, 11)}
@@ -307,7 +307,7 @@ def test_a_stack_runs_trains_and_updates_its_grids():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_knots_stay_where_they_are_on_the_meta_device():
+def test_a_layer_on_meta_keeps_its_knots():
     layer = KANLinear(3, 2).to("meta")
     assert layer.grid.is_meta
     assert layer.to(torch.bfloat16).grid.dtype == torch.float32

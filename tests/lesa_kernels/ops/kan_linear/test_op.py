@@ -1,4 +1,4 @@
-"""How PyTorch sees kan_linear: registered operations, compile, export, autocast, fake tensors, errors."""
+"""``kan_linear`` as an operation of PyTorch: compilation, export, autocast, fake tensors, errors."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_compiled_by_inductor(device):
 
 
 @pytest.mark.parametrize("backend", ["auto", "triton", "torch"])
-def test_new_batch_sizes_are_no_new_graphs(backend, device):
+def test_new_batch_sizes_compile_no_new_graphs(backend, device):
     counter = CompileCounterWithBackend("aot_eager")
     layer = torch.compile(lambda *t: kan_linear(*t, backend=backend), fullgraph=True, dynamic=True, backend=counter)
     _, base, spline = arguments(device)
@@ -114,7 +114,7 @@ def test_autocast_leaves_float64_alone(device):
         assert kan_linear(*tensors).dtype == torch.float64
 
 
-def test_fake_tensors_of_a_gpu_that_is_not_there():
+def test_fake_tensors_on_a_gpu_need_no_gpu():
     with FakeTensorMode(), torch.device("cuda"):
         x, base, spline = arguments("cuda", torch.bfloat16)
         y = kan_linear(x, base, spline)

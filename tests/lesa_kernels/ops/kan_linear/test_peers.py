@@ -1,4 +1,4 @@
-"""KANLinear beside the layers whose function it has: same weights, same outputs and gradients."""
+"""``KANLinear`` beside other libraries: same weights, same outputs and gradients."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from benchmarks.peers.efficient_kan import EfficientKANLinear
 from lesa_kernels import KANLinear
 
 
-def test_state_dicts_load_both_ways_without_a_word():
+def test_state_dicts_load_in_both_directions():
     theirs = EfficientKANLinear(4, 3, 6, 3, (-2.0, 2.0))
     for value in theirs.parameters():
         torch.nn.init.normal_(value)

@@ -1,4 +1,4 @@
-"""A KAN layer is a function of its parameters and buffers, whatever made them what they are."""
+"""A KAN layer is a function of its parameters and buffers only, however these were changed."""
 
 import copy
 
@@ -74,7 +74,7 @@ WAYS = [copy_everything, copy_data, replace_data, load, assign]
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used before"])
-def test_a_copied_state_is_the_same_function(way, used):
+def test_a_copied_state_gives_the_same_function(way, used):
     source, target = moved(), trained(3, 2)
     if used:
         assert_follows_its_state(target)
@@ -88,7 +88,7 @@ def test_a_copied_state_is_the_same_function(way, used):
 
 
 @pytest.mark.parametrize("way", [copy_everything, copy_data, load])
-def test_a_buffer_alone_that_is_written_counts(way):
+def test_writing_the_grid_buffer_changes_the_function(way):
     layer, other = trained(3, 2), moved()
     layer(X)
     for name, value in layer.state_dict().items():
@@ -108,14 +108,14 @@ def test_an_average_of_weights_follows_its_buffers():
     assert_follows_its_state(average.module)
 
 
-def test_a_state_that_is_passed_for_one_call_counts():
+def test_functional_call_uses_the_given_state():
     layer, other = trained(3, 2), moved()
     y = torch.func.functional_call(layer, dict(other.state_dict()), X)
     torch.testing.assert_close(y, other(X), rtol=0, atol=0)
     assert_follows_its_state(layer)
 
 
-def test_what_was_written_under_inference_mode_counts():
+def test_writes_under_inference_mode_are_noticed():
     with torch.inference_mode():
         layer, other = trained(3, 2), moved()
         layer(X)
@@ -170,7 +170,7 @@ def test_double_layers_have_exact_uniform_knots_on_every_path(monkeypatch):
 
 
 class Looks:
-    """Counts how often the numbers of knots are looked at."""
+    """Counts how often knots are compared."""
 
     def __init__(self, monkeypatch):
         self.count, look = 0, uniform.is_uniform
@@ -182,8 +182,8 @@ class Looks:
         monkeypatch.setattr(uniform, "is_uniform", counted)
 
 
-def test_on_a_gpu_knots_are_looked_at_once_for_each_state(monkeypatch):
-    """There looking waits for the device; what PyTorch counts tells whether the knots may have changed."""
+def test_on_a_gpu_knots_are_compared_once_for_each_version(monkeypatch):
+    """Comparing waits for the device; the version that PyTorch counts says whether the knots may have changed."""
     monkeypatch.setattr(uniform, "is_visible", lambda grid: False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     looks, layer = Looks(monkeypatch), trained(3, 2)
@@ -198,7 +198,7 @@ def test_on_a_gpu_knots_are_looked_at_once_for_each_state(monkeypatch):
             assert looks.count == before + 1
 
 
-def test_on_a_gpu_knots_that_nobody_may_look_at_take_the_general_code(monkeypatch):
+def test_on_a_gpu_knots_that_cannot_be_compared_take_the_general_code(monkeypatch):
     layer = trained(3, 2)
     monkeypatch.setattr(uniform, "is_visible", lambda grid: False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
@@ -215,7 +215,7 @@ def test_on_a_gpu_knots_that_nobody_may_look_at_take_the_general_code(monkeypatc
     assert uniform.runs_uniform(layer.grid, *asked)
 
 
-def test_nothing_is_remembered_of_a_layer_that_is_gone(monkeypatch):
+def test_nothing_is_cached_for_a_deleted_layer(monkeypatch):
     monkeypatch.setattr(uniform, "is_visible", lambda grid: False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     before = len(uniform.answers)

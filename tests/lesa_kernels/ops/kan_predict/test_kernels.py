@@ -141,7 +141,7 @@ sizes = given(
 @pytest.mark.parametrize("backend", ["triton", "auto"])
 @settings(max_examples=12, deadline=None)
 @sizes
-def test_without_kan_it_is_the_step_of_the_paper(backend, window, steps, experts, feature, scaled, device) -> None:
+def test_without_splines_it_is_the_step_of_the_paper(backend, window, steps, experts, feature, scaled, device) -> None:
     history, gates, linear_weight, base_weight, spline_weight, bias = inputs(
         window, steps, experts, feature, device=device
     )
@@ -210,13 +210,13 @@ def test_no_tokens_and_no_steps_give_empty_results(steps, feature, backend, devi
     ("window", "steps", "order", "dtype"),
     [(3, 2, 0, torch.float32), (3, 2, 4, torch.float32), (3, 2, 3, torch.float64), (17, 17, 3, torch.float32)],
 )
-def test_what_no_kernel_serves_is_plain_pytorch(window, steps, order, dtype, device) -> None:
+def test_arguments_without_a_kernel_run_in_plain_pytorch(window, steps, order, dtype, device) -> None:
     tensors = inputs(window, steps, 2, (3, 8), order=order, dtype=dtype, device=device)
     result = kan_predict(*tensors, order=order, backend="triton")
     assert torch.equal(result, reference.kan_predict(*tensors, None, order=order, grid_range=GRID))
 
 
-def test_pieces_make_the_whole(monkeypatch) -> None:
+def test_results_in_pieces_equal_the_whole(monkeypatch) -> None:
     tensors = inputs(3, 2, 2, (3, 5, 8))
     scale = 0.5 + torch.rand(8)
     whole = reference.kan_predict(*tensors, scale, order=3, grid_range=GRID)

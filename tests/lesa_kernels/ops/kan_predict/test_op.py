@@ -95,7 +95,7 @@ def test_gradients_of_empty_results_are_zero(steps, feature) -> None:
     assert all(t.grad is not None and t.grad.count_nonzero() == 0 for t in tensors)
 
 
-def test_training_keeps_nothing_but_the_arguments() -> None:
+def test_the_backward_pass_keeps_only_the_arguments() -> None:
     tensors = leaves()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):

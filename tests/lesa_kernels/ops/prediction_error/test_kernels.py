@@ -1,4 +1,4 @@
-"""How far a combination is from the truth: every implementation against float64."""
+"""``prediction_error``: every implementation against float64."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_the_kernel_stays_within_its_tensors(feature, device):
         prediction_error(*given, backend="triton")
 
 
-def test_an_infinite_feature_is_not_hidden_and_an_empty_one_is_zero():
+def test_an_infinite_feature_gives_infinity_and_an_empty_one_zero():
     history, coefficients, feature, bias = inputs(2, (6,))
     feature[3] = float("inf")
     assert not prediction_error(history, coefficients, feature, bias).isfinite().any()
@@ -68,7 +68,7 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(prediction_error, given)
 
 
-def test_compiled_code_holds_the_operation(device):
+def test_compiled_code_calls_the_operation(device):
     given = inputs(3, (4, 16), device=device)
     compiled = torch.compile(lambda *a: prediction_error(*a, backend="triton"), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(*given), prediction_error(*given, backend="triton"))
@@ -78,7 +78,7 @@ def test_compiled_code_holds_the_operation(device):
     ("name", "change"),
     [("coefficients", (1, torch.zeros(4))), ("feature", (2, torch.zeros(7))), ("bias", (3, torch.zeros(1)))],
 )
-def test_what_does_not_fit_is_named(name, change):
+def test_wrong_shapes_are_named_in_the_error(name, change):
     given = list(inputs(3, (6,)))
     given[change[0]] = change[1]
     with pytest.raises(ValueError, match=name):

@@ -24,6 +24,6 @@ def support() -> Iterator[Support]:
 
 
 @pytest.fixture
-def blocks_handed_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predicted steps go through the forward: known ends add in another order, and have tests of their own."""
+def all_blocks_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predicted steps run the forward: known output heads sum in another order, and have tests of their own."""
     monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})

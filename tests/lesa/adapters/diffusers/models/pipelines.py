@@ -89,7 +89,7 @@ def flux_img2img() -> Made:
 
 
 def repaint(size: int) -> dict[str, Any]:
-    """An image whose right half is to be painted anew, of which the first quarter of the schedule is left out."""
+    """An image whose right half is to be painted again, of which the first quarter of the schedule is left out."""
     mask = (torch.arange(size) >= size // 2).float().expand(1, 1, size, size)
     return {"image": torch.rand(1, 3, size, size), "mask_image": mask, "strength": 0.75, "height": size, "width": size}
 

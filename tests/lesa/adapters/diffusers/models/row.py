@@ -20,7 +20,7 @@ class Row:
     Attributes:
         config: arguments of the constructor.
         inputs: arguments of a call at a noise level in (0, 1], in the convention of the class's pipeline. Tensors are
-            drawn anew at each call, so the test's seed says which.
+            drawn again at each call, so the test's seed says which.
         module: where the class is, if ``diffusers`` does not export it.
         embedders: modules inside lists that are no part of a block: they embed what is not predicted.
     """
@@ -68,6 +68,6 @@ def growing(t: float, *shape: int) -> Tensor:
 
 
 def prompt_lengths(batch: int, tokens: int) -> Inputs:
-    """What Qwen-Image wants to be told besides the mask, up to diffusers 0.36."""
+    """An argument that Qwen-Image needs besides the mask, up to diffusers 0.36."""
     wanted = "txt_seq_lens" in signature(diffusers.QwenImageTransformer2DModel.forward).parameters
     return {"txt_seq_lens": [tokens] * batch} if wanted else {}

@@ -25,11 +25,11 @@ INSTALLED = [name for name, row in ROWS.items() if exists(name, row)]
 REFUSED = [name for name, layout in MODEL_LAYOUTS.items() if layout.refusal]
 COMMITTED = Path(__file__).parents[5] / "benchmarks" / "results" / "models.json"
 
-pytestmark = pytest.mark.usefixtures("blocks_handed_through")
+pytestmark = pytest.mark.usefixtures("all_blocks_skipped")
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_with_true_features_nothing_changes_and_no_block_runs(name, support):
+def test_with_true_features_outputs_are_unchanged_and_no_block_runs(name, support):
     loop, recorder = Loop(name, ROWS[name]), Recorder()
     untouched = loop()
     with Attachment(loop, recorder):
@@ -85,13 +85,13 @@ def test_every_class_is_in_the_catalogue_or_refused():
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_class_that_cannot_work_says_why(name):
+def test_a_class_that_cannot_be_accelerated_is_refused_with_the_reason(name):
     model = type(name, (nn.Module,), {})()
     with pytest.raises(ValueError, match=MODEL_LAYOUTS[name].refusal):
         lesa.enable(model, Reuse(), PLAN)
 
 
-def test_layouts_are_of_classes_that_exist():
+def test_every_model_layout_belongs_to_a_class_that_exists():
     names = {name.split(":")[0] for name in ROWS} | set(REFUSED)
     assert set(MODEL_LAYOUTS) <= names
 
@@ -125,7 +125,7 @@ def test_a_cache_of_glm_image_is_filled_before_the_first_step():
 
 
 @pytest.mark.skipif("Kandinsky6Transformer3DModel" not in INSTALLED, reason="this diffusers does not have it")
-def test_a_head_that_is_not_used_in_one_generation_is_not_asked_for():
+def test_a_head_that_no_full_step_reached_is_not_predicted():
     name = "Kandinsky6Transformer3DModel"
     loop, row = Loop(name, ROWS[name]), ROWS[name]
     with lesa.enable(loop, Taylor(1), PLAN) as handle:

@@ -22,7 +22,7 @@ def generate(pipeline: Any, call: dict[str, Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_with_true_features_a_pipeline_makes_what_it_makes_untouched(name, blocks_handed_through):
+def test_with_true_features_a_pipeline_gives_the_unchanged_output(name, all_blocks_skipped):
     pipeline, call = PIPELINES[name]()
     untouched, recorder = generate(pipeline, call), Recorder()
     with Attachment(pipeline, recorder):
@@ -33,7 +33,7 @@ def test_with_true_features_a_pipeline_makes_what_it_makes_untouched(name, block
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_a_pipeline_predicts_what_is_planned_and_repeats_itself(name, support):
+def test_a_pipeline_predicts_the_planned_steps_and_is_reproducible(name, support):
     pipeline, call = PIPELINES[name]()
     untouched = generate(pipeline, call)
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:

@@ -1,4 +1,4 @@
-"""What people do to a transformer besides lesa, before it is enabled or afterwards."""
+"""Offloading, LoRA, quantisation and other caches, applied before or after lesa is enabled."""
 
 import diffusers
 import pytest
@@ -66,7 +66,7 @@ COMPANIONS = (
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("companion", COMPANIONS)
-def test_what_moves_or_stores_weights_changes_no_prediction(pipeline, way, companion, when):
+def test_offloading_and_other_weight_storage_change_no_prediction(pipeline, way, companion, when):
     other = tiny.pipeline()
     companion(other)
     untouched = generate(other, guidance=3.0)
@@ -87,8 +87,8 @@ def test_what_moves_or_stores_weights_changes_no_prediction(pipeline, way, compa
     assert difference <= 1.5 * rounding + 1e-5
 
 
-def test_offloaded_blocks_are_not_brought_in_for_predicted_steps(pipeline, handed_through):
-    """Also if the offloading was enabled after lesa: blocks are answered before any hook of theirs."""
+def test_offloaded_blocks_are_not_moved_for_predicted_steps(pipeline, blocks_skipped):
+    """Also if offloading is enabled after lesa: blocks return their inputs before any hook of theirs runs."""
     for when in ("before", "after"):
         target = tiny.pipeline()
         if when == "before":
@@ -121,7 +121,7 @@ def add_lora(pipeline, layers=LAYERS):
     pipeline.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
 
 
-def test_a_lora_may_come_be_fused_and_go_while_enabled(pipeline, way):
+def test_a_lora_may_be_loaded_fused_and_unloaded_while_enabled(pipeline, way):
     expected = {}
     for name in ("without", "with"):
         fresh = tiny.pipeline()
@@ -150,7 +150,7 @@ CACHES = {
 
 
 @pytest.mark.parametrize("name", [name for name in CACHES if hasattr(hooks, name)])
-def test_a_cache_of_diffusers_is_not_mixed_with_ours(pipeline, name):
+def test_a_cache_of_diffusers_is_refused_beside_lesa(pipeline, name):
     transformer, config, apply = pipeline.transformer, CACHES[name](), getattr(hooks, name)
     transformer.enable_cache(config)
     with pytest.raises(ValueError, match=rf"{type(config).__name__}.*disable_cache"):
@@ -172,7 +172,7 @@ def test_a_cache_of_diffusers_is_not_mixed_with_ours(pipeline, name):
     transformer.disable_cache()
 
 
-def test_cache_dit_is_not_mixed_with_ours(pipeline):
+def test_cache_dit_is_refused_beside_lesa(pipeline):
     cache_dit = pytest.importorskip("cache_dit")
     cache_dit.enable_cache(pipeline)
     with pytest.raises(ValueError, match="cache-dit"):

@@ -3,10 +3,10 @@
 Two equal pipelines run the same actions: one without lesa, whose features are recorded, and one with lesa, whose
 forecaster returns these true features. At every call
 
-- the output equals that of the pipeline without lesa: bit for bit if the forward ran, up to rounding if the known output
-  head was used;
-- a step is full exactly if the plan says so, or if it is the first of its branch or the first after a change of conditions
-  or model: nothing is predicted from stale features, and nothing that could be predicted runs in full.
+- the output equals that of the pipeline without lesa: bit for bit if the forward ran, up to rounding if the known
+  output head was used;
+- a step is full exactly if the plan says so, or if it is the first of its branch or the first after a change of
+  conditions or model: nothing is predicted from stale features, and nothing that could be predicted runs in full.
 """
 
 import contextlib

@@ -26,7 +26,7 @@ from lesa.statistics.output_errors import path_weights
 from lesa.statistics.resampling import resample
 from tests.lesa.adapters.diffusers import tiny
 from tests.lesa.adapters.diffusers.tiny import STEPS, generate
-from tests.lesa.calibrations import TIMES, calibration, measured
+from tests.lesa.calibrations import TIMES, calibration, random_gram
 
 WISHES = [{"speedup": 5}, {"speedup": 2.5}, {"full_steps": 10}, {"full_steps": 1}, {"max_error": 1e-12}]
 
@@ -129,8 +129,8 @@ def test_wrong_arguments_of_enable_say_what_to_give(pipeline, arguments, message
         (lambda: Guard(extra_steps=1.5), "extra_steps"),
         (lambda: Guard(max_error=float("nan")), "max_error"),
         (lambda: LeastSquares(calibration()), "gram must be a GramMatrix, not a Calibration"),
-        (lambda: PathLeastSquares(measured()), "errors must be an OutputErrorGram, not a GramMatrix"),
-        (lambda: PathLeastSquares(OutputErrorGram.from_gram(measured()), history=0), "history"),
+        (lambda: PathLeastSquares(random_gram()), "errors must be an OutputErrorGram, not a GramMatrix"),
+        (lambda: PathLeastSquares(OutputErrorGram.from_gram(random_gram()), history=0), "history"),
         (lambda: lesa.refine_plans(None, calibration(), ["a"], [4], candidates=0), "candidates"),
         (lambda: calibration().plan(full_steps=2.7), "full_steps"),
         (lambda: calibration().plan(speedup=0), "speedup"),
@@ -158,7 +158,7 @@ def test_a_plan_does_not_depend_on_what_was_searched_before(count):
         assert other.plan(count) == expected
     assert lesa.optimize_plan(calibration(6), count) == expected
     times = torch.linspace(1, 0, 7)
-    assert lesa.optimize_plan(OutputErrorGram.from_gram(measured(6)), count, times=times) == expected
+    assert lesa.optimize_plan(OutputErrorGram.from_gram(random_gram(6)), count, times=times) == expected
 
 
 def test_a_plan_is_searched_on_the_calibrated_times_with_or_without_their_end():
@@ -199,7 +199,7 @@ def test_errors_follow_what_is_merged():
 
 def test_a_calibration_that_lacks_the_end_of_the_model_is_not_merged_into_one_that_has_it():
     a, b = calibration(seed=0), calibration(seed=1)
-    a.streams["transformer", "cond"].head = OutputErrorGram.from_gram(measured())
+    a.streams["transformer", "cond"].head = OutputErrorGram.from_gram(random_gram())
     for one, other in ((a, b), (b, a)):
         with pytest.raises(ValueError, match="only one of these calibrations knows the end"):
             one.merge(other)
@@ -276,10 +276,10 @@ def test_another_resolution_whose_times_reach_a_little_further_is_served(shift):
     steps = 24
     known = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     times = shift * known / (1 + (shift - 1) * known)
-    expected = measured(steps, times=times).matrix
-    found = resample(measured(steps, times=known), known, times).matrix
+    expected = random_gram(steps, times=times).matrix
+    found = resample(random_gram(steps, times=known), known, times).matrix
     assert float((found - expected).abs().max()) < 2e-3 * float(expected.diagonal().max())
     beyond = times.clone()
     beyond[-2] = 0.01
     with pytest.raises(ValueError, match="calibrate on its schedule"):
-        resample(measured(steps), known, beyond)
+        resample(random_gram(steps), known, beyond)

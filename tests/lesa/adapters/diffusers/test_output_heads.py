@@ -9,7 +9,7 @@ from lesa.adapters.diffusers.output_heads import OUTPUT_HEADS, find_output_head
 from lesa.runtime.driver import Driver
 from tests.lesa.adapters.diffusers.families import FAMILIES, Loop
 from tests.lesa.adapters.diffusers.probes import assert_ways_agree, operators_of
-from tests.lesa.predictors import trained_size
+from tests.lesa.predictors import random_predictor
 
 PLAN = StepPlan(12, [0, 1, 2, 6, 9])
 
@@ -49,7 +49,7 @@ def small(predictor):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_three_ways_through_a_predicted_step_agree_in_float64(name, monkeypatch):
     loop = Loop(name, torch.float64)
-    predictor = small(trained_size(LesaConfig(12, hidden_dim=4)))
+    predictor = small(random_predictor(LesaConfig(12, hidden_dim=4)))
     assert find_output_head(loop.transformer) is not None
     assert_ways_agree(loop, name, predictor, PLAN, ClosedLoop(predictor, PLAN), monkeypatch)
 

@@ -1,4 +1,4 @@
-"""What is asked for with speedup=, full_steps= and max_error=, and what a schedule makes of it."""
+"""Budgets given as speedup=, full_steps= and max_error=, and the plans that follow for a schedule."""
 
 import logging
 
@@ -28,26 +28,26 @@ from tests.lesa.adapters.diffusers import tiny
 from tests.lesa.adapters.diffusers.tiny import STEPS, generate
 from tests.lesa.calibrations import TIMES, calibration, random_gram
 
-WISHES = [{"speedup": 5}, {"speedup": 2.5}, {"full_steps": 10}, {"full_steps": 1}, {"max_error": 1e-12}]
+BUDGETS = [{"speedup": 5}, {"speedup": 2.5}, {"full_steps": 10}, {"full_steps": 1}, {"max_error": 1e-12}]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 10])
-@pytest.mark.parametrize("wish", WISHES, ids=str)
-@pytest.mark.parametrize("calibrated", [True, False], ids=["calibrated", "not"])
-def test_a_schedule_too_short_for_a_budget_has_the_full_steps_it_needs(steps, wish, calibrated):
-    if "max_error" in wish and not calibrated:
+@pytest.mark.parametrize("requested", BUDGETS, ids=str)
+@pytest.mark.parametrize("calibrated", [True, False], ids=["calibrated", "uncalibrated"])
+def test_a_short_schedule_has_at_least_two_full_steps_whatever_the_budget(steps, requested, calibrated):
+    if "max_error" in requested and not calibrated:
         pytest.skip("needs a calibration")
-    budget = Budget(**wish, calibration=calibration() if calibrated else None)
+    budget = Budget(**requested, calibration=calibration() if calibrated else None)
     times = torch.linspace(1, 0.0, steps + 1, dtype=torch.float64)
     times[1:-1] = times[1:-1].clamp(min=0.1)
     plan = budget(times)
     assert plan.num_steps == steps
     assert len(plan.full_steps) >= min(steps, 2)
-    wanted = wish.get("full_steps", int(steps / wish["speedup"] + 1e-9) if "speedup" in wish else steps)
-    assert bool(budget.note(plan)) == (len(plan.full_steps) != wanted or ("max_error" in wish and steps > 2))
+    wanted = requested.get("full_steps", int(steps / requested["speedup"] + 1e-9) if "speedup" in requested else steps)
+    assert bool(budget.note(plan)) == (len(plan.full_steps) != wanted or ("max_error" in requested and steps > 2))
 
 
-def test_eight_steps_on_a_calibration_run_more_than_one_in_full(pipeline, caplog):
+def test_a_short_calibrated_generation_runs_two_full_steps_and_warns_once(pipeline, caplog):
     made = calibration(model=describe_model(pipeline.transformer))
     with caplog.at_level(logging.WARNING, "lesa"), lesa.enable(pipeline, made, speedup=5) as handle:
         for _ in range(2):
@@ -64,9 +64,9 @@ def pipeline():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
-@pytest.mark.parametrize("wish", [{"speedup": 5}, {"full_steps": 10}], ids=str)
-def test_short_generations_run_in_somebodys_pipeline(pipeline, steps, wish):
-    with lesa.enable(pipeline, **wish) as handle:
+@pytest.mark.parametrize("requested", [{"speedup": 5}, {"full_steps": 10}], ids=str)
+def test_short_uncalibrated_generations_run_at_least_two_full_steps(pipeline, steps, requested):
+    with lesa.enable(pipeline, **requested) as handle:
         generate(pipeline, steps=steps)
     assert len(handle.records[0].full) >= min(steps, 2)
 
@@ -89,7 +89,7 @@ def test_short_generations_run_in_somebodys_pipeline(pipeline, steps, wish):
         ("max_history", 1.5),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused_by_the_arguments_name(pipeline, name, value):
+def test_invalid_numbers_are_refused_by_the_name_of_the_argument(pipeline, name, value):
     untouched = generate(pipeline)
     plan = {"plan": StepPlan(STEPS, [0, 1])} if name == "max_history" else {}
     made = calibration(model=describe_model(pipeline.transformer))
@@ -109,7 +109,7 @@ def test_numbers_that_make_no_sense_are_refused_by_the_arguments_name(pipeline, 
         ((Reuse(), [0, 1]), "plan must be a StepPlan"),
     ],
 )
-def test_wrong_arguments_of_enable_say_what_to_give(pipeline, arguments, message):
+def test_enable_refuses_wrong_arguments_with_what_to_give(pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         lesa.enable(pipeline, *arguments)
 
@@ -136,18 +136,18 @@ def test_wrong_arguments_of_enable_say_what_to_give(pipeline, arguments, message
         (lambda: calibration().plan(speedup=0), "speedup"),
     ],
 )
-def test_numbers_of_the_wrong_kind_are_refused(call, message):
+def test_numbers_and_objects_of_a_wrong_type_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numpy_numbers_are_accepted():
     assert StepPlan(np.int64(10), np.array([0, 4])) == StepPlan(10, [0, 4])
     assert Taylor(np.int64(1)).order == 1
 
 
 @pytest.mark.parametrize("count", range(1, 7))
-def test_a_plan_does_not_depend_on_what_was_searched_before(count):
+def test_a_plan_does_not_depend_on_earlier_searches(count):
     expected = calibration(6).plan(count)
     searched = calibration(6)
     searched.search(progress=False)
@@ -161,7 +161,7 @@ def test_a_plan_does_not_depend_on_what_was_searched_before(count):
     assert lesa.optimize_plan(OutputErrorGram.from_gram(random_gram(6)), count, times=times) == expected
 
 
-def test_a_plan_is_searched_on_the_calibrated_times_with_or_without_their_end():
+def test_a_plan_is_searched_for_times_with_or_without_the_final_zero():
     made = calibration()
     for times in (made.times, made.times[:-1], None, made.times.tolist()):
         assert lesa.optimize_plan(made, 4, times=times) == made.plan(4)
@@ -170,14 +170,14 @@ def test_a_plan_is_searched_on_the_calibrated_times_with_or_without_their_end():
     assert lesa.optimize_plan(made, 4, times=other).num_steps == 8
 
 
-def test_a_refined_plan_is_the_plan():
+def test_a_refined_plan_replaces_the_searched_plan():
     made = calibration()
     made.plans[4] = StepPlan(STEPS, [0, 1, 2, 3])
     assert lesa.optimize_plan(made, 4) == made.plan(4) == made.plans[4]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_the_shortest_calibrations_have_plans(steps):
+def test_calibrations_of_one_to_three_steps_have_plans(steps):
     made = calibration(steps)
     made.search(progress=False)
     assert isinstance(made.curve(), dict)
@@ -187,7 +187,7 @@ def test_the_shortest_calibrations_have_plans(steps):
         made.forecasters()["transformer", "cond"].table(plan, made.times)
 
 
-def test_errors_follow_what_is_merged():
+def test_merging_updates_the_output_errors():
     stream = ("transformer", "cond")
     a, b = calibration(seed=0), calibration(seed=1)
     a.requests, b.requests = ["a"], ["b"]
@@ -197,7 +197,7 @@ def test_errors_follow_what_is_merged():
     torch.testing.assert_close(a.errors(stream).matrix, OutputErrorGram.from_gram(a.streams[stream].gram).matrix)
 
 
-def test_a_calibration_that_lacks_the_end_of_the_model_is_not_merged_into_one_that_has_it():
+def test_calibrations_with_and_without_an_output_head_are_not_merged():
     a, b = calibration(seed=0), calibration(seed=1)
     a.streams["transformer", "cond"].head = OutputErrorGram.from_gram(random_gram())
     for one, other in ((a, b), (b, a)):
@@ -205,7 +205,7 @@ def test_a_calibration_that_lacks_the_end_of_the_model_is_not_merged_into_one_th
             one.merge(other)
 
 
-def test_features_that_are_zero_have_plans_and_tables():
+def test_zero_features_have_plans_and_finite_tables():
     gram = GramMatrix(6)
     for step in range(6):
         gram.update(step, torch.zeros(8))
@@ -216,14 +216,14 @@ def test_features_that_are_zero_have_plans_and_tables():
         assert bool(table.coefficients.isfinite().all())
 
 
-def test_more_steps_than_can_be_calibrated_are_refused_before_room_is_made():
+def test_too_many_steps_are_refused_before_memory_is_allocated():
     for make in (lambda: OutputErrorGram.empty(1000), lambda: OutputErrorGram.from_gram(GramMatrix(1000))):
         with pytest.raises(ValueError, match="at most 100 steps, not 1000"):
             make()
 
 
-def test_a_short_history_is_made_for_its_length():
-    """Coefficients that were fitted for the features that are kept, not those of all with the others left out."""
+def test_coefficients_of_a_limited_history_are_fitted_to_its_length():
+    """The coefficients are fitted to the kept features; they are not those of a full history with some left out."""
     made, plan = calibration(), StepPlan(STEPS, [0, 1, 2, 4, 6])
     forecaster = made.forecasters()["transformer", "cond"]
     errors = made.errors()
@@ -243,8 +243,8 @@ def test_a_short_history_is_made_for_its_length():
 
 
 @pytest.mark.filterwarnings("ignore::lesa.LesaWarning")
-def test_a_guard_on_a_calibration_knows_what_error_to_expect(pipeline):
-    """Of features unlike the calibrated ones a guard spends the full steps that it was given."""
+def test_a_guard_takes_the_expected_error_from_the_calibration(pipeline):
+    """Where the prediction errors are larger than the calibrated ones, the guard runs its extra full steps."""
     model = describe_model(pipeline.transformer)
     made = calibration(model=model)
     forecaster = made.forecasters()["transformer", "cond"]
@@ -256,13 +256,13 @@ def test_a_guard_on_a_calibration_knows_what_error_to_expect(pipeline):
     assert len(handle.records[0].full) == 5
 
 
-def test_a_calibration_is_shown_in_a_line():
+def test_the_repr_of_a_calibration_is_short():
     made = calibration(model={"transformer": "FluxTransformer2DModel 12345678"})
     assert len(repr(made)) < 200
     assert len(repr(made.forecasters())) < 400
 
 
-def test_a_calibration_of_another_model_is_refused_in_every_form(pipeline, tmp_path):
+def test_a_calibration_of_another_model_is_refused_as_object_or_folder(pipeline, tmp_path):
     made = calibration(model={"transformer": "FluxTransformer2DModel 12345678"})
     made.save(tmp_path)
     for forecaster in (made, tmp_path, str(tmp_path), made.forecasters()):
@@ -271,8 +271,8 @@ def test_a_calibration_of_another_model_is_refused_in_every_form(pipeline, tmp_p
 
 
 @pytest.mark.parametrize("shift", [1.0, 0.97, 1.03])
-def test_another_resolution_whose_times_reach_a_little_further_is_served(shift):
-    """The schedule of a smaller picture is shifted less: it ends at 0.0768 where the calibrated one ended at 0.0769."""
+def test_times_slightly_beyond_the_calibrated_range_are_resampled(shift):
+    """The schedule of a smaller image is shifted less: its last step is at 0.0768 instead of 0.0769."""
     steps = 24
     known = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     times = shift * known / (1 + (shift - 1) * known)

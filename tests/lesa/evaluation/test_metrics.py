@@ -54,18 +54,18 @@ def test_a_metric_without_local_weights_says_how_to_get_them(monkeypatch):
 
 
 def test_clip_score_compares_each_frame_with_its_prompt(monkeypatch):
-    asked = []
+    scored = []
 
     def model(image, text):
-        asked.append((image.dtype, tuple(image.shape), text))
-        return torch.tensor(float(len(asked)))
+        scored.append((image.dtype, tuple(image.shape), text))
+        return torch.tensor(float(len(scored)))
 
     monkeypatch.setattr("torchmetrics.multimodal.clip_score.CLIPScore", lambda name: model)
     videos, call = torch.rand(2, 2, 3, 8, 8), {"prompt": ["a", "b"]}
     with metrics.scoring_models():
         scores = METRICS["clip_score"].measure(videos, videos, call)
     assert scores.tolist() == [1.5, 3.5]
-    assert asked == [(torch.uint8, (3, 8, 8), text) for text in ("a", "a", "b", "b")]
+    assert scored == [(torch.uint8, (3, 8, 8), text) for text in ("a", "a", "b", "b")]
 
 
 def as_pil(array):

@@ -33,7 +33,7 @@ def error(forecaster, trajectories):
     return float((made - true).abs().mean())
 
 
-def test_a_fitted_predictor_has_half_the_error_of_reuse_on_unseen_samples():
+def test_a_fitted_predictor_has_less_than_half_the_error_of_reuse():
     trajectories, unseen = smooth(), smooth(seed=2)
     predictor = fit(trajectories, PLAN, CONFIG, epochs=(10, 20), progress=False)
     ours = error(predictor, unseen)

@@ -1,4 +1,4 @@
-"""Compiled transformers: one graph, made in the first generation and never again, and no break at a predicted step."""
+"""Compiled transformers: all graphs are made in the first generation, and a predicted step has no graph break."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def wrapped(pipeline, backend):
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled_yet():
+def reset_dynamo():
     torch._dynamo.reset()
     counters.clear()
     yield
@@ -36,7 +36,7 @@ def nothing_compiled_yet():
     ("how", "when"),
     [(regional, "before"), (regional, "after"), (in_place, "before"), (in_place, "after"), (wrapped, "before")],
 )
-def test_nothing_is_compiled_after_the_first_generation(pipeline, way, how, when):
+def test_nothing_is_compiled_after_the_first_generation(pipeline, predicted_path, how, when):
     with lesa.enable(tiny.pipeline(), Taylor(1), PLAN) as handle:
         expected = generate(tiny.pipeline())
     with lesa.enable(pipeline, Taylor(1), PLAN):
@@ -54,11 +54,11 @@ def test_nothing_is_compiled_after_the_first_generation(pipeline, way, how, when
         assert handle.records[0].predicted == list(PLAN.predicted_steps)
     assert backend.frame_count == graphs > 0
     assert not counters["graph_break"]
-    if way == "end known":  # blocks and forward as they are without lesa
+    if predicted_path == "output head known":  # as many graphs as without lesa
         assert graphs == (3 if how is regional else 1)
 
 
-def test_compiling_around_an_enabled_transformer_says_what_to_do_instead(pipeline):
+def test_compiling_an_enabled_transformer_raises_with_what_to_do_instead(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN):
         wrapped(pipeline, "eager")
         with pytest.raises(torch._dynamo.exc.Unsupported, match=r"torch.compile\(transformer\) before lesa.enable"):

@@ -22,7 +22,7 @@ def text(value: str) -> bytes:
 
 
 def number(value: int) -> bytes:
-    """LONG1."""
+    """An integer as the pickle instruction LONG1."""
     size = value.bit_length() // 8 + 1
     return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
 

@@ -1,4 +1,4 @@
-"""Whole pipelines of diffusers with their own schedulers and guidance."""
+"""Pipelines of diffusers with their own schedulers and guidance."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def generate(pipeline: Any, call: dict[str, Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_with_true_features_a_pipeline_makes_what_it_makes_untouched(name, blocks_handed_through):
+def test_a_pipeline_with_true_features_gives_the_result_without_lesa(name, blocks_skipped_in_all_models):
     pipeline, call = PIPELINES[name]()
     untouched, recorder = generate(pipeline, call), Recorder()
     with Attachment(pipeline, recorder):
@@ -33,7 +33,7 @@ def test_with_true_features_a_pipeline_makes_what_it_makes_untouched(name, block
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_a_pipeline_predicts_what_is_planned_and_repeats_itself(name, support):
+def test_a_pipeline_predicts_the_planned_steps_and_is_repeatable(name, support):
     pipeline, call = PIPELINES[name]()
     untouched = generate(pipeline, call)
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
@@ -43,7 +43,9 @@ def test_a_pipeline_predicts_what_is_planned_and_repeats_itself(name, support):
         components = {record.component for record in handle.records}
         for branch in {record.branch for record in handle.records}:
             records = [record for record in handle.records if record.branch == branch]
-            firsts = {min(record.full) for record in records}  # of each transformer, full in any plan
+            firsts = {
+                min(record.full) for record in records
+            }  # the first step of each transformer, which is always full
             predicted = sorted(step for record in records for step in record.predicted)
             full = sorted(step for record in records for step in record.full)
             assert predicted == [s for s in PLAN.predicted_steps if s >= _skipped(call) and s not in firsts]
@@ -56,5 +58,5 @@ def test_a_pipeline_predicts_what_is_planned_and_repeats_itself(name, support):
 
 
 def _skipped(call: dict[str, Any]) -> int:
-    """Steps at the beginning of the schedule that image to image leaves out."""
+    """The number of first steps that image to image skips."""
     return STEPS - int(STEPS * call.get("strength", 1.0))

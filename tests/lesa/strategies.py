@@ -30,7 +30,7 @@ byte_changes = st.lists(
 
 
 def apply_changes(data, steps):
-    """The bytes ``data`` after a list of byte_changes, one after the other."""
+    """The bytes ``data`` after a list of changes, one after the other."""
     for where, how, new in steps:
         at = int(where * (len(data) - 1))
         if how == "flip":

@@ -80,6 +80,7 @@ def sample(dit, steps=None, guidance=1.0, batch=2, named=False):
 
 
 def enable(dit, forecaster=None, **options):
+    """Enable lesa on the module, by default with Taylor of order 1."""
     return lesa.enable_module(dit, forecaster or Taylor(1), PLAN, blocks=dit.blocks, head=dit.norm, **options)
 
 

@@ -55,6 +55,7 @@ def test_the_memory_is_logged_before_the_first_step_and_when_it_is_allocated(pip
 
 
 def remove_head_hooks(pipeline):
+    """Remove the hooks that record features, so that nothing can be predicted."""
     pipeline.transformer.norm_out._forward_pre_hooks.clear()
 
 

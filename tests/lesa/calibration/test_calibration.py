@@ -31,6 +31,7 @@ def features(seed: int = 0, steps: int = STEPS) -> torch.Tensor:
 
 
 def heads(steps: int = STEPS) -> list[LinearHead]:
+    """Random output heads of all steps."""
     generator = torch.Generator().manual_seed(7)
     weight = torch.randn(3, 12, generator=generator, dtype=torch.float64)
     return [
@@ -40,10 +41,12 @@ def heads(steps: int = STEPS) -> list[LinearHead]:
 
 
 def measured_errors(seed: int = 0) -> OutputErrorGram:
+    """The output errors of smooth random features."""
     return measure_output_errors(list(features(seed)), heads())
 
 
 def output(feature: torch.Tensor, head: LinearHead) -> torch.Tensor:
+    """The output of a head for a feature."""
     normal = F.layer_norm(feature, feature.shape[-1:], eps=head.eps)
     return (normal * head.multiplier[:, None]) @ head.weight.T
 
@@ -135,6 +138,7 @@ def test_the_gradient_of_the_path_loss_equals_finite_differences():
 
 
 def calibration(seed: int = 0, request: str = "a") -> Calibration:
+    """A calibration of one call with two samples."""
     gram = lesa.GramMatrix(STEPS)
     for step, feature in enumerate(features(seed)):
         gram.update(step, feature)

@@ -43,6 +43,7 @@ for_every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def range_of(stream, ranges):
+    """The first step and the number of steps of a stream."""
     return next(ranges[name] for name in stream if name in ranges)
 
 

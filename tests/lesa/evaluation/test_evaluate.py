@@ -21,15 +21,18 @@ PLAN = lesa.StepPlan(tiny.STEPS, [0, 1, 4, 7])
 
 
 def latents_of(output):
+    """The latents of an output as images."""
     return output.images.unflatten(1, (1, -1)).sigmoid()  # [N, 1, tokens, channels]
 
 
 def run(methods, calls=2, **options):
+    """The rows of an evaluation on the tiny pipeline."""
     made = [tiny.arguments(batch=2, seed=i) for i in range(calls)]
     return evaluate(tiny.pipeline(), methods, made, images=latents_of, progress=False, **options)
 
 
 def method(name="reuse", forecaster=None, plan=PLAN, plan_name="four"):
+    """A method to evaluate, by default reuse."""
     return predicted(name, forecaster or lesa.Reuse(), plan, plan_name)
 
 
@@ -92,6 +95,7 @@ def test_scores_are_means_over_all_images_of_all_calls():
 
 
 def generate(seed):
+    """The output of a call with reuse."""
     pipeline = tiny.pipeline()
     with lesa.enable(pipeline, lesa.Reuse(), PLAN):
         return pipeline(**tiny.arguments(batch=2, seed=seed))

@@ -102,6 +102,7 @@ def test_impossible_output_errors_are_refused():
 
 
 def same_weights(a, b):
+    """Whether two predictors have equal weights."""
     theirs = b.state_dict()
     return len(theirs) == len(a.state_dict()) and all(torch.equal(v, theirs[k]) for k, v in a.state_dict().items())
 

@@ -195,20 +195,23 @@ def assert_loads_or_raises(path, data, use):
 
 
 def header_of(data):
+    """The header of a safetensors file as JSON, and the bytes after it."""
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 def with_header(header, rest):
+    """A safetensors file with another header."""
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + rest
 
 
 def with_examples(count):
+    """Settings of hypothesis for a number of examples."""
     return settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=count)
 
 
-# the number of with_examples: few in every run, many in the full test suite
+# the number of examples: few in every run, many in the full test suite
 examples_per_test = pytest.mark.parametrize("examples_per_test", [25, pytest.param(1000, marks=pytest.mark.full)])
 values = st.recursive(
     st.sampled_from(
@@ -258,7 +261,7 @@ def test_another_description_is_read_or_refused(file_format, text):
 
 @pytest.mark.parametrize("shape", [[2**40], [2**62, 2**62], [0, 2**62], [2**63], [2**64], [-1], [], [1] * 100])
 def test_wrong_declared_sizes_are_read_or_refused(file_format, shape):
-    """The shape of one tensor is apply_changes, with the old offsets and with offsets that fit the new shape."""
+    """The shape of one tensor is changed, with the old offsets and with offsets that fit the new shape."""
     path, whole, use = file_format
     if path.suffix == ".json":
         pytest.skip("has no tensors")
@@ -273,7 +276,7 @@ def test_wrong_declared_sizes_are_read_or_refused(file_format, shape):
 
 @examples_per_test
 def test_changed_descriptions_are_read_or_refused(file_format, examples_per_test):
-    """One value of the description or of the header is replace_value, at any depth."""
+    """One value of the description or of the header is replaced, at any depth."""
     path, whole, use = file_format
 
     @with_examples(examples_per_test)
@@ -301,7 +304,7 @@ def test_changed_descriptions_are_read_or_refused(file_format, examples_per_test
 
 
 def replace_value(tree, where, value):
-    """A JSON tree with one value replace_value, at a place given by indices into its levels."""
+    """A JSON tree with one value replaced, at a place given by indices into its levels."""
     if not where or not isinstance(tree, dict | list) or not tree:
         return value
     if isinstance(tree, dict):

@@ -13,6 +13,7 @@ PLAN = StepPlan(5, [0, 2])  # predicts 1, 3 and 4
 
 
 def table(coefficients=((1.0, 0.0), (0.5, 0.5), (-1.0, 2.0)), bias=None, times=None):
+    """A table for the plan of this module."""
     return CoefficientTable(PLAN, schedule(5) if times is None else times, torch.tensor(coefficients), bias)
 
 

@@ -20,6 +20,7 @@ def pipeline():
 
 
 def calls(count=2, **options):
+    """The arguments of several calls with different seeds."""
     return [arguments(seed=i, **options) for i in range(count)]
 
 

@@ -21,6 +21,7 @@ SETTINGS = {"epochs": (1, 1), "batch": 3, "progress": False}
 
 
 def calls():
+    """The arguments of three calls with different seeds."""
     return [tiny.arguments(seed=i) for i in range(3)]
 
 

@@ -11,6 +11,7 @@ COND, UNCOND = ("transformer", "cond"), ("transformer", "uncond")
 
 
 def shard(samples=3, steps=5, streams=(COND, UNCOND)):
+    """Random features of one file."""
     return {stream: torch.randn(samples, steps, 2, 4) for stream in streams}
 
 

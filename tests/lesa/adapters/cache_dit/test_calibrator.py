@@ -175,6 +175,8 @@ def test_the_calibrators_of_cache_dit_itself_still_work():
 
 
 class OldBase:
+    """A base class of calibrators with an older interface."""
+
     def reset_cache(self): ...
 
     def update(self): ...

@@ -13,19 +13,23 @@ from tests.lesa.adapters.diffusers.tiny import generate
 
 
 def regional(pipeline, backend):
+    """Compile the repeated blocks."""
     pipeline.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
 
 
 def in_place(pipeline, backend):
+    """Compile the transformer in place."""
     pipeline.transformer.compile(fullgraph=True, backend=backend)
 
 
 def wrapped(pipeline, backend):
+    """Replace the transformer by a compiled wrapper."""
     pipeline.transformer = torch.compile(pipeline.transformer, fullgraph=True, backend=backend)
 
 
 @pytest.fixture(autouse=True)
 def reset_dynamo():
+    """Start and end each test without compiled graphs."""
     torch._dynamo.reset()
     counters.clear()
     yield

@@ -14,7 +14,7 @@ PLAN = StepPlan(12, [0, 1, 4, 7])
 
 
 def full_and_predicted(handle):
-    """All full and all predicted full_and_predicted of the latest generation, in any branch."""
+    """All full steps and all predicted steps of the latest generation, in any branch."""
     return [sorted(s for r in handle.records for s in getattr(r, kind)) for kind in ("full", "predicted")]
 
 

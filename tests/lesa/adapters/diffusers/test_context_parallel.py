@@ -16,12 +16,12 @@ from tests.lesa.adapters.diffusers.models import check
 from tests.lesa.adapters.diffusers.models.catalogue import ROWS
 from tests.lesa.adapters.diffusers.tiny import generate
 
-# FLUX splits its inputs, Wan and Qwen-Image before their first block; all gather the outputs at the end.
+# Tokens are split before FLUX, and before the first block of Wan and Qwen-Image; outputs are gathered at the end.
 MODELS = ("FluxTransformer2DModel", "WanTransformer3DModel", "QwenImageTransformer2DModel")
 KINDS = ("ulysses", "ring")
 CASES = [
     (kind, name) for kind in KINDS for name in MODELS if (kind, name) != ("ring", MODELS[2])
-]  # Qwen-Image has a mask, which ring attention refuses
+]  # Qwen-Image has an attention mask
 
 
 def attention(ctx, query, key, value, *_, scale=None, **__):

@@ -118,6 +118,7 @@ LAYERS = ["to_q", "proj_out", "norm_out.linear"]  # layers of the blocks and of 
 
 
 def add_lora(pipeline, layers=LAYERS):
+    """Add a random LoRA to the transformer."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(7)
     pipeline.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=layers, init_lora_weights=False))

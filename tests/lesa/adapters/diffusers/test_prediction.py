@@ -97,6 +97,8 @@ def test_invalid_arguments_of_enable_raise_and_change_nothing(pipeline):
 
 
 class WithoutBlocks(nn.Module):
+    """A module with a final norm and without a list of blocks."""
+
     def __init__(self):
         super().__init__()
         self.norm_out = nn.LayerNorm(4)

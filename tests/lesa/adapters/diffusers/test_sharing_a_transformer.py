@@ -16,7 +16,7 @@ from tests.lesa.strategies import schedule
 
 
 def request_pipeline(pipeline):
-    """A pipeline for one request_pipeline: the models of another pipeline, and its own scheduler."""
+    """A pipeline for one request: the models of another pipeline, and its own scheduler."""
     made = diffusers.FluxPipeline(**pipeline.components)
     made.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     made.set_progress_bar_config(disable=True)

@@ -53,6 +53,7 @@ SECOND_ORDER = {"HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "FlowMatchHeu
 
 
 def make(name, options):
+    """A scheduler by the name of its class."""
     scheduler = getattr(diffusers, name)(**options)
     if not hasattr(scheduler, "scale_model_input"):
         scheduler.scale_model_input = lambda latents, t: latents  # the pipeline calls this on every scheduler
@@ -60,6 +61,7 @@ def make(name, options):
 
 
 def plan_of(times):
+    """The paper's plan for a schedule of any length."""
     return StepPlan.paper(len(times) - 1, 4)
 
 
@@ -85,6 +87,7 @@ def dit():
 
 
 def sample(dit, steps=STEPS):
+    """The images of a call with a fixed seed."""
     torch.manual_seed(0)  # the pipeline gives no generator to schedulers that add noise
     return dit([1, 2], num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="np").images
 
@@ -257,7 +260,7 @@ def test_plans_and_tables_are_computed_once_for_each_schedule(pipeline):
         generate(pipeline)
 
 
-# --- generations that start part-predicted_path through their schedule
+# --- generations that start part-way through their schedule
 
 
 def test_a_transformer_that_starts_part_way_uses_the_remaining_plan(pipeline):

@@ -61,12 +61,14 @@ def test_the_full_steps_equal_those_of_diffusers(config, steps):
 
 
 def double_pipeline(seed=0):
+    """The tiny pipeline with a float64 transformer."""
     made = pipeline(seed)
     made.transformer.double()
     return made
 
 
 def double_arguments(**options):
+    """The arguments of a call in float64."""
     return {k: v.double() if torch.is_tensor(v) else v for k, v in arguments(**options).items()}
 
 

@@ -47,6 +47,7 @@ def plan_of(times):
 
 
 def is_planned(step, steps):
+    """Whether the plan makes a step full."""
     return (steps - step) % 3 == 0
 
 
@@ -81,7 +82,7 @@ class Pipeline:
             if not parameter.any():
                 parameter.normal_(std=0.1)
         self.family = family
-        self.crops = family != "dit"  # whose images are square
+        self.crops = family != "dit"  # its images must be square
         self.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         self.components = {"transformer": self.transformer, "scheduler": self.scheduler}
         self.now = ("", -1)  # branch and step of the current call
@@ -402,6 +403,7 @@ def without_compilation(monkeypatch):
 
 
 def run(sequences):
+    """Run a number of random sequences."""
     every = settings(max_examples=sequences, stateful_step_count=8, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(UserActions, settings=every)
 

@@ -354,6 +354,8 @@ def test_the_malicious_files_would_run_code_in_pickle(tmp_path):
 
 
 def storage(kind=b"FloatStorage", key=b"0", numel=4):
+    """The pickle of a reference to a storage."""
+
     def text(value):
         return b"X" + struct.pack("<I", len(value)) + value
 
@@ -361,10 +363,12 @@ def storage(kind=b"FloatStorage", key=b"0", numel=4):
 
 
 def number(value):
+    """The pickle of an integer of 64 bits."""
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
 def tensor(shape, stride, offset=0, **of):
+    """The pickle of a tensor."""
     sizes = [b"(" + b"".join(map(number, numbers)) + b"t" for numbers in (shape, stride)]
     return (
         b"ctorch._utils\n_rebuild_tensor_v2\n("
@@ -378,6 +382,7 @@ def tensor(shape, stride, offset=0, **of):
 
 
 def holding(tensor):
+    """The pickle of a checkpoint with one weight."""
     name = b"latent.0.weight"
     return b"\x80\x02}X\x05\x00\x00\x00model}X" + struct.pack("<I", len(name)) + name + tensor + b"ss."
 

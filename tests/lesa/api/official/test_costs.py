@@ -18,6 +18,7 @@ from lesa.api.official.unpickling import MAX_BYTES, OPCODES
 
 
 def text(value: str) -> bytes:
+    """The pickle of a string."""
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
@@ -28,10 +29,12 @@ def number(value: int) -> bytes:
 
 
 def put(index: int) -> bytes:
+    """The instruction that stores a value in the memo."""
     return b"r" + struct.pack("<I", index)
 
 
 def get(index: int) -> bytes:
+    """The instruction that takes a value from the memo."""
     return b"j" + struct.pack("<I", index)
 
 
@@ -119,6 +122,7 @@ PICKLES = {
 
 
 def archive(path, data, entries=()):
+    """A zip archive in the layout of torch.save, with any pickle in it."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", data)
         for name, content in entries:
@@ -158,11 +162,13 @@ def test_reading_a_pickle_costs_memory_in_proportion_to_its_size(tmp_path, name)
 
 
 def local_header(name: str, content: bytes) -> bytes:
+    """The header before the content of an entry."""
     crc, size = zlib.crc32(content), len(content)
     return struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, crc, size, size, len(name), 0) + name.encode()
 
 
 def directory_entry(name: str, content: bytes, offset: int, extra: bytes = b"") -> bytes:
+    """The entry in the directory of an archive."""
     crc, size = zlib.crc32(content), len(content)
     sizes = (crc, size, size, len(name), len(extra), 0, 0, 0, 0, offset)
     return struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, *sizes) + name.encode() + extra
@@ -183,6 +189,7 @@ def tensor(shape, stride=None, *, offset=0, kind="FloatStorage", key="0", numel=
 
 
 def state(tensors: dict[str, bytes]) -> bytes:
+    """The pickle of a dictionary of tensors."""
     items = b"".join(text(name) + made for name, made in tensors.items())
     return b"\x80\x02}(" + items + b"u."
 
@@ -242,11 +249,13 @@ CONFIG = lesa.LesaConfig(num_steps=3, hidden_dim=2, history=2)
 
 
 def small_weights() -> dict[str, torch.Tensor]:
+    """The weights of a small random predictor."""
     torch.manual_seed(0)
     return {name: value.bfloat16() for name, value in lesa.LesaPredictor(CONFIG).state_dict().items()}
 
 
 def saved(weights) -> bytes:
+    """The bytes of a checkpoint."""
     buffer = io.BytesIO()
     config = {"a": [1, 2.5, None, (True, "b")], "device": torch.device("cuda:0")}
     torch.save({"config": config, "model": weights, "optimizer": {"state": {0: torch.ones(1)}}}, buffer)
@@ -458,6 +467,8 @@ FILES = {
 
 
 def check_files(kind, path, count):
+    """Read many random files of one kind."""
+
     @settings(max_examples=count)
     @given(FILES[kind])
     def each(data):

@@ -21,18 +21,22 @@ EMPTY_LIST, EMPTY_DICT, TUPLE1, TUPLE2, SETITEMS, STACK_GLOBAL = b"]", b"}", b"\
 
 
 def text(value):
+    """The pickle of a string."""
     return b"\x8c" + bytes([len(value)]) + value.encode()
 
 
 def name(module, called):
+    """The pickle of a class or function."""
     return text(module) + text(called) + STACK_GLOBAL
 
 
 def get(index):
+    """The instruction that takes a value from the memo."""
     return b"h" + bytes([index])
 
 
 def long_integer(value):
+    """The pickle of an integer of any size."""
     raw = value.to_bytes((value.bit_length() + 8) // 8, "little", signed=True)
     return b"\x8a" + bytes([len(raw)]) + raw
 
@@ -93,6 +97,7 @@ def test_a_pickle_that_would_grow_in_memory_is_refused_early(bomb):
 
 
 def archive(path, description, storages=()):
+    """A zip archive in the layout of torch.save, with any pickle in it."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("x/data.pkl", description)
         for key, data in enumerate(storages):

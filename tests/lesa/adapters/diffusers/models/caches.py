@@ -57,6 +57,7 @@ def outcome_of(cache: str, name: str, row: Row) -> dict[str, Any]:
 
 
 def _outcome(loop: Loop, enable: Callable[[], object]) -> dict[str, Any]:
+    """The share of blocks that run and the error, after ``enable`` was called."""
     untouched = loop(constant=True)
     runs = BlockRuns(loop.transformer, loop.row.embedders)
     loop(constant=True, each=runs.store)

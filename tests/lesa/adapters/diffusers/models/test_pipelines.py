@@ -17,6 +17,7 @@ INSTALLED = [name for name in PIPELINES if hasattr(diffusers, name.split(":")[0]
 
 
 def generate(pipeline: Any, call: dict[str, Any]) -> torch.Tensor:
+    """The result of a call with a fixed seed."""
     torch.manual_seed(0)
     return torch.as_tensor(pipeline(**call, generator=torch.Generator().manual_seed(0), return_dict=False)[0])
 

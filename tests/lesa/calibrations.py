@@ -1,4 +1,4 @@
-"""Calibrations for tests, of smooth random features."""
+"""Calibrations of smooth random features for tests."""
 
 import torch
 
@@ -9,7 +9,7 @@ from tests.lesa.adapters.diffusers.tiny import STEPS
 TIMES = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
 
 
-def measured(steps=STEPS, seed=0, samples=64, times=None):
+def random_gram(steps=STEPS, seed=0, samples=64, times=None):
     """A Gram matrix of smooth random features."""
     generator = torch.Generator().manual_seed(seed)
     times = torch.linspace(1, 0, steps + 1) if times is None else times
@@ -20,5 +20,8 @@ def measured(steps=STEPS, seed=0, samples=64, times=None):
 
 
 def calibration(steps=STEPS, streams=(("transformer", "cond"),), model=None, seed=0):
+    """A calibration of one sample, with the same features for every stream."""
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    return Calibration(times, {stream: Measured(measured(steps, seed)) for stream in streams}, model or {}, samples=1)
+    return Calibration(
+        times, {stream: Measured(random_gram(steps, seed)) for stream in streams}, model or {}, samples=1
+    )

@@ -1,3 +1,5 @@
+"""Fixtures of several folders: the tiny pipeline, and the two paths through a predicted step."""
+
 import pytest
 
 from lesa.adapters.diffusers.output_heads import OUTPUT_HEADS
@@ -5,8 +7,8 @@ from tests.lesa.adapters.diffusers import tiny
 
 
 @pytest.fixture(params=["output head known", "blocks skipped"])
-def way(request, monkeypatch):
-    """Both ways to compute a predicted step: by the known output head, and by the forward without blocks."""
+def predicted_path(request, monkeypatch):
+    """Both paths through a predicted step: only the output head, or the forward whose blocks return their inputs."""
     if request.param == "blocks skipped":
         monkeypatch.delitem(OUTPUT_HEADS, "FluxTransformer2DModel")
     return request.param
@@ -19,5 +21,5 @@ def pipeline():
 
 @pytest.fixture
 def blocks_skipped(monkeypatch):
-    """Predicted steps go through the forward, where the head's input can be seen."""
+    """Predicted steps run the forward and skip its blocks, so that the input of the output head can be read."""
     monkeypatch.delitem(OUTPUT_HEADS, "FluxTransformer2DModel")

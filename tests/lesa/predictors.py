@@ -5,8 +5,8 @@ import torch
 from lesa import LesaConfig, LesaPredictor
 
 
-def trained_size(config, seed=0):
-    """A float64 predictor with weights of the size that training produces: gates around 1, window weights up to 3."""
+def random_predictor(config, seed=0):
+    """A float64 predictor with random weights as large as trained ones: gates around 1, window weights up to 3."""
     torch.manual_seed(seed)
     predictor = LesaPredictor(config).double()
     with torch.no_grad():
@@ -32,7 +32,8 @@ def closed_loop(predictor, plan, times, features):
 
 
 def kan_predictor(steps=10, channels=6):
-    predictor = trained_size(LesaConfig(steps, hidden_dim=8, latent="kan"))
+    """A float64 predictor with a random KAN on the features."""
+    predictor = random_predictor(LesaConfig(steps, hidden_dim=8, latent="kan"))
     predictor.scale = torch.rand(channels, dtype=torch.float64) + 0.5
     with torch.no_grad():
         for layer in predictor.latent:

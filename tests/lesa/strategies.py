@@ -1,4 +1,4 @@
-"""Plans and schedules for property-based tests."""
+"""Plans, schedules and damaged files for property-based tests."""
 
 import torch
 from hypothesis import strategies as st
@@ -8,6 +8,7 @@ from lesa import GramMatrix, StepPlan
 
 @st.composite
 def plans(draw: st.DrawFn, max_steps: int = 30) -> StepPlan:
+    """Any plan of up to ``max_steps`` steps."""
     num_steps = draw(st.integers(1, max_steps))
     full = draw(st.sets(st.integers(0, num_steps - 1)))
     return StepPlan(num_steps, full | {0})
@@ -20,15 +21,16 @@ def schedule(num_steps: int, shift: float = 1.15) -> torch.Tensor:
     return torch.cat([factor * t / (1 + (factor - 1) * t), torch.zeros(1, dtype=torch.float64)])
 
 
-# How the bytes of a file are changed: where, as a share of its length, in what way, and with what.
-changes = st.lists(
+# Changes of the bytes of a file: the place as a share of its length, the kind of change, and the new bytes.
+byte_changes = st.lists(
     st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "insert", "drop"]), st.binary(min_size=1, max_size=9)),
     min_size=1,
     max_size=4,
 )
 
 
-def changed(data, steps):
+def apply_changes(data, steps):
+    """The bytes ``data`` after a list of changes, one after the other."""
     for where, how, new in steps:
         at = int(where * (len(data) - 1))
         if how == "flip":
@@ -45,7 +47,7 @@ def changed(data, steps):
 
 
 def gram_of(trajectories):
-    """The inner products of recorded features."""
+    """The inner products of collected features."""
     gram = GramMatrix(trajectories.num_steps)
     for features in trajectories.batches(trajectories.samples):
         for step in range(trajectories.num_steps):

@@ -1,4 +1,4 @@
-"""Models outside of diffusers: a plain diffusion transformer, written here."""
+"""Models outside diffusers: a plain diffusion transformer, defined here."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ TIMES = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
 
 
 class Block(nn.Module):
-    """Attention and a small network, both modulated by the condition."""
+    """Attention and a small MLP, both modulated by the condition."""
 
     def __init__(self, width):
         super().__init__()
@@ -34,6 +34,8 @@ class Block(nn.Module):
 
 
 class PlainDiT(nn.Module):
+    """A small diffusion transformer for class labels."""
+
     def __init__(self, width=16, depth=3, channels=4, tokens=6):
         super().__init__()
         self.embed = nn.Linear(channels, width)
@@ -59,7 +61,7 @@ def dit():
 
 @torch.no_grad()
 def sample(dit, steps=None, guidance=1.0, batch=2, named=False):
-    """Euler steps; ``steps``: what :func:`lesa.enable_module` returned."""
+    """The result of Euler steps; ``steps`` is the return value of :func:`lesa.enable_module`, or None without lesa."""
     torch.manual_seed(0)
     x, labels, nothing = torch.randn(batch, 6, 4), torch.arange(batch), torch.full((batch,), 4)
     for i in range(STEPS):
@@ -78,10 +80,11 @@ def sample(dit, steps=None, guidance=1.0, batch=2, named=False):
 
 
 def enable(dit, forecaster=None, **options):
+    """Enable lesa on the module, by default with Taylor of order 1."""
     return lesa.enable_module(dit, forecaster or Taylor(1), PLAN, blocks=dit.blocks, head=dit.norm, **options)
 
 
-def test_ten_lines_accelerate_a_plain_diffusion_transformer(dit):
+def test_a_plain_diffusion_transformer_is_accelerated_in_ten_lines(dit):
     x, times, label = torch.randn(1, 6, 4), torch.linspace(1, 0, 11), torch.tensor([1])
     plan = lesa.StepPlan(10, [0, 1, 4, 7])
     with lesa.enable_module(dit, lesa.Taylor(2), plan, blocks=dit.blocks, head=dit.norm, times=times) as steps:
@@ -93,7 +96,7 @@ def test_ten_lines_accelerate_a_plain_diffusion_transformer(dit):
     assert bool(x.isfinite().all())
 
 
-def test_a_loop_without_hooks_predicts_with_a_feature_history(dit):
+def test_a_custom_loop_may_use_a_history_directly(dit):
     x, label, table = torch.randn(1, 6, 4), torch.tensor([1]), Taylor(2).table(PLAN, TIMES)
     history, ran = FeatureHistory(table), []
     with torch.no_grad():
@@ -113,7 +116,7 @@ def test_a_loop_without_hooks_predicts_with_a_feature_history(dit):
 
 
 @pytest.mark.parametrize("forecaster", [Reuse(), Taylor(2), LesaPredictor(LesaConfig(STEPS, hidden_dim=8))])
-def test_the_input_of_the_head_is_the_prediction_of_the_table(dit, forecaster):
+def test_the_input_of_the_head_is_predicted_by_the_table(dit, forecaster):
     seen = []
     with enable(dit, forecaster, times=TIMES) as steps:
         dit.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
@@ -137,7 +140,7 @@ def test_no_block_runs_on_a_predicted_step(dit):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_branches_have_features_of_their_own(dit, named):
+def test_each_branch_has_its_own_features_and_forecaster(dit, named):
     names = ("cond", "uncond") if named else ("call0", "call1")
     forecasters = {("transformer", names[0]): Reuse(), ("transformer", names[1]): Taylor(1)}
     with enable(dit, forecasters) as steps:
@@ -145,7 +148,7 @@ def test_branches_have_features_of_their_own(dit, named):
         assert [(r.branch, r.predicted) for r in steps.records] == [(n, list(PLAN.predicted_steps)) for n in names]
 
 
-def test_generations_are_reproducible_and_may_change_their_batch(dit):
+def test_a_repeated_generation_is_equal_and_the_batch_size_may_change(dit):
     with enable(dit) as steps:
         first = sample(dit, steps)
         assert sample(dit, steps, batch=3).shape[0] == 3
@@ -155,7 +158,7 @@ def test_generations_are_reproducible_and_may_change_their_batch(dit):
 def test_disable_restores_the_module(dit):
     untouched, kind = sample(dit), type(dit)
     steps = enable(dit)
-    assert torch.equal(sample(dit), untouched)  # outside of a step
+    assert torch.equal(sample(dit), untouched)  # outside of steps.step the module runs as it is
     assert not torch.equal(sample(dit, steps), untouched)
     steps.disable()
     steps.disable()
@@ -164,7 +167,7 @@ def test_disable_restores_the_module(dit):
     assert not any(m._forward_pre_hooks or "_lesa_answer" in vars(m) for m in dit.modules())
 
 
-def test_a_generation_after_an_exception_uses_no_older_features(dit):
+def test_an_exception_does_not_change_the_next_generation(dit):
     with enable(dit) as steps:
         first = sample(dit, steps)
         with steps.step(3), pytest.raises(IndexError), torch.no_grad():
@@ -172,7 +175,7 @@ def test_a_generation_after_an_exception_uses_no_older_features(dit):
         assert torch.equal(sample(dit, steps), first)
 
 
-def test_the_module_runs_unchanged_if_gradients_are_required(dit):
+def test_the_module_runs_without_lesa_if_gradients_are_required(dit):
     x = torch.randn(2, 6, 4, requires_grad=True)
     with enable(dit) as steps:
         for i in range(STEPS):
@@ -182,7 +185,7 @@ def test_the_module_runs_unchanged_if_gradients_are_required(dit):
     assert x.grad is not None
 
 
-def test_blocks_and_head_have_to_be_inside_the_module(dit):
+def test_blocks_and_head_outside_the_module_are_refused(dit):
     with pytest.raises(ValueError, match="inside PlainDiT"):
         lesa.enable_module(dit, Taylor(1), PLAN, blocks=dit.blocks, head=nn.LayerNorm(16))
     with pytest.raises(ValueError, match="inside PlainDiT"):
@@ -191,7 +194,7 @@ def test_blocks_and_head_have_to_be_inside_the_module(dit):
         enable(dit, times=[1.0, 0.0])
 
 
-def test_a_generation_without_a_prediction_is_reported(dit):
+def test_a_generation_without_predicted_steps_gives_a_warning(dit):
     def unsteady(steps):
         for i in range(STEPS):
             batch = 1 + i % 2
@@ -202,6 +205,6 @@ def test_a_generation_without_a_prediction_is_reported(dit):
         unsteady(steps)
 
 
-def test_diffusers_is_not_needed():
+def test_any_module_works_without_diffusers():
     code = "import sys; sys.modules['diffusers'] = None; import lesa; lesa.enable_module; lesa.FeatureHistory"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""Predictors and calibrations in folders and in repositories of the Hugging Face Hub."""
+"""Folders and the Hugging Face Hub: predictors are saved, loaded, pushed, and described by a model card."""
 
 import fnmatch
 import json
@@ -35,19 +35,21 @@ REPORT = [
 ]
 
 
-def fitted(seed=0):
+def fitted_predictor(seed=0):
+    """A random predictor with the description of a fitted one."""
     torch.manual_seed(seed)
     predictor = lesa.LesaPredictor(lesa.LesaConfig(STEPS, hidden_dim=4))
     predictor.plan, predictor.schedule, predictor.losses = PLAN, schedule(STEPS), {"guided": [0.5, 0.25]}
     return predictor
 
 
-def same(a, b):
+def equal(a, b):
+    """Whether two predictors have the same config and weights."""
     return a.config == b.config and all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
 class Hub:
-    """Repositories as folders of one folder, and what was asked of them."""
+    """A stand-in for the Hub: each repository is a folder, and the downloaded files are listed in ``fetched``."""
 
     def __init__(self, root):
         self.root, self.fetched, self.offline = root, [], False
@@ -82,8 +84,8 @@ class Hub:
 
 
 @pytest.fixture
-def the_hub(tmp_path, monkeypatch):
-    """In place of the Hugging Face Hub."""
+def fake_hub(tmp_path, monkeypatch):
+    """A stand-in for the Hugging Face Hub."""
     made = Hub(tmp_path / "hub")
     monkeypatch.setattr("lesa.files.hub.snapshot_download", made.snapshot_download)
     monkeypatch.setattr("lesa.api.folders.HfApi", lambda token=None: made)
@@ -93,47 +95,49 @@ def the_hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_hub(monkeypatch):
+    """Any request to the Hub fails the test."""
+
     def refuse(*_, **__):
-        raise AssertionError("the hub was asked")
+        raise AssertionError("the Hub was contacted")
 
     monkeypatch.setattr("lesa.files.hub.snapshot_download", refuse)
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_what_is_saved_is_loaded_again_from_a_folder(tmp_path):
-    predictor = fitted()
+def test_saved_predictors_are_loaded_from_a_folder(tmp_path):
+    predictor = fitted_predictor()
     lesa.save(predictor, tmp_path / "one")
     for loaded in (lesa.load(tmp_path / "one"), lesa.LesaPredictor.from_pretrained(str(tmp_path / "one"))):
-        assert same(predictor, loaded)
+        assert equal(predictor, loaded)
         assert (loaded.plan, loaded.losses) == (PLAN, predictor.losses)
         assert torch.equal(loaded.schedule, predictor.schedule)
-    both = {stream: fitted(seed) for seed, stream in enumerate(STREAMS)}
+    both = {stream: fitted_predictor(seed) for seed, stream in enumerate(STREAMS)}
     lesa.save(both, tmp_path / "both")
     loaded = lesa.load(tmp_path / "both")
     assert list(loaded) == STREAMS
-    assert all(same(both[stream], loaded[stream]) for stream in STREAMS)
+    assert all(equal(both[stream], loaded[stream]) for stream in STREAMS)
 
 
-def test_a_predictor_goes_to_the_hub_and_comes_back(the_hub):
-    predictor = fitted()
+def test_predictors_are_pushed_to_the_hub_and_loaded_from_it(fake_hub):
+    predictor = fitted_predictor()
     address = predictor.push_to_hub("user/one", report=REPORT)
     assert address == "https://hub.invalid/user/one/commit/c0ffee"
-    assert same(predictor, lesa.load("user/one", revision="v1"))
-    assert same(predictor, lesa.LesaPredictor.from_pretrained("user/one"))
-    card = (the_hub.repository("user/one") / "README.md").read_text()
+    assert equal(predictor, lesa.load("user/one", revision="v1"))
+    assert equal(predictor, lesa.LesaPredictor.from_pretrained("user/one"))
+    card = (fake_hub.repository("user/one") / "README.md").read_text()
     assert 'lesa.enable(pipeline, "user/one")' in card
     assert "33.27 dB" in card
-    both = {stream: fitted(seed) for seed, stream in enumerate(STREAMS)}
+    both = {stream: fitted_predictor(seed) for seed, stream in enumerate(STREAMS)}
     assert lesa.push_to_hub(both, "user/both").endswith("commit/c0ffee")
     loaded = lesa.load("user/both")
-    assert all(same(both[stream], loaded[stream]) for stream in STREAMS)
+    assert all(equal(both[stream], loaded[stream]) for stream in STREAMS)
     assert lesa.push_to_hub(predictor, "user/other").endswith("commit/c0ffee")
-    assert same(predictor, lesa.load("user/other"))
+    assert equal(predictor, lesa.load("user/other"))
 
 
-def test_nothing_but_our_own_files_is_fetched(the_hub):
-    lesa.push_to_hub({stream: fitted() for stream in STREAMS}, "user/both")
-    repository = the_hub.repository("user/both")
+def test_only_the_files_of_lesa_are_downloaded(fake_hub):
+    lesa.push_to_hub({stream: fitted_predictor() for stream in STREAMS}, "user/both")
+    repository = fake_hub.repository("user/both")
     for file in ("model.safetensors", "unet/config.json", "unet/model.safetensors", "v1.0/model.safetensors"):
         (repository / file).parent.mkdir(exist_ok=True)
         (repository / file).write_text("{}")
@@ -142,44 +146,44 @@ def test_nothing_but_our_own_files_is_fetched(the_hub):
     ours = [
         f"transformer.{branch}/{file}" for branch in ("cond", "uncond") for file in ("config.json", hub.WEIGHTS_FILE)
     ]
-    assert sorted(set(the_hub.fetched)) == sorted([*ours, "v1.0/config.json"])
+    assert sorted(set(fake_hub.fetched)) == sorted([*ours, "v1.0/config.json"])
 
 
-def test_a_repository_of_something_else_is_refused_before_its_weights_are_fetched(the_hub):
-    repository = the_hub.repository("user/bert")
+def test_a_repository_of_another_library_is_refused_before_the_download(fake_hub):
+    repository = fake_hub.repository("user/bert")
     repository.mkdir(parents=True)
     (repository / "model.safetensors").write_bytes(bytes(100))
     for config in ("{}", "[", "[" * 100_000, '{"library": "transformers"}', "[1]"):
         (repository / "config.json").write_text(config)
         with pytest.raises(ValueError, match="user/bert of the Hugging Face Hub holds nothing that lesa has written"):
             lesa.load("user/bert")
-    assert the_hub.fetched == ["config.json"] * 5
+    assert fake_hub.fetched == ["config.json"] * 5
 
 
-def test_a_folder_named_config_json_is_no_description(the_hub):
-    lesa.push_to_hub(fitted(), "user/one")
-    odd = the_hub.root / "cache" / "user/one" / "snapshots" / "c0ffee" / "v1.0" / "config.json"
+def test_a_folder_named_config_json_is_not_read_as_a_config(fake_hub):
+    lesa.push_to_hub(fitted_predictor(), "user/one")
+    odd = fake_hub.root / "cache" / "user/one" / "snapshots" / "c0ffee" / "v1.0" / "config.json"
     odd.mkdir(parents=True)
-    assert same(fitted(), lesa.load("user/one"))
+    assert equal(fitted_predictor(), lesa.load("user/one"))
 
 
 def test_a_folder_is_preferred_to_a_repository_of_the_same_name(tmp_path, monkeypatch, no_hub):
     monkeypatch.chdir(tmp_path)
-    lesa.save(fitted(), "user/one")
-    assert same(fitted(), lesa.load("user/one"))
+    lesa.save(fitted_predictor(), "user/one")
+    assert equal(fitted_predictor(), lesa.load("user/one"))
 
 
-def test_without_the_hub_the_error_names_folder_and_repository(tmp_path, the_hub):
+def test_an_unreachable_repository_raises_an_error_that_says_what_was_tried(tmp_path, fake_hub):
     with pytest.raises(FileNotFoundError, match=r"no folder user/none.*private or gated.*hf auth login.*404 Not Found"):
         lesa.load("user/none")
-    the_hub.offline = True
+    fake_hub.offline = True
     with pytest.raises(FileNotFoundError, match=r"no folder user/one.*HF_HUB_OFFLINE.*\(Cannot find[^\n]*\)$"):
         lesa.load("user/one")
 
 
-def test_repositories_in_the_cache_of_the_hub_are_found_offline(tmp_path):
-    """With huggingface_hub itself, and its layout: a snapshot of links to blobs."""
-    lesa.save({stream: fitted(seed) for seed, stream in enumerate(STREAMS)}, tmp_path / "made")
+def test_a_repository_in_the_local_hub_cache_is_loaded_offline(tmp_path):
+    """Uses huggingface_hub itself and its cache layout, a snapshot of links to files."""
+    lesa.save({stream: fitted_predictor(seed) for seed, stream in enumerate(STREAMS)}, tmp_path / "made")
     repository = tmp_path / "cache" / "models--user--both"
     commit = "0123456789abcdef0123456789abcdef01234567"
     for path in (tmp_path / "made").rglob("*.*"):
@@ -191,13 +195,13 @@ def test_repositories_in_the_cache_of_the_hub_are_found_offline(tmp_path):
     (repository / "refs" / "main").write_text(commit)
     for options in ({}, {"local_files_only": True}, {"revision": commit}):
         loaded = lesa.load("user/both", cache_dir=tmp_path / "cache", **options)
-        assert all(same(fitted(seed), loaded[stream]) for seed, stream in enumerate(STREAMS))
+        assert all(equal(fitted_predictor(seed), loaded[stream]) for seed, stream in enumerate(STREAMS))
     with pytest.raises(FileNotFoundError, match=r"no folder user/other, and no such repository .* on this machine"):
         lesa.load("user/other", cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_names_that_cannot_be_repositories_are_not_asked_for(tmp_path):
+def test_names_that_are_not_repositories_are_not_requested_from_the_hub(tmp_path):
     for name in ("nowhere", "./a/b", "/a/b", "../a", "a/b/c", "~/nowhere", Path("user/one")):
         with pytest.raises(FileNotFoundError, match="there is no folder"):
             lesa.load(name)
@@ -206,15 +210,15 @@ def test_names_that_cannot_be_repositories_are_not_asked_for(tmp_path):
         lesa.load(tmp_path / "flux.pt")
     with pytest.raises(FileNotFoundError, match=r"holds nothing that lesa has written: it should have config\.json"):
         lesa.load(tmp_path)
-    lesa.save({stream: fitted() for stream in STREAMS}, tmp_path / "both")
+    lesa.save({stream: fitted_predictor() for stream in STREAMS}, tmp_path / "both")
     with pytest.raises(FileNotFoundError, match=r"lesa\.load reads folders with a predictor for each branch"):
         lesa.LesaPredictor.from_pretrained(tmp_path / "both")
 
 
-def test_streams_that_cannot_name_a_folder_are_refused(tmp_path):
+def test_streams_that_are_not_valid_folder_names_are_refused(tmp_path):
     for stream in [("transformer", "../out"), ("transformer", ""), ("a.b", "cond"), ("/tmp", "x")]:
         with pytest.raises(ValueError, match=r"by \(component, branch\)"):
-            lesa.save({stream: fitted()}, tmp_path / "made")
+            lesa.save({stream: fitted_predictor()}, tmp_path / "made")
     with pytest.raises(ValueError, match=r"by \(component, branch\)"):
         lesa.save({}, tmp_path / "made")
     assert not (tmp_path / "made").exists()
@@ -222,8 +226,8 @@ def test_streams_that_cannot_name_a_folder_are_refused(tmp_path):
 
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("guided", [False, True])
-def test_enable_takes_a_folder_and_the_plan_that_is_in_it(tmp_path, guided):
-    predictor = fitted()
+def test_enable_accepts_a_folder_and_uses_its_plan(tmp_path, guided):
+    predictor = fitted_predictor()
     predictor.schedule = None
     lesa.save({("transformer", "cond"): predictor} if guided else predictor, tmp_path / "made")
     pipeline = tiny.pipeline()
@@ -239,14 +243,14 @@ def test_a_predictor_without_a_plan_needs_one_from_the_caller():
     predictor = lesa.LesaPredictor(lesa.LesaConfig(STEPS, hidden_dim=4))
     with pytest.raises(ValueError, match="say which steps are full"):
         lesa.enable(tiny.pipeline(), predictor)
-    other = fitted()
+    other = fitted_predictor()
     other.plan = lesa.StepPlan(STEPS, [0, 5])
     with pytest.raises(ValueError, match="say which steps are full"):
-        lesa.enable(tiny.pipeline(), dict(zip(STREAMS, [fitted(), other], strict=True)))
+        lesa.enable(tiny.pipeline(), dict(zip(STREAMS, [fitted_predictor(), other], strict=True)))
 
 
-def test_the_error_for_another_schedule_shows_both():
-    predictor = fitted()
+def test_errors_about_another_schedule_give_the_differing_noise_levels():
+    predictor = fitted_predictor()
     with pytest.raises(ValueError, match="another schedule of 10 steps") as refusal:
         predictor.table(PLAN, schedule(STEPS, shift=0.2))
     message = str(refusal.value)
@@ -263,10 +267,10 @@ def test_the_error_for_another_schedule_shows_both():
         lesa.enable(tiny.pipeline(), predictor, lesa.StepPlan.paper(28, 4))
 
 
-def test_the_model_card_has_purpose_and_measurements(tmp_path):
+def test_the_model_card_describes_the_predictor_and_the_measurements(tmp_path):
     rows = tmp_path / "report.json"
     rows.write_text(json.dumps(REPORT))
-    fitted().save_pretrained(tmp_path, report=rows)
+    fitted_predictor().save_pretrained(tmp_path, report=rows)
     text = (tmp_path / "README.md").read_text()
     card = huggingface_hub.ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "lesa"
@@ -283,8 +287,8 @@ def test_the_model_card_has_purpose_and_measurements(tmp_path):
     assert "unheard" not in text
 
 
-def test_a_model_card_is_written_again_unless_a_user_wrote_it(tmp_path):
-    fitted().save_pretrained(tmp_path, report=REPORT)
+def test_a_model_card_is_replaced_unless_the_user_wrote_it(tmp_path):
+    fitted_predictor().save_pretrained(tmp_path, report=REPORT)
     unknown = lesa.LesaPredictor(lesa.LesaConfig(20, hidden_dim=4))
     unknown.save_pretrained(tmp_path)
     text = (tmp_path / "README.md").read_text()
@@ -292,14 +296,14 @@ def test_a_model_card_is_written_again_unless_a_user_wrote_it(tmp_path):
     assert "Measured" not in text
     assert "lesa.StepPlan.paper(20, interval=7)" in text
     (tmp_path / "README.md").write_text("mine")
-    fitted().save_pretrained(tmp_path, report=REPORT)
+    fitted_predictor().save_pretrained(tmp_path, report=REPORT)
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
 @pytest.mark.parametrize("report", [{"method": "LESA"}, ["LESA"], 7])
-def test_a_wrong_report_is_an_error_before_anything_is_written(tmp_path, report):
+def test_an_invalid_report_is_refused_before_anything_is_written(tmp_path, report):
     with pytest.raises(ValueError, match="a report is a list of rows"):
-        fitted().save_pretrained(tmp_path / "made", report=report)
+        fitted_predictor().save_pretrained(tmp_path / "made", report=report)
     assert not (tmp_path / "made").exists()
 
 
@@ -321,8 +325,8 @@ def test_a_wrong_report_is_an_error_before_anything_is_written(tmp_path, report)
         lambda d: d.update(plan=[]),
     ],
 )
-def test_a_wrong_description_is_a_value_error(tmp_path, change):
-    fitted().save_pretrained(tmp_path)
+def test_an_invalid_config_file_is_refused(tmp_path, change):
+    fitted_predictor().save_pretrained(tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
     change(description)
     (tmp_path / "config.json").write_text(json.dumps(description))
@@ -331,7 +335,7 @@ def test_a_wrong_description_is_a_value_error(tmp_path, change):
 
 
 def test_no_memory_is_allocated_for_weights_that_are_not_in_the_file(tmp_path):
-    fitted().save_pretrained(tmp_path)
+    fitted_predictor().save_pretrained(tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
     description["config"]["hidden_dim"] = 10**4  # 2.4 GB
     (tmp_path / "config.json").write_text(json.dumps(description))
@@ -339,8 +343,8 @@ def test_no_memory_is_allocated_for_weights_that_are_not_in_the_file(tmp_path):
         lesa.load(tmp_path)
 
 
-def test_a_predictor_without_a_plan_is_read(tmp_path):
-    fitted().save_pretrained(tmp_path)
+def test_predictors_saved_without_a_plan_are_loaded(tmp_path):
+    fitted_predictor().save_pretrained(tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
     del description["plan"], description["losses"]
     (tmp_path / "config.json").write_text(json.dumps(description))

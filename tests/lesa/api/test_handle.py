@@ -1,4 +1,4 @@
-"""What a handle reports of a generation; no failure goes unreported."""
+"""The handle of an enabled pipeline: records, summary, log messages and warnings."""
 
 import logging
 import types
@@ -16,15 +16,15 @@ from tests.lesa.strategies import schedule
 FEATURE = 2 * 16 * 32 * 4  # bytes: batch x tokens x channels x float32
 
 
-def test_kept_bytes_are_those_of_the_features_that_are_needed_at_once(pipeline):
+def test_kept_bytes_are_the_size_of_the_features_needed_at_the_same_time(pipeline):
     for forecaster, features in ((Reuse(), 1), (Taylor(1), 2), (Taylor(2), 3)):
         with lesa.enable(pipeline, forecaster, PLAN) as handle:
             generate(pipeline)
         assert handle.records[0].kept_bytes == features * FEATURE
 
 
-def test_the_summary_names_steps_bytes_and_times_of_each_branch(pipeline, monkeypatch):
-    now = [0.0]  # a clock that only the blocks move, 4 of them by 5 ms each, and whoever looks at it by 1
+def test_the_summary_has_the_steps_bytes_and_times_of_each_branch(pipeline, monkeypatch):
+    now = [0.0]  # a clock that moves by 5 ms in each of the 4 blocks, and by 1 ms each time it is read
 
     def moved(seconds):
         now[0] += seconds
@@ -43,37 +43,38 @@ def test_the_summary_names_steps_bytes_and_times_of_each_branch(pipeline, monkey
         assert line.endswith("full: 0, 1, 4, 7 (21 ms each); predicted: 2, 3, 5, 6, 8, 9 (1 ms each)")
 
 
-def test_memory_is_logged_before_the_first_step_and_when_it_is_allocated(pipeline, caplog):
+def test_the_memory_is_logged_before_the_first_step_and_when_it_is_allocated(pipeline, caplog):
     seen = []
     pipeline.transformer.transformer_blocks[0].register_forward_hook(lambda *_: seen.append(len(caplog.messages)))
     with caplog.at_level(logging.INFO, "lesa"), lesa.enable(pipeline, Taylor(2), PLAN):
         generate(pipeline)
-    plan, taken = caplog.messages
+    plan, allocated = caplog.messages
     assert plan == "transformer (cond): ##..#..#.. (# full, . predicted); at most 3 features are kept"
-    assert taken == f"transformer (cond): keeps {3 * FEATURE / 2**20:.1f} MiB of features"
+    assert allocated == f"transformer (cond): keeps {3 * FEATURE / 2**20:.1f} MiB of features"
     assert seen == [1, 2, 2, 2]
 
 
-def stop_handing_features(pipeline):
+def remove_head_hooks(pipeline):
+    """Remove the hooks that record features, so that nothing can be predicted."""
     pipeline.transformer.norm_out._forward_pre_hooks.clear()
 
 
-def test_a_generation_that_predicts_nothing_is_reported_with_the_cause(pipeline):
+def test_a_generation_without_predicted_steps_gives_a_warning_with_the_cause(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
-        stop_handing_features(pipeline)
+        remove_head_hooks(pipeline)
         with pytest.warns(LesaWarning, match=r"no step of transformer \(cond\) was predicted although 6 of the 10"):
             generate(pipeline)
         assert (
             "predicted: none (- each); not predicted: 2, 3, 5, 6, 8, 9 (no feature reached its head)"
         ) in handle.summary()
     with lesa.enable(pipeline, Taylor(1), PLAN, strict=True):
-        stop_handing_features(pipeline)
-        with pytest.raises(RuntimeError, match="no feature reached its head"):
+        remove_head_hooks(pipeline)
+        with pytest.raises(RuntimeError, match="its blocks never handed a feature to the head"):
             generate(pipeline)
     generate(pipeline)
 
 
-def test_the_warning_names_shapes_that_change_at_every_step(pipeline):
+def test_shapes_that_change_at_every_step_are_named_as_the_cause(pipeline):
     times = schedule(STEPS)
     with torch.no_grad(), lesa.enable(pipeline.transformer, Taylor(1), PLAN, times=times) as handle:
         for step in range(STEPS - 1):

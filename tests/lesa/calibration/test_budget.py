@@ -1,4 +1,4 @@
-"""Budgets (``speedup=``, ``full_steps=``, ``max_error=``) on schedules of any length."""
+"""Budgets given as speedup=, full_steps= and max_error=, and the plans that follow for a schedule."""
 
 import logging
 
@@ -26,28 +26,28 @@ from lesa.statistics.output_errors import path_weights
 from lesa.statistics.resampling import resample
 from tests.lesa.adapters.diffusers import tiny
 from tests.lesa.adapters.diffusers.tiny import STEPS, generate
-from tests.lesa.calibrations import TIMES, calibration, measured
+from tests.lesa.calibrations import TIMES, calibration, random_gram
 
-WISHES = [{"speedup": 5}, {"speedup": 2.5}, {"full_steps": 10}, {"full_steps": 1}, {"max_error": 1e-12}]
+BUDGETS = [{"speedup": 5}, {"speedup": 2.5}, {"full_steps": 10}, {"full_steps": 1}, {"max_error": 1e-12}]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 10])
-@pytest.mark.parametrize("wish", WISHES, ids=str)
-@pytest.mark.parametrize("calibrated", [True, False], ids=["calibrated", "not"])
-def test_a_schedule_too_short_for_a_budget_has_at_least_two_full_steps(steps, wish, calibrated):
-    if "max_error" in wish and not calibrated:
+@pytest.mark.parametrize("requested", BUDGETS, ids=str)
+@pytest.mark.parametrize("calibrated", [True, False], ids=["calibrated", "uncalibrated"])
+def test_a_short_schedule_has_at_least_two_full_steps_whatever_the_budget(steps, requested, calibrated):
+    if "max_error" in requested and not calibrated:
         pytest.skip("needs a calibration")
-    budget = Budget(**wish, calibration=calibration() if calibrated else None)
+    budget = Budget(**requested, calibration=calibration() if calibrated else None)
     times = torch.linspace(1, 0.0, steps + 1, dtype=torch.float64)
     times[1:-1] = times[1:-1].clamp(min=0.1)
     plan = budget(times)
     assert plan.num_steps == steps
     assert len(plan.full_steps) >= min(steps, 2)
-    wanted = wish.get("full_steps", int(steps / wish["speedup"] + 1e-9) if "speedup" in wish else steps)
-    assert bool(budget.note(plan)) == (len(plan.full_steps) != wanted or ("max_error" in wish and steps > 2))
+    wanted = requested.get("full_steps", int(steps / requested["speedup"] + 1e-9) if "speedup" in requested else steps)
+    assert bool(budget.note(plan)) == (len(plan.full_steps) != wanted or ("max_error" in requested and steps > 2))
 
 
-def test_eight_steps_at_a_large_speedup_run_more_than_one_in_full(pipeline, caplog):
+def test_a_short_calibrated_generation_runs_two_full_steps_and_warns_once(pipeline, caplog):
     made = calibration(model=describe_model(pipeline.transformer))
     with caplog.at_level(logging.WARNING, "lesa"), lesa.enable(pipeline, made, speedup=5) as handle:
         for _ in range(2):
@@ -64,9 +64,9 @@ def pipeline():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
-@pytest.mark.parametrize("wish", [{"speedup": 5}, {"full_steps": 10}], ids=str)
-def test_short_generations_run_in_a_real_pipeline(pipeline, steps, wish):
-    with lesa.enable(pipeline, **wish) as handle:
+@pytest.mark.parametrize("requested", [{"speedup": 5}, {"full_steps": 10}], ids=str)
+def test_short_uncalibrated_generations_run_at_least_two_full_steps(pipeline, steps, requested):
+    with lesa.enable(pipeline, **requested) as handle:
         generate(pipeline, steps=steps)
     assert len(handle.records[0].full) >= min(steps, 2)
 
@@ -89,7 +89,7 @@ def test_short_generations_run_in_a_real_pipeline(pipeline, steps, wish):
         ("max_history", 1.5),
     ],
 )
-def test_impossible_numbers_are_refused_with_the_argument_name(pipeline, name, value):
+def test_invalid_numbers_are_refused_by_the_name_of_the_argument(pipeline, name, value):
     untouched = generate(pipeline)
     plan = {"plan": StepPlan(STEPS, [0, 1])} if name == "max_history" else {}
     made = calibration(model=describe_model(pipeline.transformer))
@@ -109,7 +109,7 @@ def test_impossible_numbers_are_refused_with_the_argument_name(pipeline, name, v
         ((Reuse(), [0, 1]), "plan must be a StepPlan"),
     ],
 )
-def test_wrong_arguments_of_enable_say_what_to_give(pipeline, arguments, message):
+def test_enable_refuses_wrong_arguments_with_what_to_give(pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
         lesa.enable(pipeline, *arguments)
 
@@ -129,19 +129,19 @@ def test_wrong_arguments_of_enable_say_what_to_give(pipeline, arguments, message
         (lambda: Guard(extra_steps=1.5), "extra_steps"),
         (lambda: Guard(max_error=float("nan")), "max_error"),
         (lambda: LeastSquares(calibration()), "gram must be a GramMatrix, not a Calibration"),
-        (lambda: PathLeastSquares(measured()), "errors must be an OutputErrorGram, not a GramMatrix"),
-        (lambda: PathLeastSquares(OutputErrorGram.from_gram(measured()), history=0), "history"),
+        (lambda: PathLeastSquares(random_gram()), "errors must be an OutputErrorGram, not a GramMatrix"),
+        (lambda: PathLeastSquares(OutputErrorGram.from_gram(random_gram()), history=0), "history"),
         (lambda: lesa.refine_plans(None, calibration(), ["a"], [4], candidates=0), "candidates"),
         (lambda: calibration().plan(full_steps=2.7), "full_steps"),
         (lambda: calibration().plan(speedup=0), "speedup"),
     ],
 )
-def test_numbers_of_the_wrong_kind_are_refused(call, message):
+def test_numbers_and_objects_of_a_wrong_type_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_numpy_numbers_are_accepted():
     assert StepPlan(np.int64(10), np.array([0, 4])) == StepPlan(10, [0, 4])
     assert Taylor(np.int64(1)).order == 1
 
@@ -158,10 +158,10 @@ def test_a_plan_does_not_depend_on_earlier_searches(count):
         assert other.plan(count) == expected
     assert lesa.optimize_plan(calibration(6), count) == expected
     times = torch.linspace(1, 0, 7)
-    assert lesa.optimize_plan(OutputErrorGram.from_gram(measured(6)), count, times=times) == expected
+    assert lesa.optimize_plan(OutputErrorGram.from_gram(random_gram(6)), count, times=times) == expected
 
 
-def test_a_plan_is_searched_on_the_calibrated_times_with_or_without_their_end():
+def test_a_plan_is_searched_for_times_with_or_without_the_final_zero():
     made = calibration()
     for times in (made.times, made.times[:-1], None, made.times.tolist()):
         assert lesa.optimize_plan(made, 4, times=times) == made.plan(4)
@@ -170,14 +170,14 @@ def test_a_plan_is_searched_on_the_calibrated_times_with_or_without_their_end():
     assert lesa.optimize_plan(made, 4, times=other).num_steps == 8
 
 
-def test_a_refined_plan_is_used():
+def test_a_refined_plan_replaces_the_searched_plan():
     made = calibration()
     made.plans[4] = StepPlan(STEPS, [0, 1, 2, 3])
     assert lesa.optimize_plan(made, 4) == made.plan(4) == made.plans[4]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_the_shortest_calibrations_have_plans(steps):
+def test_calibrations_of_one_to_three_steps_have_plans(steps):
     made = calibration(steps)
     made.search(progress=False)
     assert isinstance(made.curve(), dict)
@@ -187,7 +187,7 @@ def test_the_shortest_calibrations_have_plans(steps):
         made.forecasters()["transformer", "cond"].table(plan, made.times)
 
 
-def test_errors_change_when_calibrations_are_merged():
+def test_merging_updates_the_output_errors():
     stream = ("transformer", "cond")
     a, b = calibration(seed=0), calibration(seed=1)
     a.requests, b.requests = ["a"], ["b"]
@@ -197,15 +197,15 @@ def test_errors_change_when_calibrations_are_merged():
     torch.testing.assert_close(a.errors(stream).matrix, OutputErrorGram.from_gram(a.streams[stream].gram).matrix)
 
 
-def test_a_calibration_without_output_head_is_not_merged_into_one_with_it():
+def test_calibrations_with_and_without_an_output_head_are_not_merged():
     a, b = calibration(seed=0), calibration(seed=1)
-    a.streams["transformer", "cond"].output_errors = OutputErrorGram.from_gram(measured())
+    a.streams["transformer", "cond"].head = OutputErrorGram.from_gram(random_gram())
     for one, other in ((a, b), (b, a)):
         with pytest.raises(ValueError, match=r"knows the model.s output head"):
             one.merge(other)
 
 
-def test_features_that_are_zero_have_plans_and_tables():
+def test_zero_features_have_plans_and_finite_tables():
     gram = GramMatrix(6)
     for step in range(6):
         gram.update(step, torch.zeros(8))
@@ -222,8 +222,8 @@ def test_too_many_steps_are_refused_before_memory_is_allocated():
             make()
 
 
-def test_max_history_of_a_calibration_fits_coefficients_for_it():
-    """Coefficients that were fitted for the features that are kept, not those of all with the others left out."""
+def test_coefficients_of_a_limited_history_are_fitted_to_its_length():
+    """The coefficients are fitted to the kept features; they are not those of a full history with some left out."""
     made, plan = calibration(), StepPlan(STEPS, [0, 1, 2, 4, 6])
     forecaster = made.forecasters()["transformer", "cond"]
     errors = made.errors()
@@ -243,8 +243,8 @@ def test_max_history_of_a_calibration_fits_coefficients_for_it():
 
 
 @pytest.mark.filterwarnings("ignore::lesa.LesaWarning")
-def test_a_guard_on_a_calibration_has_the_expected_error(pipeline):
-    """Of features unlike the calibrated ones a guard spends the full steps that it was given."""
+def test_a_guard_takes_the_expected_error_from_the_calibration(pipeline):
+    """Where the prediction errors are larger than the calibrated ones, the guard runs its extra full steps."""
     model = describe_model(pipeline.transformer)
     made = calibration(model=model)
     forecaster = made.forecasters()["transformer", "cond"]
@@ -256,13 +256,13 @@ def test_a_guard_on_a_calibration_has_the_expected_error(pipeline):
     assert len(handle.records[0].full) == 5
 
 
-def test_the_repr_of_a_calibration_is_one_line():
+def test_the_repr_of_a_calibration_is_short():
     made = calibration(model={"transformer": "FluxTransformer2DModel 12345678"})
     assert len(repr(made)) < 200
     assert len(repr(made.forecasters())) < 400
 
 
-def test_a_calibration_of_another_model_is_refused_as_object_file_and_forecasters(pipeline, tmp_path):
+def test_a_calibration_of_another_model_is_refused_as_object_or_folder(pipeline, tmp_path):
     made = calibration(model={"transformer": "FluxTransformer2DModel 12345678"})
     made.save(tmp_path)
     for forecaster in (made, tmp_path, str(tmp_path), made.forecasters()):
@@ -271,15 +271,15 @@ def test_a_calibration_of_another_model_is_refused_as_object_file_and_forecaster
 
 
 @pytest.mark.parametrize("shift", [1.0, 0.97, 1.03])
-def test_times_a_little_outside_the_calibrated_ones_are_served(shift):
-    """The schedule of a smaller picture is shifted less: it ends at 0.0768 where the calibrated one ended at 0.0769."""
+def test_times_slightly_beyond_the_calibrated_range_are_resampled(shift):
+    """The schedule of a smaller image is shifted less: its last step is at 0.0768 instead of 0.0769."""
     steps = 24
     known = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     times = shift * known / (1 + (shift - 1) * known)
-    expected = measured(steps, times=times).matrix
-    found = resample(measured(steps, times=known), known, times).matrix
+    expected = random_gram(steps, times=times).matrix
+    found = resample(random_gram(steps, times=known), known, times).matrix
     assert float((found - expected).abs().max()) < 2e-3 * float(expected.diagonal().max())
     beyond = times.clone()
     beyond[-2] = 0.01
     with pytest.raises(ValueError, match="calibrate on its schedule"):
-        resample(measured(steps), known, beyond)
+        resample(random_gram(steps), known, beyond)

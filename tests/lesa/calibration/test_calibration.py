@@ -1,4 +1,4 @@
-"""Calibrations: output errors, the plans and coefficients that follow from them, and their file."""
+"""Calibration: errors at the model's output, the plans and coefficients that follow, and the calibration file."""
 
 import itertools
 
@@ -19,7 +19,7 @@ TIMES = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
 
 
 def features(seed: int = 0, steps: int = STEPS) -> torch.Tensor:
-    """A smooth path [steps, 2, 6, 12] around a large constant, which norms are about."""
+    """Smooth random features [steps, 2, 6, 12] around a large constant."""
     generator = torch.Generator().manual_seed(seed)
     waves = torch.randn(5, 2, 6, 12, generator=generator, dtype=torch.float64)
     t = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -31,6 +31,7 @@ def features(seed: int = 0, steps: int = STEPS) -> torch.Tensor:
 
 
 def heads(steps: int = STEPS) -> list[LinearHead]:
+    """Random output heads of all steps."""
     generator = torch.Generator().manual_seed(7)
     weight = torch.randn(3, 12, generator=generator, dtype=torch.float64)
     return [
@@ -39,18 +40,20 @@ def heads(steps: int = STEPS) -> list[LinearHead]:
     ]
 
 
-def recorded(seed: int = 0) -> OutputErrorGram:
+def measured_errors(seed: int = 0) -> OutputErrorGram:
+    """The output errors of smooth random features."""
     return measure_output_errors(list(features(seed)), heads())
 
 
 def output(feature: torch.Tensor, head: LinearHead) -> torch.Tensor:
+    """The output of a head for a feature."""
     normal = F.layer_norm(feature, feature.shape[-1:], eps=head.eps)
     return (normal * head.multiplier[:, None]) @ head.weight.T
 
 
 @pytest.mark.parametrize("step", [3, 7, 9])
-def test_the_measured_error_is_the_derivative_of_the_output(step):
-    path, head, gram = features(), heads()[step], recorded()
+def test_the_output_error_equals_the_derivative_of_the_output(step):
+    path, head, gram = features(), heads()[step], measured_errors()
     used = torch.tensor([0, 2])
     direction = torch.tensor([0.7, -0.4], dtype=torch.float64)
     row = gram.row(torch.full((2,), step), used)
@@ -61,8 +64,8 @@ def test_the_measured_error_is_the_derivative_of_the_output(step):
     assert found.square().mean().item() == pytest.approx(squared.item(), rel=1e-3)
 
 
-def test_merging_equals_measuring_both():
-    one, two = recorded(0), recorded(1)
+def test_merged_errors_equal_the_errors_of_both_samples():
+    one, two = measured_errors(0), measured_errors(1)
     twice = [head._replace(multiplier=head.multiplier.repeat(2, 1)) for head in heads()]
     both = measure_output_errors(list(torch.cat([features(0), features(1)], dim=1)), twice)
     one.merge(two)
@@ -70,8 +73,8 @@ def test_merging_equals_measuring_both():
     assert one.count == both.count
 
 
-def test_the_cost_is_the_quadratic_form_of_the_table_and_no_other_table_is_cheaper():
-    gram, plan = recorded(), lesa.StepPlan(STEPS, [0, 2, 5, 8])
+def test_path_least_squares_has_the_lowest_cost_of_all_nearby_tables():
+    gram, plan = measured_errors(), lesa.StepPlan(STEPS, [0, 2, 5, 8])
     forecaster = lesa.PathLeastSquares(gram, ridge=1e-12)
     table, weights = forecaster.table(plan, TIMES), path_weights(plan, TIMES, 1.0)
     cost = (gram.errors(table) * weights).sum().item()
@@ -83,23 +86,23 @@ def test_the_cost_is_the_quadratic_form_of_the_table_and_no_other_table_is_cheap
         assert (gram.errors(other) * weights).sum().item() >= cost * (1 - 1e-6)
 
 
-def test_a_history_limits_what_a_prediction_uses():
+def test_history_limits_the_number_of_features_in_a_prediction():
     plan = lesa.StepPlan(STEPS, [0, 2, 4, 6])
-    table = lesa.PathLeastSquares(recorded(), history=2).table(plan, TIMES)
+    table = lesa.PathLeastSquares(measured_errors(), history=2).table(plan, TIMES)
     assert int((table.coefficients != 0).sum(1).max()) == 2
 
 
 @pytest.mark.parametrize("budget", [2, 3, 4])
-def test_the_search_finds_nearly_the_best_of_all_plans(budget):
-    gram = recorded()
+def test_the_search_finds_a_plan_close_to_the_best_of_all_plans(budget):
+    gram = measured_errors()
     cost = plan_cost(gram, TIMES)
     found = search_plans(gram, TIMES, [budget], progress=False)[budget]
     every = (lesa.StepPlan(STEPS, [0, *rest]) for rest in itertools.combinations(range(1, STEPS), budget - 1))
     assert cost(found) <= 1.3 * min(map(cost, every))
 
 
-def test_the_plan_is_better_than_the_papers_also_for_another_forecaster():
-    gram, paper = recorded(), lesa.StepPlan.paper(STEPS, 7)
+def test_the_searched_plan_costs_less_than_the_papers_for_its_forecaster():
+    gram, paper = measured_errors(), lesa.StepPlan.paper(STEPS, 7)
     count = len(paper.full_steps)
     assert plan_cost(gram, TIMES)(lesa.optimize_plan(gram, count, times=TIMES)) < plan_cost(gram, TIMES)(paper)
     cost = plan_cost(gram, TIMES, lesa.Taylor(1))
@@ -107,13 +110,13 @@ def test_the_plan_is_better_than_the_papers_also_for_another_forecaster():
 
 
 def test_budgets_out_of_range_are_refused():
-    gram = recorded()
+    gram = measured_errors()
     with pytest.raises(ValueError, match="1 to 10"):
         lesa.optimize_plan(gram, 11)
 
 
-def test_lesa_fitted_to_inner_products_comes_close_to_the_best_table():
-    gram, plan = recorded(), lesa.StepPlan(STEPS, [0, 2, 5, 8])
+def test_lesa_fitted_to_inner_products_costs_less_than_a_fifth_of_reuse():
+    gram, plan = measured_errors(), lesa.StepPlan(STEPS, [0, 2, 5, 8])
     config = lesa.LesaConfig(STEPS, hidden_dim=8)
     fitted = fit_gram(gram, plan, TIMES, config, rounds=(15, 2), progress=False)
     weights = path_weights(plan, TIMES, 1.0)
@@ -125,9 +128,9 @@ def test_lesa_fitted_to_inner_products_comes_close_to_the_best_table():
     assert fitted.plan == plan
 
 
-def test_the_gradient_through_the_loop_is_that_of_finite_differences():
+def test_the_gradient_of_the_path_loss_equals_finite_differences():
     plan, config = lesa.StepPlan(STEPS, [0, 2, 5, 8]), lesa.LesaConfig(STEPS, hidden_dim=8)
-    loss = PathLoss(recorded(), plan, TIMES, config)
+    loss = PathLoss(measured_errors(), plan, TIMES, config)
     torch.manual_seed(0)
     weights = [0.1 * torch.randn(1, k, dtype=torch.float64) for k in config.windows]
     gates = torch.randn(len(plan.predicted_steps), dtype=torch.float64, requires_grad=True)
@@ -135,14 +138,15 @@ def test_the_gradient_through_the_loop_is_that_of_finite_differences():
 
 
 def calibration(seed: int = 0, request: str = "a") -> Calibration:
+    """A calibration of one call with two samples."""
     gram = lesa.GramMatrix(STEPS)
     for step, feature in enumerate(features(seed)):
         gram.update(step, feature)
-    streams = {("transformer", "cond"): Measured(gram, recorded(seed))}
+    streams = {("transformer", "cond"): Measured(gram, measured_errors(seed))}
     return Calibration(TIMES, streams, {"transformer": "A 1"}, requests=[request], samples=2)
 
 
-def test_a_calibration_is_saved_and_loaded_completely(tmp_path):
+def test_a_saved_calibration_is_loaded_unchanged(tmp_path):
     made = calibration()
     made.search(progress=False)
     made.save(tmp_path)
@@ -164,7 +168,7 @@ def test_a_file_with_a_damaged_gram_matrix_is_refused(tmp_path):
         Calibration.load(tmp_path)
 
 
-def test_calls_are_merged_once():
+def test_the_same_call_is_not_merged_twice():
     made = calibration()
     with pytest.raises(ValueError, match="same call"):
         made.merge(calibration())
@@ -172,7 +176,7 @@ def test_calls_are_merged_once():
     assert made.samples == 4
 
 
-def test_a_budget_is_given_by_exactly_one_argument():
+def test_only_one_budget_is_accepted_and_it_may_be_an_error():
     made = calibration()
     with pytest.raises(ValueError, match="say one"):
         made.plan(4, speedup=2)
@@ -195,7 +199,7 @@ def test_resampling_at_the_calibrated_times_changes_nothing():
     torch.testing.assert_close(resample(gram, TIMES, TIMES).matrix, gram.matrix)
 
 
-def test_evenly_spaced_full_steps_begin_first_and_end_last():
+def test_an_even_plan_includes_the_first_and_the_last_step():
     shifted = 3 * TIMES / (1 + 2 * TIMES)
     for count in range(2, STEPS + 1):
         full = lesa.StepPlan.even(shifted, count).full_steps
@@ -203,7 +207,7 @@ def test_evenly_spaced_full_steps_begin_first_and_end_last():
     assert lesa.StepPlan.even(TIMES, 1).full_steps == (0,)
 
 
-def test_calibrated_digits_are_closer_to_the_full_samplers_than_those_of_the_papers_plan(tmp_path, caplog):
+def test_calibrated_digits_are_closer_to_the_full_sampler_than_the_papers_plan(tmp_path, caplog):
     from lesa.demo.model import load_pipeline, request
 
     pipeline = load_pipeline()
@@ -226,7 +230,7 @@ def test_calibrated_digits_are_closer_to_the_full_samplers_than_those_of_the_pap
     assert uncalibrated < 0.05 * paper
 
 
-def test_refining_keeps_the_plan_whose_samples_are_closest():
+def test_refining_selects_the_plan_with_the_closest_samples():
     pipeline, call = tiny.pipeline(), tiny.arguments(seed=9)
     calibration = lesa.calibrate(pipeline, [call], search=False, progress=False)
     full = tiny.generate(pipeline, seed=9)

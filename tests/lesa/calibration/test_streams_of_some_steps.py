@@ -1,4 +1,4 @@
-"""Streams that take part in some steps only: a second transformer, image to image, guidance that begins or ends."""
+"""Streams that take part in some steps only: a second transformer, image to image, guidance on a part of the steps."""
 
 import pytest
 import torch
@@ -39,21 +39,22 @@ KINDS = {
     "guidance that begins late": ({"guided": range(3, STEPS)}, {"cond": (0, STEPS), "uncond": (3, 7)}),
     "image to image": ({"start": 3}, {"cond": (0, 7)}),
 }
-every_kind = pytest.mark.parametrize("kind", KINDS)
+for_every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def part_of(stream, ranges):
+def range_of(stream, ranges):
+    """The first step and the number of steps of a stream."""
     return next(ranges[name] for name in stream if name in ranges)
 
 
-@every_kind
-def test_each_stream_is_calibrated_on_its_own_steps(kind, tmp_path):
+@for_every_kind
+def test_each_stream_is_calibrated_on_its_own_steps_only(kind, tmp_path):
     options, ranges = KINDS[kind]
     loop = Loop(**options)
     made = lesa.calibrate(loop, [{}], progress=False)
     assert made.num_steps == STEPS - loop.start
     for stream, measured in made.streams.items():
-        assert (measured.first, measured.gram.num_steps) == part_of(stream, ranges)
+        assert (measured.first, measured.gram.num_steps) == range_of(stream, ranges)
         assert measured.gram.count > 0
         assert measured.output_errors is not None
         assert measured.output_errors.num_steps == measured.gram.num_steps
@@ -67,8 +68,8 @@ def test_each_stream_is_calibrated_on_its_own_steps(kind, tmp_path):
     assert torch.equal(read.errors().matrix, made.errors().matrix)
 
 
-@every_kind
-def test_streams_of_some_steps_are_enabled_and_close_to_the_full_sampler(kind):
+@for_every_kind
+def test_calibrated_streams_of_some_steps_have_under_a_quarter_of_reuse_error(kind):
     options, ranges = KINDS[kind]
     loop = Loop(**options)
     made = lesa.calibrate(loop, [{}], progress=False)
@@ -86,13 +87,13 @@ def test_streams_of_some_steps_are_enabled_and_close_to_the_full_sampler(kind):
 
 
 def error(loop, expected):
-    """How far the sample would be off: an output counts by the length of its step."""
+    """The squared error of the sample: each output is weighted by the length of its step."""
     length = -loop.scheduler.sigmas.diff()
     return sum(float((length[s] * (loop.outputs[b, s] - expected[b, s])).square().sum()) for b, s in expected)
 
 
-def test_statistics_of_a_part_equal_those_of_the_whole_schedule():
-    """Of guidance that is always on the first six steps are those of one that ends after six."""
+def test_inner_products_of_some_steps_equal_those_of_all_steps():
+    """The first six steps of guidance on all steps equal guidance that ends after six steps."""
     whole, part = (Loop(guided=guided) for guided in (range(STEPS), range(6)))
     part.conditions = whole.conditions
     part.transformer.load_state_dict(whole.transformer.state_dict())
@@ -112,9 +113,9 @@ def test_image_to_image_is_collected_from_its_first_step():
     assert made.firsts == {("transformer", "cond"): 0}
 
 
-@every_kind
+@for_every_kind
 @pytest.mark.parametrize("where", ["memory", "a folder"])
-def test_each_stream_is_collected_on_its_own_steps(kind, where, tmp_path):
+def test_each_stream_is_collected_on_its_own_steps_only(kind, where, tmp_path):
     options, ranges = KINDS[kind]
     loop = Loop(**options)
     out = tmp_path if where == "a folder" else None
@@ -122,7 +123,7 @@ def test_each_stream_is_collected_on_its_own_steps(kind, where, tmp_path):
     assert made.num_steps == STEPS - loop.start
     assert len(made.streams) == len(ranges)
     for stream in made.streams:
-        first, steps = part_of(stream, ranges)
+        first, steps = range_of(stream, ranges)
         own = made.of(stream)
         assert (made.firsts[stream], own.num_steps) == (first, steps)
         assert torch.equal(own.times, made.times[first : first + steps + 1])
@@ -138,8 +139,8 @@ def test_each_stream_is_collected_on_its_own_steps(kind, where, tmp_path):
         assert all(torch.equal(again.shards[1][s], made.shards[1][s]) for s in made.streams)
 
 
-@every_kind
-def test_predictors_of_streams_on_their_own_steps_are_fitted_saved_and_enabled(kind, tmp_path):
+@for_every_kind
+def test_predictors_of_streams_of_some_steps_are_fitted_saved_and_enabled(kind, tmp_path):
     options, ranges = KINDS[kind]
     loop = Loop(**options)
     made = lesa.collect(loop, [{}, {}], progress=False)
@@ -147,7 +148,7 @@ def test_predictors_of_streams_on_their_own_steps_are_fitted_saved_and_enabled(k
     config = {"hidden_dim": 4, "history": 4}
     predictors = {}
     for stream in made.streams:
-        _, steps = part_of(stream, ranges)
+        _, steps = range_of(stream, ranges)
         predictors[stream] = lesa.fit(
             made, plan, lesa.LesaConfig(steps, **config), stream=stream, epochs=(1, 1), progress=False
         )
@@ -166,7 +167,7 @@ def test_predictors_of_streams_on_their_own_steps_are_fitted_saved_and_enabled(k
     assert error(loop, untouched) < reused
 
 
-def test_the_table_of_a_part_is_that_of_its_own_steps():
+def test_the_table_of_a_stream_of_some_steps_equals_that_of_its_own_steps():
     times = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
     predictor = lesa.LesaPredictor(lesa.LesaConfig(5, hidden_dim=4)).eval()
     whole = lesa.StepPlan(STEPS, [0, 1, 3, 5, 6, 9])
@@ -181,12 +182,12 @@ def test_the_table_of_a_part_is_that_of_its_own_steps():
         assert (table.coefficients[rows:].sum(1) == 1).all()
     predictor.schedule = times[3:9]
     with pytest.raises(ValueError, match="made for 5 steps, the plan has 10"):
-        predictor.table(whole, times)  # it knows nothing of step 0
+        predictor.table(whole, times)  # the predictor starts at step 3
     with pytest.raises(ValueError, match="made for 5 steps, the plan has 10"):
         predictor.table(whole.starting_at(3), times**2)
 
 
-def test_a_plan_of_some_steps_in_place_of_the_whole_is_refused():
+def test_a_plan_of_some_steps_instead_of_the_whole_schedule_is_refused():
     made = lesa.collect(Loop(guided=range(6)), [{}], progress=False)
     with pytest.raises(ValueError, match="give the plan of the whole schedule"):
         lesa.fit(made, lesa.StepPlan(6, [0, 2, 4]), stream=("transformer", "uncond"), progress=False)
@@ -195,7 +196,7 @@ def test_a_plan_of_some_steps_in_place_of_the_whole_is_refused():
         lesa.fit(made, lesa.StepPlan(10, [0, 2, 4]), kan, stream=("transformer", "uncond"), progress=False)
 
 
-def test_an_interrupted_generation_is_no_calibration():
+def test_a_calibration_from_an_interrupted_generation_is_refused():
     loop = Loop(order=("cond",))
     call = type(loop).__call__
 
@@ -223,7 +224,7 @@ def test_an_interrupted_generation_is_no_calibration():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_the_shortest_schedules_are_calibrated(steps):
+def test_schedules_of_one_to_three_steps_are_calibrated(steps):
     from tests.lesa.adapters.diffusers import tiny
 
     pipeline = tiny.pipeline()
@@ -246,7 +247,7 @@ def test_a_pipeline_whose_output_is_zero_is_calibrated():
     assert handle.records[0].predicted
 
 
-def test_a_predictor_whose_plan_is_not_that_of_the_generation_is_refused_at_once():
+def test_a_predictor_for_another_number_of_steps_is_refused_by_enable():
     loop = Loop(order=("cond",))
     predictor = lesa.LesaPredictor(lesa.LesaConfig(5, hidden_dim=4)).eval()
     for own in (None, lesa.StepPlan(5, [0, 2]), lesa.StepPlan(8, [0, 2])):

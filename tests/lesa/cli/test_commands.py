@@ -1,4 +1,4 @@
-"""The command line: its commands, and its messages for mistakes."""
+"""The command line: info, fit and evaluate, and mistakes in their arguments."""
 
 import json
 import subprocess
@@ -41,8 +41,8 @@ def test_info_describes_a_calibration(tmp_path, capsys):
     assert "plans      4 full steps" in out
 
 
-def mistake(capsys, *arguments):
-    """The message of a command with a mistake: one line on stderr."""
+def error_of(capsys, *arguments):
+    """The last line on stderr of a command with wrong arguments."""
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     assert stop.value.code == 2
@@ -52,46 +52,48 @@ def mistake(capsys, *arguments):
     return error.strip().splitlines()[-1]
 
 
-def test_mistakes_end_in_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch):
+def test_wrong_arguments_give_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch):
     def load(model):
-        raise AssertionError("the model was loaded before the arguments were looked at")
+        raise AssertionError("the model was loaded before the arguments were checked")
 
     monkeypatch.setattr("lesa.cli.commands.load_model", load)
     (tmp_path / "file").write_text("a cat")
     (tmp_path / "empty").write_text("")
     file, out = tmp_path / "file", tmp_path / "out"
-    assert "holds nothing that lesa has written" in mistake(capsys, "info", tmp_path)
-    assert "there is no folder" in mistake(capsys, "info", tmp_path / "nowhere")
-    assert "--prompts FILE" in mistake(capsys, "fit", "some/model", "--out", out)
-    assert "is a file; name a folder" in mistake(capsys, "fit", "some/model", "--out", file, "--prompts", file)
-    assert "is a file; name a folder" in mistake(capsys, "fit", "some/model", "--out", file / "x", "--prompts", file)
-    assert "is a folder; name a file" in mistake(capsys, "calibrate", "some/model", "--out", out, "--prompts", tmp_path)
-    assert "is not there" in mistake(capsys, "calibrate", "some/model", "--out", out, "--prompts", tmp_path / "x")
-    assert "no prompt in" in mistake(capsys, "calibrate", "some/model", "--out", out, "--prompts", tmp_path / "empty")
-    assert "at least 1" in mistake(capsys, "calibrate", "some/model", "--out", out, "--steps", "0")
-    assert "at least 1" in mistake(capsys, "fit", "some/model", "--out", out, "--interval", "0")
-    assert "at least 1" in mistake(capsys, "evaluate", "some/model", "--out", out, "--rounds", "0")
-    assert "at least 1" in mistake(capsys, "demo", "--held-out", "0")
+    assert "holds nothing that lesa has written" in error_of(capsys, "info", tmp_path)
+    assert "there is no folder" in error_of(capsys, "info", tmp_path / "nowhere")
+    assert "--prompts FILE" in error_of(capsys, "fit", "some/model", "--out", out)
+    assert "is a file; name a folder" in error_of(capsys, "fit", "some/model", "--out", file, "--prompts", file)
+    assert "is a file; name a folder" in error_of(capsys, "fit", "some/model", "--out", file / "x", "--prompts", file)
+    assert "is a folder; name a file" in error_of(
+        capsys, "calibrate", "some/model", "--out", out, "--prompts", tmp_path
+    )
+    assert "is not there" in error_of(capsys, "calibrate", "some/model", "--out", out, "--prompts", tmp_path / "x")
+    assert "no prompt in" in error_of(capsys, "calibrate", "some/model", "--out", out, "--prompts", tmp_path / "empty")
+    assert "at least 1" in error_of(capsys, "calibrate", "some/model", "--out", out, "--steps", "0")
+    assert "at least 1" in error_of(capsys, "fit", "some/model", "--out", out, "--interval", "0")
+    assert "at least 1" in error_of(capsys, "evaluate", "some/model", "--out", out, "--rounds", "0")
+    assert "at least 1" in error_of(capsys, "demo", "--held-out", "0")
     options = ["--out", out, "--prompts", file, "--forecasters", "taylor:ordr=2"]
-    assert "taylor cannot be made with ordr=2" in mistake(capsys, "evaluate", "some/model", *options)
-    assert "invalid choice" in mistake(capsys, "fly")
+    assert "taylor cannot be made with ordr=2" in error_of(capsys, "evaluate", "some/model", *options)
+    assert "invalid choice" in error_of(capsys, "fly")
     assert not out.exists()
 
 
-def test_a_model_that_is_not_found_is_named(tmp_path, capsys):
+def test_a_missing_model_is_named(tmp_path, capsys):
     (tmp_path / "prompts").write_text("a cat")
     options = ["--out", tmp_path / "out", "--prompts", tmp_path / "prompts"]
-    said = mistake(capsys, "calibrate", tmp_path / "nowhere", *options)
+    said = error_of(capsys, "calibrate", tmp_path / "nowhere", *options)
     assert "nowhere cannot be loaded" in said
 
 
-def test_a_calibration_of_another_model_is_not_evaluated(tmp_path, capsys):
+def test_a_calibration_of_another_model_is_refused(tmp_path, capsys):
     lesa.calibrate(tiny.pipeline(), [tiny.arguments()], search=False, progress=False, out=tmp_path)
     options = ["--calibration", tmp_path, "--plans", "even:4", "--forecasters", "least-squares"]
-    assert "this calibration was made for" in mistake(capsys, "evaluate", "demo", "--out", tmp_path, *options)
+    assert "this calibration was made for" in error_of(capsys, "evaluate", "demo", "--out", tmp_path, *options)
 
 
-def test_a_closed_output_pipe_is_no_traceback(tmp_path):
+def test_a_closed_output_pipe_gives_no_traceback(tmp_path):
     calibration = lesa.calibrate(tiny.pipeline(), [tiny.arguments()], search=False, progress=False)
     calibration.save(tmp_path)
     run = subprocess.Popen(
@@ -102,10 +104,10 @@ def test_a_closed_output_pipe_is_no_traceback(tmp_path):
     run.wait()
 
 
-def test_fit_trains_a_predictor_for_a_saved_pipeline(tmp_path, monkeypatch, capsys):
+def test_fit_trains_and_saves_a_predictor(tmp_path, monkeypatch, capsys):
     pipeline = tiny.pipeline()
     monkeypatch.setattr("lesa.cli.commands.load_model", lambda model: pipeline)
-    # this pipeline has no text encoder: the two prompts stand for two embeddings
+    # this pipeline has no text encoder: each prompt stands for an embedding
     embeddings = {text: tiny.arguments(seed=i) for i, text in enumerate(("a cat", "a dog"))}
     call = type(pipeline).__call__
 
@@ -128,7 +130,7 @@ def test_python_m_lesa_runs_the_command_line():
     assert run.stdout.strip() == f"lesa {lesa.__version__}"
 
 
-def test_importing_needs_neither_triton_nor_diffusers_nor_plotting():
+def test_lesa_works_without_triton_diffusers_and_plotting_libraries():
     absent = ["triton", "diffusers", "transformers", "matplotlib", "sklearn", "torchmetrics", "rich"]
     code = f"""
 import sys
@@ -141,13 +143,13 @@ print(lesa_kernels.combine(torch.ones(2, 3), table.coefficients.float()).tolist(
     assert run.stdout.strip() == "[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]"
 
 
-def test_the_kernel_package_never_imports_the_other():
+def test_lesa_kernels_does_not_import_lesa():
     code = "import sys, lesa_kernels; print([m for m in sys.modules if m == 'lesa' or m.startswith('lesa.')])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
-def test_evaluate_compares_forecasters_and_plans_on_the_demo(tmp_path, monkeypatch, capsys):
+def test_evaluate_compares_forecasters_and_plans_on_the_demo_model(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lesa.demo.run.HELD_OUT_SEEDS", range(4))
     options = ["--forecasters", "reuse", "taylor:order=2,variable=time", "--plans", "even:4", "--steps", "10"]
     main(["evaluate", "demo", "--out", str(tmp_path), *options])
@@ -156,5 +158,5 @@ def test_evaluate_compares_forecasters_and_plans_on_the_demo(tmp_path, monkeypat
     assert rows[2]["psnr"] > rows[1]["psnr"]
     assert (tmp_path / "quality.png").exists()
     assert "4 samples against the full sampler" in " ".join(capsys.readouterr().out.split())
-    said = mistake(capsys, "evaluate", "demo", "--out", tmp_path, "--plans", "best:4")
+    said = error_of(capsys, "evaluate", "demo", "--out", tmp_path, "--plans", "best:4")
     assert "lesa evaluate: best:4 needs a calibration" in said

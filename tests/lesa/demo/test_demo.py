@@ -1,4 +1,4 @@
-"""The model that ships with the package, and the guided run on it."""
+"""The demo: its digits, its small trained model, and the report that it writes."""
 
 import json
 
@@ -17,7 +17,7 @@ def pipeline():
     return load_pipeline()
 
 
-def test_digits_are_real_and_the_classifier_reads_them():
+def test_the_classifier_recognises_the_digits_of_the_data_set():
     images, labels = load_digits()
     assert images.shape == (1797, 1, 8, 8)
     assert images.min() == -1
@@ -32,14 +32,14 @@ def test_the_shipped_model_draws_the_digits_it_is_asked_for(pipeline):
     assert agreement(sample(pipeline, labels.tolist(), range(100), num_steps=20), labels) >= 0.9
 
 
-def test_guidance_has_a_null_class(pipeline):
+def test_guidance_uses_a_null_class(pipeline):
     labels = torch.arange(20) % NUM_CLASSES
     guided = sample(pipeline, labels.tolist(), range(20), num_steps=10, guidance=2.0)
     assert agreement(guided, labels) >= 0.9
     assert embed(torch.tensor([-1, 3])).tolist() == [[0.0] * 16, [0.0, 0, 0, 1] + [0.0] * 12]
 
 
-def test_a_seed_gives_the_same_digit_in_any_batch(pipeline):
+def test_a_seed_gives_the_same_digit_in_any_batch_size(pipeline):
     together = sample(pipeline, [1, 2, 3], [5, 6, 7], num_steps=5)
     torch.testing.assert_close(sample(pipeline, [2], [6], num_steps=5), together[1:2])
 
@@ -51,13 +51,13 @@ def test_sampling_follows_the_time_shift_of_flux(pipeline):
     torch.testing.assert_close(pipeline.scheduler.sigmas[:-1], factor * t / (1 + (factor - 1) * t))
 
 
-def test_packing_is_undone_by_unpacking():
+def test_unpacking_inverts_packing():
     images = torch.randn(3, 1, 8, 8)
     assert pack(images).shape == (3, 16, 4)
     assert torch.equal(unpack(pack(images)), images)
 
 
-def test_the_training_loss_of_the_shipped_model_is_that_of_a_trained_one(pipeline):
+def test_the_shipped_model_has_the_training_loss_of_a_trained_model(pipeline):
     images, labels = load_digits()
     with torch.no_grad():
         assert flow_matching_loss(pipeline.transformer, images[:256], labels[:256]) < 0.4
@@ -72,7 +72,7 @@ def test_the_demo_writes_its_report_and_pictures(tmp_path, capsys):
     count = len(PAPER.full_steps)
     psnr = {name: found[name, "paper N=7"]["psnr"] for name in ("reuse", "Taylor 2", "LESA")}
     assert {found[name, "paper N=7"]["full_steps"] for name in psnr} == {count}
-    # the training works, and so does the calibration: better than every sampler with as many evaluations
+    # training beats reuse, and calibration beats the plain sampler with as many evaluations
     assert psnr["LESA"] > psnr["reuse"] + 3
     assert psnr["LESA"] > psnr["Taylor 2"] - 0.5
     for steps in COUNTS:

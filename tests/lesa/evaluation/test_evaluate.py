@@ -1,4 +1,4 @@
-"""Methods compared with the full sampler: rows, pictures, and what is saved on interruption."""
+"""Evaluation: forecasters and plans compared with the full sampler, and the files and pictures that are written."""
 
 import json
 import math
@@ -21,20 +21,23 @@ PLAN = lesa.StepPlan(tiny.STEPS, [0, 1, 4, 7])
 
 
 def latents_of(output):
+    """The latents of an output as images."""
     return output.images.unflatten(1, (1, -1)).sigmoid()  # [N, 1, tokens, channels]
 
 
 def run(methods, calls=2, **options):
+    """The rows of an evaluation on the tiny pipeline."""
     made = [tiny.arguments(batch=2, seed=i) for i in range(calls)]
     return evaluate(tiny.pipeline(), methods, made, images=latents_of, progress=False, **options)
 
 
-def ours(name="reuse", forecaster=None, plan=PLAN, called="four"):
-    return predicted(name, forecaster or lesa.Reuse(), plan, called)
+def method(name="reuse", forecaster=None, plan=PLAN, plan_name="four"):
+    """A method to evaluate, by default reuse."""
+    return predicted(name, forecaster or lesa.Reuse(), plan, plan_name)
 
 
-def test_the_full_sampler_comes_first_and_is_what_others_are_compared_with():
-    full, reuse, taylor = run([ours(), ours("Taylor 1", lesa.Taylor(1))], metrics=["psnr", "ssim"])
+def test_the_full_sampler_comes_first_and_is_the_reference_of_the_others():
+    full, reuse, taylor = run([method(), method("Taylor 1", lesa.Taylor(1))], metrics=["psnr", "ssim"])
     assert (full["method"], full["full_steps"], full["speedup_wall"], full["psnr"]) == ("full sampler", 10, 1.0, None)
     assert full["ssim"] == pytest.approx(1)
     assert reuse["full"] == list(PLAN.full_steps)
@@ -49,7 +52,7 @@ def test_the_full_sampler_comes_first_and_is_what_others_are_compared_with():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_models_of_metrics_are_loaded_once_and_freed_afterwards(monkeypatch, fails):
+def test_the_models_of_metrics_are_loaded_once_and_freed_at_the_end(monkeypatch, fails):
     loaded = []
 
     class Model:
@@ -69,13 +72,13 @@ def test_models_of_metrics_are_loaded_once_and_freed_afterwards(monkeypatch, fai
     metric = Metric("score", score)
     if fails:
         with pytest.raises(KeyError):
-            run([ours()], metrics=[metric])
+            run([method()], metrics=[metric])
     else:
-        run([ours()], metrics=[metric])
+        run([method()], metrics=[metric])
     assert [model() for model in loaded] == [None]
 
 
-def test_figures_are_means_over_all_images_of_all_calls():
+def test_scores_are_means_over_all_images_of_all_calls():
     seen = []
 
     def brightness(images, reference, call):
@@ -83,8 +86,8 @@ def test_figures_are_means_over_all_images_of_all_calls():
         return images.mean((1, 2, 3))
 
     metric = Metric("brightness", brightness)
-    both = run([ours()], metrics=[metric])[1]["brightness"]
-    first = run([ours()], calls=1, metrics=[metric])[1]["brightness"]
+    both = run([method()], metrics=[metric])[1]["brightness"]
+    first = run([method()], calls=1, metrics=[metric])[1]["brightness"]
     assert seen == [2] * 6
     made = [latents_of(generate(seed)) for seed in range(2)]
     assert first == pytest.approx(float(made[0].mean()), abs=1e-6)
@@ -92,18 +95,19 @@ def test_figures_are_means_over_all_images_of_all_calls():
 
 
 def generate(seed):
+    """The output of a call with reuse."""
     pipeline = tiny.pipeline()
     with lesa.enable(pipeline, lesa.Reuse(), PLAN):
         return pipeline(**tiny.arguments(batch=2, seed=seed))
 
 
-def test_a_metric_that_needs_prompts_is_skipped_without_prompts():
+def test_a_metric_that_needs_prompts_is_left_out_if_there_are_none():
     metric = Metric("taste", lambda images, reference, call: torch.ones(len(images)), needs_prompts=True)
-    assert "taste" not in run([ours()], calls=1, metrics=[metric])[1]
+    assert "taste" not in run([method()], calls=1, metrics=[metric])[1]
 
 
-def test_rounds_are_timed_and_only_the_first_is_scored():
-    rows = run([ours()], calls=1, metrics=["psnr"], rounds=3, warm_up=True)
+def test_all_rounds_are_timed_and_only_the_first_is_scored():
+    rows = run([method()], calls=1, metrics=["psnr"], rounds=3, warm_up=True)
     assert rows[1]["samples"] == 2
     untimed = predicted("slow", lesa.Reuse(), PLAN, "four")
     untimed = type(untimed)(untimed.name, untimed.plan, untimed.enabled, timed=False)
@@ -120,16 +124,21 @@ def test_rows_are_written_after_every_call(tmp_path):
         return torch.ones(len(images))
 
     with pytest.raises(KeyboardInterrupt):
-        run([ours()], metrics=[Metric("broken", broken)], out=tmp_path)
+        run([method()], metrics=[Metric("broken", broken)], out=tmp_path)
     rows = json.loads((tmp_path / "evaluation.json").read_text())
     assert [row["samples"] for row in rows] == [2, 2]
 
 
 @pytest.mark.parametrize(
     ("methods", "calls", "message"),
-    [([], 1, "methods"), ([ours()], 0, "prompts"), ([ours(), ours()], 1, "same name and plan"), ([FULL], 1, "methods")],
+    [
+        ([], 1, "methods"),
+        ([method()], 0, "prompts"),
+        ([method(), method()], 1, "same name and plan"),
+        ([FULL], 1, "methods"),
+    ],
 )
-def test_impossible_evaluations_are_errors_before_the_first_call(methods, calls, message):
+def test_invalid_comparisons_are_refused_before_the_first_call(methods, calls, message):
     with pytest.raises(ValueError, match=message):
         run(methods, calls)
 
@@ -139,7 +148,7 @@ def calibration():
     return lesa.calibrate(tiny.pipeline(), [tiny.arguments(seed=9)], search=False, progress=False)
 
 
-def test_a_grid_is_every_forecaster_on_every_plan(calibration):
+def test_a_grid_compares_every_forecaster_on_every_plan(calibration):
     names = ["reuse", "taylor:order=1,variable=time", "least-squares:ridge=1e-4", "path-least-squares", "default"]
     methods = grid(names, ["paper:3", "even:4", "best:4"], calibration)
     assert [(m.plan, m.name) for m in methods[:2]] == [
@@ -154,7 +163,7 @@ def test_a_grid_is_every_forecaster_on_every_plan(calibration):
     assert by_name["default"] > by_name["reuse"]
 
 
-def test_a_folder_is_a_forecaster_too(tmp_path, calibration):
+def test_a_folder_may_be_given_as_a_forecaster(tmp_path, calibration):
     predictor = lesa.LesaPredictor(lesa.LesaConfig(tiny.STEPS, hidden_dim=4))
     predictor.plan = PLAN
     predictor.save_pretrained(tmp_path / "predictor")
@@ -175,7 +184,7 @@ def test_a_folder_is_a_forecaster_too(tmp_path, calibration):
         ("taylor:2", "even:4", "taylor:name=value"),
     ],
 )
-def test_unknown_names_are_errors(forecaster, plan, message):
+def test_unknown_forecasters_and_plans_are_refused(forecaster, plan, message):
     with pytest.raises(ValueError, match=message):
         grid([forecaster], [plan])
 
@@ -187,21 +196,21 @@ def test_default_plans_have_as_many_full_steps_as_the_papers(calibration):
     assert plan_of("paper:7", None, lesa.Reuse())(times) == lesa.StepPlan.paper(50, 7)
 
 
-def test_pictures_are_drawn(tmp_path, calibration):
+def test_pictures_are_drawn_and_not_empty(tmp_path, calibration):
     rows = run(grid(["reuse", "default"], ["even:4", "even:6"], calibration), calls=1, metrics=["psnr"])
     pictures.draw(tmp_path, rows)
     for name in ("quality", "plans"):
         assert mpimg.imread(tmp_path / f"{name}.png").std() > 0.05
 
 
-def test_a_table_has_a_column_for_every_value_of_any_row():
+def test_the_results_table_has_each_known_column_of_any_row():
     rows = [{"plan": "a", "method": "m", "psnr": None}, {"plan": "b", "method": "n", "psnr": 31.5, "unknown": 1}]
     assert cells(rows) == (["full steps", "method", "PSNR"], [["a", "m", ""], ["b", "n", "31.50 dB"]])
     assert console_table(rows, "title").row_count == 2
 
 
-def test_rows_before_an_interruption_are_kept(tmp_path):
-    """In a file, and by the callback ``keep``, with which the demo writes its report."""
+def test_results_before_an_interruption_are_kept(tmp_path):
+    """In the file, and in the callback ``keep``, from which the demo writes its report."""
     kept, calls = [], []
 
     def stop(rows):
@@ -211,6 +220,6 @@ def test_rows_before_an_interruption_are_kept(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run([ours()], 3, out=tmp_path, keep=stop)
+        run([method()], 3, out=tmp_path, keep=stop)
     assert [len(rows) for rows in kept] == [2, 2]
     assert json.loads((tmp_path / "evaluation.json").read_text())[1]["samples"] == kept[1][1]["samples"]

@@ -1,4 +1,4 @@
-"""Metrics of images and videos."""
+"""Metrics: PSNR, SSIM, CLIP score, and the images of a pipeline's output."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from lesa.evaluation.images import as_frames, images_of
 from lesa.evaluation.metrics import METRICS, choose_metrics, psnr, ssim
 
 
-def test_psnr_is_that_of_each_image():
+def test_psnr_is_computed_for_each_image():
     reference = torch.full((2, 3, 16, 16), 0.5)
     images = reference + torch.tensor([0.1, 0.001]).reshape(2, 1, 1, 1)
     expected = [-20 * np.log10(error) for error in (0.1, 0.001)]
@@ -18,7 +18,7 @@ def test_psnr_is_that_of_each_image():
     assert psnr(reference, reference).isinf().all()
 
 
-def test_psnr_of_a_video_is_of_all_its_frames():
+def test_psnr_of_a_video_is_computed_over_all_frames():
     reference = torch.full((1, 4, 3, 8, 8), 0.5)
     video = reference.clone()
     video[:, 0] += 0.1
@@ -26,7 +26,7 @@ def test_psnr_of_a_video_is_of_all_its_frames():
 
 
 @pytest.mark.parametrize("size", [7, 8, 11, 12, 32])
-def test_ssim_is_one_for_equal_images_of_any_size_and_less_for_others(size):
+def test_ssim_is_one_for_equal_images_of_any_size_and_lower_for_others(size):
     images = torch.rand(2, 3, size, size)
     assert ssim(images, images).tolist() == pytest.approx([1, 1])
     other = images.clone()
@@ -42,7 +42,7 @@ def test_ssim_of_a_video_is_the_mean_of_its_frames():
     torch.testing.assert_close(ssim(video, reference), frames.mean(1))
 
 
-def test_a_metric_without_weights_says_how_to_get_them(monkeypatch):
+def test_a_metric_without_local_weights_says_how_to_get_them(monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: "/nowhere")
     names = [metric.name for metric in choose_metrics()]
     assert names[:2] == ["psnr", "ssim"]
@@ -53,19 +53,19 @@ def test_a_metric_without_weights_says_how_to_get_them(monkeypatch):
         choose_metrics(["fid"])
 
 
-def test_clip_scores_are_asked_for_each_frame_with_its_prompt(monkeypatch):
-    asked = []
+def test_clip_score_compares_each_frame_with_its_prompt(monkeypatch):
+    scored = []
 
     def model(image, text):
-        asked.append((image.dtype, tuple(image.shape), text))
-        return torch.tensor(float(len(asked)))
+        scored.append((image.dtype, tuple(image.shape), text))
+        return torch.tensor(float(len(scored)))
 
     monkeypatch.setattr("torchmetrics.multimodal.clip_score.CLIPScore", lambda name: model)
     videos, call = torch.rand(2, 2, 3, 8, 8), {"prompt": ["a", "b"]}
     with metrics.scoring_models():
         scores = METRICS["clip_score"].measure(videos, videos, call)
     assert scores.tolist() == [1.5, 3.5]
-    assert asked == [(torch.uint8, (3, 8, 8), text) for text in ("a", "a", "b", "b")]
+    assert scored == [(torch.uint8, (3, 8, 8), text) for text in ("a", "a", "b", "b")]
 
 
 def as_pil(array):
@@ -77,7 +77,7 @@ class Output:
         self.__dict__.update(made)
 
 
-def test_outputs_of_any_kind_become_tensors():
+def test_outputs_of_any_type_become_tensors():
     images = torch.rand(2, 3, 4, 5)
     array = (images.movedim(1, -1) * 255).round().byte().numpy()
     rounded = torch.from_numpy(array).movedim(-1, 1) / 255
@@ -94,7 +94,7 @@ def test_a_grey_image_has_one_channel():
     assert images_of(Output(images=[as_pil(np.zeros((4, 5), np.uint8))])).shape == (1, 1, 4, 5)
 
 
-def test_wrong_numbers_of_dimensions_are_refused():
+def test_videos_become_frames_and_a_single_image_without_a_batch_is_refused():
     assert as_frames(torch.zeros(2, 5, 3, 4, 4))[1] == 5
     with pytest.raises(ValueError, match=r"not \[3, 4, 4\]"):
         as_frames(torch.zeros(3, 4, 4))

@@ -1,4 +1,4 @@
-"""Files are complete or absent, and are used only for what they belong to."""
+"""Files are complete or absent, carry a kind and a version, and are refused where they do not fit."""
 
 import copy
 import itertools
@@ -22,8 +22,8 @@ from lesa.training.trajectories import load_shard, save_shard
 from lesa_kernels import KANLinear
 from tests.lesa.adapters.diffusers import tiny
 from tests.lesa.adapters.diffusers.tiny import arguments
-from tests.lesa.calibrations import TIMES, calibration, measured
-from tests.lesa.files.test_fuzz import a_checkpoint, progress
+from tests.lesa.calibrations import TIMES, calibration, random_gram
+from tests.lesa.files.test_fuzz import checkpoint_file, training_state
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,11 @@ def pipeline():
     return tiny.pipeline()
 
 
-def other_weights():
+def pipeline_with_other_weights():
     return tiny.pipeline(1)
 
 
-def test_a_file_has_a_kind_and_a_version(tmp_path):
+def test_a_file_has_a_kind_and_a_version_that_are_checked(tmp_path):
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"a": torch.ones(2)}, {"b": 1}, kind="predictor")
     assert read_tensors(path, kind="predictor").description == {"b": 1}
@@ -48,8 +48,8 @@ def test_a_file_has_a_kind_and_a_version(tmp_path):
         read_tensors(tmp_path / "y", kind="predictor")
 
 
-def test_tensors_that_were_read_do_not_change_with_the_file(tmp_path):
-    gram, path = measured(), tmp_path / "gram.safetensors"
+def test_loaded_values_do_not_change_if_the_file_does(tmp_path):
+    gram, path = random_gram(), tmp_path / "gram.safetensors"
     gram.save(path)
     read, before = GramMatrix.load(path), gram.matrix.clone()
     with path.open("r+b") as file:
@@ -60,55 +60,56 @@ def test_tensors_that_were_read_do_not_change_with_the_file(tmp_path):
     assert torch.equal(read.matrix, before)
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path):
+def test_a_file_is_replaced_and_not_written_in_place(tmp_path):
     path = tmp_path / "calibration.safetensors"
     calibration().save(path)
-    before, same = path.stat().st_ino, os.open(path, os.O_RDONLY)
+    before, held = path.stat().st_ino, os.open(path, os.O_RDONLY)
     calibration(seed=1).save(path)
     assert path.stat().st_ino != before
-    os.close(same)
+    os.close(held)
     assert [p.name for p in tmp_path.iterdir()] == ["calibration.safetensors"]
 
 
-def test_an_error_while_writing_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_write_error_names_the_file_and_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "gram.safetensors"
-    measured().save(path)
+    random_gram().save(path)
     before = path.read_bytes()
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match=r"gram\.safetensors cannot be written: No space left on device"):
-        measured(seed=1).save(path)
+        random_gram(seed=1).save(path)
     with pytest.raises(OSError, match=r"text cannot be written"):
         write_text(tmp_path / "text", "x")
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["gram.safetensors"]
 
 
-def test_a_folder_that_is_a_file_is_named(tmp_path):
+def test_saving_into_a_path_that_is_a_file_names_it(tmp_path):
     (tmp_path / "taken").write_text("")
     for save in (calibration().save, LesaPredictor(LesaConfig(4, hidden_dim=2)).save_pretrained):
         with pytest.raises(OSError, match="taken"):
             save(tmp_path / "taken")
 
 
-def test_impossible_statistics_are_a_value_error():
-    errors = lesa.OutputErrorGram.from_gram(measured())
+def test_impossible_output_errors_are_refused():
+    errors = lesa.OutputErrorGram.from_gram(random_gram())
     errors.matrix[1:, 0] = errors.matrix[0, 1:] = 1e3 * errors.matrix.diagonal().max()
     with pytest.raises(ValueError, match="no inner products of errors; calibrate again"):
         lesa.PathLeastSquares(errors).table(StepPlan(errors.num_steps, [0, 2]), TIMES)
-    errors = lesa.OutputErrorGram.from_gram(measured())
+    errors = lesa.OutputErrorGram.from_gram(random_gram())
     errors.lengths.mul_(1e-300)
     with pytest.raises(ValueError, match="lengths that nothing can keep; calibrate again"):
         lesa.PathLeastSquares(errors).table(StepPlan(errors.num_steps, [0, 2]), TIMES)
 
 
 def same_weights(a, b):
+    """Whether two predictors have equal weights."""
     theirs = b.state_dict()
     return len(theirs) == len(a.state_dict()) and all(torch.equal(v, theirs[k]) for k, v in a.state_dict().items())
 
 
 @pytest.mark.parametrize("stop_after", range(8))
-def test_saving_over_a_predictor_may_be_interrupted_anywhere(tmp_path, monkeypatch, stop_after):
-    """After any number of the calls that change the folder, the old predictor is there or the new one."""
+def test_an_interrupted_save_leaves_the_old_or_the_new_predictor(tmp_path, monkeypatch, stop_after):
+    """Stopped after any number of changes of the folder, it holds the old predictor or the new one."""
     old, new = (LesaPredictor(LesaConfig(4, hidden_dim=width)) for width in (2, 3))
     old.save_pretrained(tmp_path)
     calls = itertools.count()
@@ -125,7 +126,7 @@ def test_saving_over_a_predictor_may_be_interrupted_anywhere(tmp_path, monkeypat
     monkeypatch.setattr(os, "unlink", stopping(os.unlink))
     try:
         new.save_pretrained(tmp_path)
-        assert stop_after > 2, "a saving replaces three files"
+        assert stop_after > 2, "saving replaces three files"
     except KeyboardInterrupt:
         pass
     monkeypatch.undo()
@@ -135,7 +136,7 @@ def test_saving_over_a_predictor_may_be_interrupted_anywhere(tmp_path, monkeypat
     assert same_weights(lesa.load(tmp_path), new)
 
 
-def test_a_full_disk_leaves_the_older_predictor(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_older_predictor_complete(tmp_path, monkeypatch):
     old, new = (LesaPredictor(LesaConfig(4, hidden_dim=width)) for width in (2, 3))
     old.save_pretrained(tmp_path)
 
@@ -151,7 +152,7 @@ def test_a_full_disk_leaves_the_older_predictor(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("differ", ["config", "schedule", "plan", "losses"])
-def test_weights_beside_the_description_of_another_predictor_are_refused(tmp_path, differ):
+def test_weights_with_the_config_of_another_predictor_are_refused(tmp_path, differ):
     one, other = (LesaPredictor(LesaConfig(4, hidden_dim=2)) for _ in range(2))
     if differ == "config":
         other = LesaPredictor(LesaConfig(4, hidden_dim=2, boundaries=(0.8, 0.4)))
@@ -170,7 +171,7 @@ def test_weights_beside_the_description_of_another_predictor_are_refused(tmp_pat
     assert lesa.load(tmp_path / "other").config == other.config
 
 
-def test_a_folder_with_one_predictor_and_one_for_each_branch_is_refused(tmp_path):
+def test_a_folder_with_one_predictor_and_one_per_branch_is_refused(tmp_path):
     made = LesaPredictor(LesaConfig(4, hidden_dim=2))
     made.save_pretrained(tmp_path)
     lesa.save({("transformer", "cond"): made}, tmp_path)
@@ -178,7 +179,7 @@ def test_a_folder_with_one_predictor_and_one_for_each_branch_is_refused(tmp_path
         lesa.load(tmp_path)
 
 
-def test_a_readme_of_a_user_is_kept_in_any_encoding(tmp_path):
+def test_a_readme_of_the_user_is_kept_in_any_encoding(tmp_path):
     text = "caf\xe9".encode("latin-1")
     (tmp_path / "README.md").write_bytes(text)
     made = LesaPredictor(LesaConfig(4, hidden_dim=2))
@@ -187,7 +188,7 @@ def test_a_readme_of_a_user_is_kept_in_any_encoding(tmp_path):
     assert same_weights(lesa.load(tmp_path), made)
 
 
-def test_a_model_card_is_replaced_as_a_whole(tmp_path, monkeypatch):
+def test_a_failed_write_of_the_model_card_leaves_the_old_card(tmp_path, monkeypatch):
     made = LesaPredictor(LesaConfig(4, hidden_dim=2))
     made.save_pretrained(tmp_path)
     before, replace = (tmp_path / "README.md").read_text(), os.replace
@@ -219,7 +220,7 @@ def test_a_model_card_is_replaced_as_a_whole(tmp_path, monkeypatch):
     ],
     ids=range(8),
 )
-def test_a_wrong_report_is_named_before_anything_is_written(tmp_path, text):
+def test_an_invalid_report_is_refused_and_named_before_anything_is_written(tmp_path, text):
     (tmp_path / "rows.json").write_bytes(text.encode("latin-1"))
     made = LesaPredictor(LesaConfig(4, hidden_dim=2))
     with pytest.raises(ValueError, match=r"rows\.json is no report: "):
@@ -242,16 +243,16 @@ def test_a_wrong_report_is_named_before_anything_is_written(tmp_path, text):
         lambda t: t.update({"transformer.cond.gram": -t["transformer.cond.gram"]}),
         lambda t: t.update({"transformer.cond.gram": t["transformer.cond.gram"].tril()}),
         lambda t: t.update({"transformer.cond.lengths": torch.zeros(2, 2, dtype=torch.float64)}),
-        lambda t: t["transformer.cond.errors"][1:2].mul_(-1e6),  # larger than both squares it is between
+        lambda t: t["transformer.cond.errors"][1:2].mul_(-1e6),  # an inner product larger than both of its squares
         lambda t: t["transformer.cond.errors"][3:].mul_(-1),
         lambda t: t.pop("transformer.cond.lengths"),
         lambda t: t.pop("transformer.cond.gram"),
         lambda t: t.pop("times"),
     ],
 )
-def test_a_calibration_whose_numbers_do_not_fit_is_refused(tmp_path, change):
+def test_a_calibration_with_inconsistent_tensors_is_refused(tmp_path, change):
     made = calibration()
-    made.streams["transformer", "cond"].output_errors = lesa.OutputErrorGram.from_gram(measured())
+    made.streams["transformer", "cond"].head = lesa.OutputErrorGram.from_gram(random_gram())
     made.save(tmp_path)
     path = tmp_path / "calibration.safetensors"
     with safe_open(path, "pt") as file:
@@ -277,7 +278,7 @@ def test_a_calibration_whose_numbers_do_not_fit_is_refused(tmp_path, change):
         lambda w: w.update({"timestep.0.layers.0.grid": torch.zeros_like(w["timestep.0.layers.0.grid"])}),
     ],
 )
-def test_weights_that_are_no_floats_or_no_splines_are_refused(tmp_path, change):
+def test_weights_that_are_not_floats_or_not_splines_are_refused(tmp_path, change):
     LesaPredictor(LesaConfig(4, hidden_dim=2)).save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     weights = load_file(path)
@@ -307,24 +308,24 @@ def test_weights_that_are_no_floats_or_no_splines_are_refused(tmp_path, change):
         ({"num_steps": 2.5}, "num_steps"),
     ],
 )
-def test_an_impossible_number_in_a_config_is_named(options, name):
+def test_an_invalid_config_value_is_refused_by_its_name(options, name):
     with pytest.raises(ValueError, match=name):
         LesaConfig(**{"num_steps": 4, **options})
 
 
-def test_loading_does_not_fit_splines_first(tmp_path, monkeypatch):
+def test_loading_a_predictor_does_not_fit_splines(tmp_path, monkeypatch):
     predictor = LesaPredictor(LesaConfig(2, hidden_dim=1, grid_size=64))
     predictor.save_pretrained(tmp_path)
     monkeypatch.setattr(torch.linalg, "lstsq", None)
-    monkeypatch.setattr(KANLinear, "curve2coeff", None)  # nor on tensors without values, which takes order by order
+    monkeypatch.setattr(KANLinear, "curve2coeff", None)  # nor on meta tensors, which is slow too
     read = LesaPredictor.from_pretrained(tmp_path)
     assert all(torch.equal(v, read.state_dict()[k]) for k, v in predictor.state_dict().items())
 
 
-def test_files_of_another_model_are_refused_when_collecting(pipeline, tmp_path):
+def test_a_folder_with_features_of_another_model_is_refused(pipeline, tmp_path):
     lesa.collect(pipeline, [arguments()], out=tmp_path, progress=False)
     with pytest.raises(ValueError, match="collected for other weights"):
-        lesa.collect(other_weights(), [arguments()], out=tmp_path, progress=False)
+        lesa.collect(pipeline_with_other_weights(), [arguments()], out=tmp_path, progress=False)
     with pytest.raises(ValueError, match="collected for other tokens"):
         lesa.collect(pipeline, [arguments()], out=tmp_path, tokens=4, progress=False)
     lesa.collect(copy.deepcopy(pipeline), [arguments()], out=tmp_path, progress=False)
@@ -335,10 +336,10 @@ def test_files_of_another_model_are_refused_when_collecting(pipeline, tmp_path):
     [({"tokens": 4}, "tokens"), ({"size": 96}, "resolution"), ({"other": True}, "weights")],
     ids=["tokens", "resolution", "model"],
 )
-def test_a_calibration_continues_only_with_the_same_settings(pipeline, tmp_path, change, what):
+def test_a_calibration_continues_only_with_the_same_model_and_settings(pipeline, tmp_path, change, what):
     options = {"search": False, "progress": False, "out": tmp_path}
     lesa.calibrate(pipeline, [arguments(seed=0)], **options)
-    target = other_weights() if change.pop("other", False) else pipeline
+    target = pipeline_with_other_weights() if change.pop("other", False) else pipeline
     size = change.pop("size", 64)
     with pytest.raises(ValueError, match=what):
         lesa.calibrate(target, [arguments(seed=1, size=size)], **options, **change)
@@ -346,17 +347,18 @@ def test_a_calibration_continues_only_with_the_same_settings(pipeline, tmp_path,
     assert len(made.requests) == 2
 
 
-def add_a_call(folder, seed, turn):
+def calibrate_one_call(folder, seed, turn):
+    """The work of one process, which waits until both have started."""
     torch.set_num_threads(1)
     turn.wait()
     lesa.calibrate(tiny.pipeline(), [arguments(seed=seed)], out=folder, search=False, progress=False)
 
 
-def test_two_processes_on_one_folder_lose_nothing(tmp_path):
-    """As they would run: each with calls of its own, both at once."""
+def test_two_processes_can_calibrate_into_one_folder(tmp_path):
+    """Each process has its own call, and both run at once."""
     context = multiprocessing.get_context("spawn")
     turn = context.Barrier(2)
-    workers = [context.Process(target=add_a_call, args=(tmp_path, seed, turn)) for seed in (0, 1)]
+    workers = [context.Process(target=calibrate_one_call, args=(tmp_path, seed, turn)) for seed in (0, 1)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -394,7 +396,7 @@ def test_one_prompt_is_one_call():
         ({"seed": 0.5}, "seed"),
     ],
 )
-def test_wrong_numbers_are_refused_before_anything_is_sampled(options, name):
+def test_invalid_numbers_are_refused_before_sampling(options, name):
     for function in (lesa.collect, lesa.calibrate):
         if function is lesa.calibrate and name == "dtype":
             continue
@@ -402,17 +404,17 @@ def test_wrong_numbers_are_refused_before_anything_is_sampled(options, name):
             function(None, ["a"], progress=False, **options)
 
 
-def test_a_damaged_shard_names_its_file(tmp_path):
+def test_a_damaged_shard_is_refused_and_named(tmp_path):
     path = tmp_path / "trajectories-00000.safetensors"
     write_tensors(path, {"0": torch.zeros(1, 4, 2)}, {"times": [1, 0], "streams": [["a", "b"]]}, kind="trajectory")
     with pytest.raises(ValueError, match=re.escape(str(path))):
         load_shard(path)
 
 
-def test_files_without_a_version_are_refused_with_a_message(tmp_path):
+def test_files_without_a_version_are_refused(tmp_path):
     sentence = "it has no version: this library did not write it, or one before versions did"
     path = tmp_path / "gram.safetensors"
-    save_file(measured().tensors(), path)
+    save_file(random_gram().tensors(), path)
     with pytest.raises(ValueError, match=sentence):
         GramMatrix.load(path)
     shard = tmp_path / "trajectories-00000.safetensors"
@@ -437,12 +439,12 @@ def test_files_without_a_version_are_refused_with_a_message(tmp_path):
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400)], ids=["above", "below"])
-def test_a_whole_number_too_large_for_a_float_is_refused_by_name(number):
+def test_an_integer_too_large_for_a_float_is_refused_by_name(number):
     with pytest.raises(ValueError, match=r"^speedup must be a number"):
         real("speedup", number)
 
 
-def test_tensors_that_share_memory_are_written_separately(tmp_path):
+def test_tensors_that_share_memory_are_saved_separately(tmp_path):
     made = calibration()
     made.streams["transformer", "uncond"] = made.streams["transformer", "cond"]
     made.save(tmp_path)
@@ -464,7 +466,7 @@ def test_an_empty_shard_is_refused(tmp_path, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int32, torch.complex64])
-def test_a_shard_of_another_dtype_is_refused(tmp_path, dtype):
+def test_a_shard_of_an_unsupported_dtype_is_refused(tmp_path, dtype):
     path = tmp_path / "trajectories-00000.safetensors"
     save_shard(path, torch.linspace(1, 0, 5), {("transformer", "cond"): torch.zeros(2, 4, 3).to(dtype)})
     with pytest.raises(ValueError, match=rf"trajectories-00000.*{dtype}"):
@@ -480,13 +482,13 @@ def test_a_shard_of_another_dtype_is_refused(tmp_path, dtype):
         lambda t, d: t["optimizer.0.step"].neg_(),
         lambda t, d: t["optimizer.0.exp_avg_sq"].sub_(1),
     ],
-    ids=["batches", "loss of 400 digits", "loss that is NaN", "step", "squares"],
+    ids=["batches", "loss of 400 digits", "NaN loss", "negative step", "negative squares"],
 )
-def test_an_impossible_checkpoint_is_refused(tmp_path, change):
-    state, path = progress(), a_checkpoint(tmp_path)
+def test_an_inconsistent_training_checkpoint_is_refused(tmp_path, change):
+    state, path = training_state(), checkpoint_file(tmp_path)
     state.restore(path, {"seed": 1})
     file = read_tensors(path, kind="training checkpoint")
     change(file.tensors, file.description)
     write_tensors(path, file.tensors, file.description, kind="training checkpoint")
-    with pytest.raises(ValueError, match=r"training\.safetensors.*remove it to start again"):
-        progress().restore(path, {"seed": 1})
+    with pytest.raises(ValueError, match=r"training\.safetensors.*remove it to start anew"):
+        training_state().restore(path, {"seed": 1})

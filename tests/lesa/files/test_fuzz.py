@@ -1,4 +1,4 @@
-"""Every kind of file, changed in every way: it is loaded and works, or it is a ValueError or FileNotFoundError."""
+"""Damaged files of every format: each is loaded and usable, or raises a ValueError or FileNotFoundError."""
 
 import json
 import math
@@ -15,18 +15,18 @@ import lesa
 from lesa import GramMatrix, LesaConfig, LesaPredictor, StepPlan
 from lesa.training.checkpoint import TrainingState
 from lesa.training.trajectories import load_shard, save_shard
-from tests.lesa.calibrations import calibration, measured
-from tests.lesa.strategies import changed, changes
+from tests.lesa.calibrations import calibration, random_gram
+from tests.lesa.strategies import apply_changes, byte_changes
 
 STEPS = 6
 PLAN = StepPlan(STEPS, [0, 1, 3])
 TIMES = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
-ROOM = 1 << 26  # bytes that reading a file of a few kilobytes may ask for at once
+MAX_ALLOCATION = 1 << 26  # bytes that one allocation may have while a file of a few kilobytes is read
 
 
-def a_calibration(folder):
+def calibration_file(folder):
     made = calibration(STEPS)
-    made.streams["transformer", "cond"].output_errors = lesa.OutputErrorGram.from_gram(measured(STEPS))
+    made.streams["transformer", "cond"].head = lesa.OutputErrorGram.from_gram(random_gram(STEPS))
     made.plan(2)
     made.save(folder)
     return folder / "calibration.safetensors"
@@ -40,8 +40,8 @@ def use_calibration(path):
     assert len(repr(made)) < 10_000
 
 
-def a_gram(folder):
-    measured(STEPS).save(folder / "gram.safetensors")
+def gram_file(folder):
+    random_gram(STEPS).save(folder / "gram.safetensors")
     return folder / "gram.safetensors"
 
 
@@ -50,7 +50,7 @@ def use_gram(path):
     lesa.LeastSquares(gram).table(StepPlan(gram.num_steps, [0]), torch.linspace(1, 0, gram.num_steps + 1))
 
 
-def a_predictor(folder):
+def predictor_file(folder):
     made = LesaPredictor(LesaConfig(STEPS, hidden_dim=2))
     made.plan, made.schedule, made.losses = PLAN, TIMES, {"guided": [0.5]}
     made.save_pretrained(folder)
@@ -65,19 +65,19 @@ def use_predictor(path):
     made.table(made.plan or plan, times)
 
 
-def a_config(folder):
-    a_predictor(folder)
+def config_file(folder):
+    predictor_file(folder)
     return folder / "config.json"
 
 
-def an_unfinished_predictor(folder):
-    """A saving was interrupted before config.json: only the header of the weights is there."""
-    path = a_predictor(folder)
+def predictor_without_config(folder):
+    """The weights alone, as after a save that was interrupted before config.json."""
+    path = predictor_file(folder)
     (folder / "config.json").unlink()
     return path
 
 
-def a_stream(folder):
+def stream_file(folder):
     made = LesaPredictor(LesaConfig(STEPS, hidden_dim=2))
     lesa.save({("transformer", "cond"): made, ("transformer", "uncond"): made}, folder)
     return folder / "transformer.cond" / "config.json"
@@ -87,14 +87,15 @@ def use_stream(path):
     assert len(lesa.load(path.parents[1])) >= 1
 
 
-def progress():
+def training_state():
+    """The state of a training that has not started."""
     predictor = LesaPredictor(LesaConfig(STEPS, hidden_dim=2))
     optimizer = torch.optim.AdamW(predictor.parameters())
     return TrainingState(predictor, optimizer, {"guided": [], "closed loop": []})
 
 
-def a_checkpoint(folder):
-    state = progress()
+def checkpoint_file(folder):
+    state = training_state()
     for parameter in state.predictor.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
@@ -104,14 +105,14 @@ def a_checkpoint(folder):
 
 
 def use_checkpoint(path):
-    state = progress()
+    state = training_state()
     state.restore(path, {"seed": 1})
     for parameter in state.predictor.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
 
 
-def a_shard(folder):
+def shard_file(folder):
     path = folder / "trajectories-00000.safetensors"
     part = ("transformer", "uncond")  # takes part in some steps only
     shard = {("transformer", "cond"): torch.randn(2, STEPS, 3, 2), part: torch.randn(2, 2, 3, 2)}
@@ -132,20 +133,20 @@ def use_shard(path):
 
 
 FORMATS = {
-    "calibration": (a_calibration, use_calibration),
-    "gram": (a_gram, use_gram),
-    "predictor": (a_predictor, use_predictor),
-    "unfinished predictor": (an_unfinished_predictor, use_predictor),
-    "config": (a_config, use_predictor),
-    "stream": (a_stream, use_stream),
-    "checkpoint": (a_checkpoint, use_checkpoint),
-    "shard": (a_shard, use_shard),
+    "calibration": (calibration_file, use_calibration),
+    "gram": (gram_file, use_gram),
+    "predictor": (predictor_file, use_predictor),
+    "unfinished predictor": (predictor_without_config, use_predictor),
+    "config": (config_file, use_predictor),
+    "stream": (stream_file, use_stream),
+    "checkpoint": (checkpoint_file, use_checkpoint),
+    "shard": (shard_file, use_shard),
 }
 
 
 @pytest.fixture(scope="module", params=FORMATS)
-def kind(request, tmp_path_factory):
-    """A whole file, and what uses it."""
+def file_format(request, tmp_path_factory):
+    """The path of an intact file, its bytes, and a function that uses it."""
     make, use = FORMATS[request.param]
     path = make(tmp_path_factory.mktemp(request.param))
     use(path)
@@ -153,8 +154,8 @@ def kind(request, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def little_room(monkeypatch):
-    """Nothing of a size that the file only declares is made room for."""
+def limit_allocations(monkeypatch):
+    """Fail if a tensor is allocated whose size is only declared in the file."""
     for name in ("zeros", "empty", "ones", "full", "eye", "linspace", "arange", "rand", "randn", "tril_indices"):
         monkeypatch.setattr(torch, name, bounded(getattr(torch, name)))
     for name in ("new_zeros", "new_empty", "new_ones", "new_full", "expand", "repeat"):
@@ -162,25 +163,30 @@ def little_room(monkeypatch):
 
 
 def bounded(make):
+    """A function that makes tensors, with a check of their size before memory is allocated."""
+
     def checked(*args, **kwargs):
         tensor = make(*args, **kwargs | {"device": "meta"})
-        assert tensor.nbytes < ROOM, f"room for {tensor.nbytes} bytes"
+        assert tensor.nbytes < MAX_ALLOCATION, f"an allocation of {tensor.nbytes} bytes"
         return make(*args, **kwargs)
 
     return checked
 
 
 def bounded_method(make):
+    """The same for a method of tensors."""
+
     def checked(tensor, *args, **kwargs):
         like = torch.Tensor.to(tensor, "meta")
         made = make(like, *args, **{k: v for k, v in kwargs.items() if k != "device"})
-        assert made.nbytes < ROOM, f"room for {made.nbytes} bytes"
+        assert made.nbytes < MAX_ALLOCATION, f"an allocation of {made.nbytes} bytes"
         return make(tensor, *args, **kwargs)
 
     return checked
 
 
-def is_read_or_refused(path, data, use):
+def assert_loads_or_raises(path, data, use):
+    """Write the bytes and use the file; any exception but the two that users may see fails the test."""
     path.write_bytes(data)
     try:
         use(path)
@@ -189,21 +195,24 @@ def is_read_or_refused(path, data, use):
 
 
 def header_of(data):
+    """The header of a safetensors file as JSON, and the bytes after it."""
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 def with_header(header, rest):
+    """A safetensors file with another header."""
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + rest
 
 
-def examples(count):
+def with_examples(count):
+    """Settings of hypothesis for a number of examples."""
     return settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=count)
 
 
-# how many: few in every run, many where there is time
-effort = pytest.mark.parametrize("effort", [25, pytest.param(1000, marks=pytest.mark.full)])
+# the number of examples: few in every run, many in the full test suite
+examples_per_test = pytest.mark.parametrize("examples_per_test", [25, pytest.param(1000, marks=pytest.mark.full)])
 values = st.recursive(
     st.sampled_from(
         [None, True, 0, -1, 2**70, 1e308, 10**400, 0.5, "", "x", "transformer", [], {}, "1" * 400, [[0]], [1, 0]]
@@ -213,47 +222,47 @@ values = st.recursive(
 )
 
 
-@effort
-def test_changed_bytes(kind, effort):
-    path, whole, use = kind
+@examples_per_test
+def test_changed_bytes_are_read_or_refused(file_format, examples_per_test):
+    path, whole, use = file_format
 
-    @examples(effort)
-    @given(steps=changes)
+    @with_examples(examples_per_test)
+    @given(steps=byte_changes)
     def check(steps):
-        is_read_or_refused(path, changed(whole, steps), use)
+        assert_loads_or_raises(path, apply_changes(whole, steps), use)
 
     check()
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, "-1", "+1", "+64", 2**31, 2**32 + 1, 2**63 - 1, 2**63, 2**64 - 1])
-def test_a_header_of_another_length(kind, length):
-    path, whole, use = kind
+def test_a_header_of_another_length_is_read_or_refused(file_format, length):
+    path, whole, use = file_format
     if path.suffix == ".json":
         pytest.skip("has no header")
     (true,) = struct.unpack("<Q", whole[:8])
-    is_read_or_refused(
+    assert_loads_or_raises(
         path, struct.pack("<Q", true + int(length) if isinstance(length, str) else length) + whole[8:], use
     )
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "null", "[]", "3", '"x"', "{}", "{", "NaN", ""])
-def test_a_description_that_is_something_else(kind, text):
-    """As the whole of a JSON file, and in the place of every string of a header."""
-    path, whole, use = kind
+def test_another_description_is_read_or_refused(file_format, text):
+    """Instead of a whole JSON file, and instead of each string in a header."""
+    path, whole, use = file_format
     if path.suffix == ".json":
-        is_read_or_refused(path, text.encode(), use)
+        assert_loads_or_raises(path, text.encode(), use)
         return
     header, rest = header_of(whole)
     for key, value in header["__metadata__"].items():
         header["__metadata__"][key] = text
-        is_read_or_refused(path, with_header(header, rest), use)
+        assert_loads_or_raises(path, with_header(header, rest), use)
         header["__metadata__"][key] = value
 
 
 @pytest.mark.parametrize("shape", [[2**40], [2**62, 2**62], [0, 2**62], [2**63], [2**64], [-1], [], [1] * 100])
-def test_declared_sizes(kind, shape):
-    """Of one tensor, with offsets as they were and with those that such a shape would have."""
-    path, whole, use = kind
+def test_wrong_declared_sizes_are_read_or_refused(file_format, shape):
+    """The shape of one tensor is changed, with the old offsets and with offsets that fit the new shape."""
+    path, whole, use = file_format
     if path.suffix == ".json":
         pytest.skip("has no tensors")
     header, rest = header_of(whole)
@@ -262,24 +271,24 @@ def test_declared_sizes(kind, shape):
     size = math.prod(shape)
     for offsets in (before["data_offsets"], [0, size * 8], [len(rest), len(rest) + size * 8]):
         header[name] = before | {"shape": shape, "data_offsets": offsets}
-        is_read_or_refused(path, with_header(header, rest), use)
+        assert_loads_or_raises(path, with_header(header, rest), use)
 
 
-@effort
-def test_changed_descriptions(kind, effort):
-    """Of one value of the description or of the header another one, deep inside or at the top."""
-    path, whole, use = kind
+@examples_per_test
+def test_changed_descriptions_are_read_or_refused(file_format, examples_per_test):
+    """One value of the description or of the header is replaced, at any depth."""
+    path, whole, use = file_format
 
-    @examples(effort)
+    @with_examples(examples_per_test)
     @given(where=st.lists(st.integers(0, 30), min_size=1, max_size=4), value=values)
     @example(where=[0], value=[[[[]]]] * 3)
     def check(where, value):
         if path.suffix == ".json":
-            is_read_or_refused(path, json.dumps(replaced(json.loads(whole), where, value)).encode(), use)
+            assert_loads_or_raises(path, json.dumps(replace_value(json.loads(whole), where, value)).encode(), use)
             return
         header, rest = header_of(whole)
         if where[0] % 2:
-            is_read_or_refused(path, with_header(replaced(header, where, value), rest), use)
+            assert_loads_or_raises(path, with_header(replace_value(header, where, value), rest), use)
             return
         described = header["__metadata__"]
         keys = sorted(described)
@@ -288,26 +297,27 @@ def test_changed_descriptions(kind, effort):
             inside = json.loads(described[key])
         except ValueError:
             inside = described[key]
-        header["__metadata__"] = described | {key: json.dumps(replaced(inside, where[1:], value))}
-        is_read_or_refused(path, with_header(header, rest), use)
+        header["__metadata__"] = described | {key: json.dumps(replace_value(inside, where[1:], value))}
+        assert_loads_or_raises(path, with_header(header, rest), use)
 
     check()
 
 
-def replaced(tree, where, value):
+def replace_value(tree, where, value):
+    """A JSON tree with one value replaced, at a place given by indices into its levels."""
     if not where or not isinstance(tree, dict | list) or not tree:
         return value
     if isinstance(tree, dict):
         key = sorted(tree)[where[0] % len(tree)]
-        return tree | {key: replaced(tree[key], where[1:], value)}
+        return tree | {key: replace_value(tree[key], where[1:], value)}
     index = where[0] % len(tree)
-    return [*tree[:index], replaced(tree[index], where[1:], value), *tree[index + 1 :]]
+    return [*tree[:index], replace_value(tree[index], where[1:], value), *tree[index + 1 :]]
 
 
-@effort
-def test_changed_tensors(kind, effort):
-    """Another shape, another dtype, other numbers, a name too many or one too few."""
-    path, whole, use = kind
+@examples_per_test
+def test_changed_tensors_are_read_or_refused(file_format, examples_per_test):
+    """Another shape, dtype or value of a tensor, a renamed tensor or a missing one."""
+    path, whole, use = file_format
     if path.suffix == ".json":
         pytest.skip("has no tensors")
     path.write_bytes(whole)
@@ -315,7 +325,7 @@ def test_changed_tensors(kind, effort):
     with safe_open(str(path), "pt") as file:
         metadata = file.metadata()
 
-    @examples(effort)
+    @with_examples(examples_per_test)
     @given(which=st.integers(0, 30), how=st.sampled_from(sorted(CHANGES)))
     def check(which, how):
         name = sorted(tensors)[which % len(tensors)]
@@ -323,7 +333,7 @@ def test_changed_tensors(kind, effort):
         new = CHANGES[how](tensors[name])
         if new is not None:
             made[name if how != "rename" else f"{name}2"] = new.contiguous()
-        is_read_or_refused(path, save(made, metadata), use)
+        assert_loads_or_raises(path, save(made, metadata), use)
 
     check()
 

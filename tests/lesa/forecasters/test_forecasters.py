@@ -1,4 +1,4 @@
-"""Each forecaster against the formula of its paper, written a second time here."""
+"""Forecasters: each is compared with its published formula, written a second time here."""
 
 import math
 
@@ -25,7 +25,7 @@ from tests.lesa.strategies import plans, schedule
 
 
 def predict(forecaster, plan, features, times=None):
-    """The predictions [predicted, ...] that a forecaster's table makes of the features [steps, ...] of all steps."""
+    """The predictions [predicted, ...] of a forecaster's table, given the features [steps, ...] of all steps."""
     made = forecaster.table(plan, schedule(plan.num_steps) if times is None else times)
     full = features[list(plan.full_steps)].flatten(1)
     return (made.coefficients @ full + made.bias[:, None]).reshape(-1, *features.shape[1:])
@@ -51,19 +51,20 @@ def before(plan, step):
 
 
 def random_features(plan):
+    """Random features [steps, 3] for a plan that predicts at least one step."""
     assume(plan.predicted_steps)
     return torch.randn(plan.num_steps, 3, dtype=torch.float64)
 
 
 @given(plans(), st.integers(0, 4))
-def test_taylor_is_taylorseer_on_the_features(plan, order):
+def test_taylor_equals_the_taylorseer_formula(plan, order):
     features = random_features(plan)
     expected = expansion(features, plan, order, lambda i, x: x**i / math.factorial(i))
     torch.testing.assert_close(predict(Taylor(order), plan, features), expected)
 
 
 @given(plans(), st.integers(0, 4), st.floats(0.1, 1))
-def test_hermite_is_hicache_on_the_features(plan, order, scale):
+def test_hermite_equals_the_hicache_formula(plan, order, scale):
     def basis(i, x):
         return scale**i * hermval(scale * x, [0] * i + [1]) / math.factorial(i)
 
@@ -73,7 +74,7 @@ def test_hermite_is_hicache_on_the_features(plan, order, scale):
 
 
 @given(st.integers(1, 6), st.integers(3, 5))
-def test_foca_is_the_published_formula_on_even_intervals(interval, num_full):
+def test_foca_equals_the_published_formula_on_even_intervals(interval, num_full):
     plan = StepPlan(num_full * interval + 3, range(0, num_full * interval, interval))
     features = torch.randn(plan.num_steps, 3, dtype=torch.float64)
     made = dict(zip(plan.predicted_steps, predict(FoCa(), plan, features), strict=True))
@@ -89,7 +90,7 @@ def test_foca_is_the_published_formula_on_even_intervals(interval, num_full):
 
 
 @given(plans())
-def test_foca_takes_its_slopes_from_parabolas(plan):
+def test_foca_takes_its_slopes_from_parabolas_on_uneven_intervals(plan):
     features = random_features(plan)
 
     def slope(full, channel):
@@ -107,7 +108,7 @@ def test_foca_takes_its_slopes_from_parabolas(plan):
 
 
 @given(plans(), st.booleans())
-def test_l2p_multiplies_its_matrix_with_features_and_earlier_predictions(plan, as_published):
+def test_l2p_applies_its_matrix_to_features_and_earlier_predictions(plan, as_published):
     features = random_features(plan)
     weights = torch.randn(plan.num_steps, plan.num_steps, dtype=torch.float64) / plan.num_steps
     known = [f.clone() for f in features]
@@ -130,7 +131,7 @@ LINES = [
 
 @pytest.mark.parametrize("forecaster", LINES, ids=repr)
 @given(plan=plans())
-def test_a_straight_line_is_continued_exactly(forecaster, plan):
+def test_features_on_a_straight_line_are_predicted_exactly(forecaster, plan):
     times = schedule(plan.num_steps)
     x = times[:-1] if forecaster.needs_times else torch.arange(plan.num_steps, dtype=torch.float64)
     features = torch.stack([3 * x - 1, -x], 1)
@@ -141,7 +142,7 @@ def test_a_straight_line_is_continued_exactly(forecaster, plan):
 
 
 @given(plans(), st.integers(1, 4), st.floats(0.1, 1))
-def test_hermite_follows_a_straight_line_at_2_scale_squared_of_its_slope(plan, order, scale):
+def test_hermite_continues_a_straight_line_with_its_slope_contracted(plan, order, scale):
     features = torch.arange(plan.num_steps, dtype=torch.float64)[:, None]
     made = predict(Hermite(order, scale), plan, features)
     for prediction, step in zip(made, plan.predicted_steps, strict=True):
@@ -149,7 +150,7 @@ def test_hermite_follows_a_straight_line_at_2_scale_squared_of_its_slope(plan, o
             assert float(prediction) == pytest.approx(full[0] + 2 * scale**2 * (step - full[0]))
 
 
-def test_l2p_continues_a_line_if_its_matrix_does():
+def test_l2p_with_a_linear_matrix_continues_a_straight_line():
     weights = 2 * torch.eye(9).roll(1, 0) - torch.eye(9).roll(2, 0)  # F(s) = 2 F(s - 1) - F(s - 2)
     line = torch.arange(9, dtype=torch.float64)[:, None]
     plan = StepPlan(9, [0, 1, 5])
@@ -161,11 +162,11 @@ def test_l2p_continues_a_line_if_its_matrix_does():
 def test_a_constant_feature_is_predicted_exactly(forecaster, plan):
     assume(plan.predicted_steps)
     made = predict(forecaster, plan, torch.full((plan.num_steps, 1), 7.0, dtype=torch.float64))
-    # the second Hermite polynomial is not zero at zero, but what it multiplies is
+    # the second Hermite polynomial is not zero at zero, but its factor is
     torch.testing.assert_close(made, torch.full_like(made, 7.0))
 
 
-def test_two_steps_at_the_same_time_have_no_slope_in_time():
+def test_taylor_by_time_is_finite_if_two_steps_have_the_same_time():
     times = torch.tensor([1.0, 0.8, 0.8, 0.5, 0.5, 0.2, 0.0])
     made = Taylor(2, "time").table(StepPlan(6, [0, 1, 2]), times)
     assert bool(made.coefficients.isfinite().all())
@@ -182,14 +183,14 @@ def test_two_steps_at_the_same_time_have_no_slope_in_time():
         (lambda: L2P(torch.full((3, 3), math.nan)), "NaN"),
     ],
 )
-def test_impossible_parameters_are_refused(make, match):
+def test_invalid_parameters_are_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()
 
 
 @pytest.mark.parametrize("forecaster", [*LINES, Reuse(), Hermite(2)], ids=repr)
 @given(plan=plans())
-def test_no_step_uses_more_features_than_the_reach_of_its_forecaster(forecaster, plan):
+def test_no_prediction_uses_more_features_than_the_reach_of_its_forecaster(forecaster, plan):
     table = forecaster.table(plan, schedule(plan.num_steps))
     for row, step in zip(table.coefficients, plan.predicted_steps, strict=True):
         assert not row[: max(0, len(before(plan, step)) - forecaster.reach)].any()
@@ -200,7 +201,7 @@ PART_WAY = [*LINES, Reuse(), Hermite(2), L2P(torch.randn(12, 12, dtype=torch.flo
 
 @pytest.mark.parametrize("forecaster", PART_WAY, ids=lambda f: type(f).__name__)
 @given(plan=plans(max_steps=12), start=st.integers(0, 11))
-def test_a_generation_that_starts_part_way_has_a_table_too(forecaster, plan, start):
+def test_a_generation_that_starts_part_way_has_a_table(forecaster, plan, start):
     plan = StepPlan(12, plan.full_steps).starting_at(start)
     made = forecaster.table(plan, schedule(12))
     if not isinstance(forecaster, L2P):
@@ -213,7 +214,7 @@ def test_l2p_refuses_another_number_of_steps():
 
 
 def gram_of(features):
-    """Of features [samples, steps, n]."""
+    """The Gram matrix of features [samples, steps, n]."""
     gram = GramMatrix(features.shape[1])
     for step in range(features.shape[1]):
         gram.update(step, features[:, step])
@@ -231,7 +232,7 @@ def test_least_squares_equals_torch_lstsq():
         torch.testing.assert_close(torch.cat([row[: len(used)], bias[None]]), expected)
 
 
-def test_no_forecaster_is_closer_to_the_calibration_features_than_least_squares():
+def test_least_squares_has_the_lowest_error_on_the_calibration_features():
     features = torch.randn(40, 10, 5, dtype=torch.float64).cumsum(1).cumsum(1)
     plan = StepPlan(10, [0, 1, 4, 7])
     steps = features.transpose(0, 1)
@@ -247,7 +248,7 @@ def test_least_squares_without_bias_has_none():
     assert LeastSquares(gram).table(StepPlan(5, [0]), schedule(5)).bias.abs().min() > 0
 
 
-def test_forecasters_are_made_by_name_and_others_can_be_added():
+def test_forecasters_are_made_by_name_and_new_ones_can_be_registered():
     assert make_forecaster("taylor", order=1) == Taylor(1)
     register_forecaster("last of all", Reuse)
     assert make_forecaster("last of all") == Reuse()

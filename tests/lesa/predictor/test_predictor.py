@@ -1,4 +1,4 @@
-"""The LESA predictor: the formula of the paper, its table, its gates and its files."""
+"""The LESA predictor: its table, gates and stages, and how it is saved and loaded."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lesa import LesaConfig, LesaPredictor, StepPlan
-from tests.lesa.predictors import closed_loop, kan_predictor, trained_size
+from tests.lesa.predictors import closed_loop, kan_predictor, random_predictor
 from tests.lesa.strategies import plans, schedule
 
 
@@ -20,13 +20,13 @@ from tests.lesa.strategies import plans, schedule
     st.floats(-1, 2),
     st.integers(0, 99),
 )
-def test_the_table_is_the_closed_loop_to_ten_digits(plan, history, boundaries, shift, seed):
+def test_the_table_equals_the_closed_loop_to_ten_digits(plan, history, boundaries, shift, seed):
     if not plan.predicted_steps:
         return
     config = LesaConfig(
         plan.num_steps, hidden_dim=8, history=history, boundaries=tuple(sorted(boundaries, reverse=True))
     )
-    predictor, times = trained_size(config, seed), schedule(plan.num_steps, shift)
+    predictor, times = random_predictor(config, seed), schedule(plan.num_steps, shift)
     features = torch.randn(plan.num_steps, 2, 3, dtype=torch.float64)
     with torch.no_grad():
         expected = closed_loop(predictor, plan, times, features)
@@ -38,15 +38,15 @@ def test_the_table_is_the_closed_loop_to_ten_digits(plan, history, boundaries, s
 
 
 @pytest.mark.parametrize("full", [[0, 2], [0, 3], [0, 1, 2]])
-def test_few_step_schedules_use_the_features_that_exist(full):
+def test_short_schedules_work_with_a_history_shorter_than_the_window(full):
     for steps in (4, 8):
         plan = StepPlan(steps, full)
-        table = trained_size(LesaConfig(steps, hidden_dim=8)).table(plan, schedule(steps))
+        table = random_predictor(LesaConfig(steps, hidden_dim=8)).table(plan, schedule(steps))
         assert table.coefficients.shape == (steps - len(full), len(full))
 
 
-def test_a_short_history_uses_the_latest_weights():
-    predictor = trained_size(LesaConfig(10, hidden_dim=8))
+def test_a_short_history_uses_the_weights_of_the_latest_features():
+    predictor = random_predictor(LesaConfig(10, hidden_dim=8))
     history, times = torch.randn(3, 5, dtype=torch.float64), schedule(10)
     padded = torch.cat([torch.zeros(5, 5, dtype=torch.float64), history])
     torch.testing.assert_close(predictor(history, times, times[8]), predictor(padded, times, times[8]))
@@ -54,9 +54,9 @@ def test_a_short_history_uses_the_latest_weights():
         predictor([], times, times[8])
 
 
-def test_a_step_is_the_formula_of_the_paper():
+def test_a_prediction_equals_the_formula_of_the_paper():
     config = LesaConfig(10, hidden_dim=8)
-    predictor, times = trained_size(config), schedule(10)
+    predictor, times = random_predictor(config), schedule(10)
     history = torch.randn(9, 4, 6, dtype=torch.float64)
     for stage, (time, window) in enumerate([(times[0], 4), (times[5], 8), (times[9], 8)]):
         assert config.stage(float(time)) == stage
@@ -66,7 +66,7 @@ def test_a_step_is_the_formula_of_the_paper():
         torch.testing.assert_close(predictor(history, times, time), h[-1] + alpha * z)
 
 
-def test_the_stage_boundaries_belong_to_the_later_stage():
+def test_a_time_at_a_stage_boundary_belongs_to_the_later_stage():
     config = LesaConfig(10)
     assert [config.stage(t) for t in (1.0, 0.91, 0.9, 0.51, 0.5, 0.0)] == [0, 0, 1, 1, 2, 2]
     assert LesaConfig(10, boundaries=()).stage(1.0) == 0
@@ -74,15 +74,15 @@ def test_the_stage_boundaries_belong_to_the_later_stage():
     assert LesaConfig(10, history=6, first_history=2, boundaries=(0.5,)).windows == (2, 6)
 
 
-def test_gates_are_those_of_single_steps():
-    predictor, times = trained_size(LesaConfig(12, hidden_dim=8)), schedule(12)
+def test_the_gates_of_all_steps_equal_the_gates_of_single_steps():
+    predictor, times = random_predictor(LesaConfig(12, hidden_dim=8)), schedule(12)
     for step, gate in enumerate(predictor.gates(times)):
         stage = predictor.config.stage(float(times[step]))
         torch.testing.assert_close(gate, predictor.timestep[stage](times[step] - times)[0])
 
 
-def test_a_step_is_differentiable():
-    predictor, times = trained_size(LesaConfig(6, hidden_dim=4)), schedule(6)
+def test_a_prediction_is_differentiable():
+    predictor, times = random_predictor(LesaConfig(6, hidden_dim=4)), schedule(6)
     history = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda h: predictor(h, times, times[4]), (history,))
     predictor(history, times, times[4]).sum().backward()
@@ -107,7 +107,7 @@ def test_state_dict_has_the_released_keys():
 
 
 @pytest.mark.parametrize("latent", ["linear", "kan"])
-def test_a_configuration_has_the_shapes_of_its_weights(latent):
+def test_a_config_gives_the_shapes_of_its_weights_and_checks_them(latent):
     config = LesaConfig(
         7, hidden_dim=5, history=6, first_history=2, boundaries=(0.4,), grid_size=4, spline_order=2, latent=latent
     )
@@ -118,7 +118,7 @@ def test_a_configuration_has_the_shapes_of_its_weights(latent):
         config.check_shapes({key: shape for key, shape in shapes.items() if key != "latent.1.bias"})
 
 
-def test_another_number_of_steps_is_refused():
+def test_a_plan_with_another_number_of_steps_is_refused():
     predictor = LesaPredictor(LesaConfig(10, hidden_dim=8))
     with pytest.raises(ValueError, match="made for 10 steps, the plan has 12"):
         predictor.table(StepPlan(12, [0]), schedule(12))
@@ -126,7 +126,7 @@ def test_another_number_of_steps_is_refused():
         predictor.gates(schedule(12))
 
 
-def test_another_schedule_than_the_fitted_one_is_refused_until_it_is_allowed():
+def test_another_schedule_is_refused_unless_predictor_schedule_is_none():
     predictor, plan = LesaPredictor(LesaConfig(10, hidden_dim=8)), StepPlan(10, [0, 5])
     predictor.schedule = schedule(10)
     predictor.table(plan, schedule(10).float())
@@ -140,13 +140,13 @@ def test_another_schedule_than_the_fitted_one_is_refused_until_it_is_allowed():
     "wrong",
     [{"num_steps": 0}, {"history": 0}, {"first_history": 0}, {"boundaries": (0.5, 0.9)}, {"boundaries": (1.5,)}],
 )
-def test_impossible_configurations_are_refused(wrong):
+def test_invalid_configs_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         LesaConfig(**{"num_steps": 10} | wrong)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_save_and_load_give_the_same_table(tmp_path, dtype):
+def test_a_saved_and_loaded_predictor_gives_the_same_table(tmp_path, dtype):
     predictor = LesaPredictor(LesaConfig(10, hidden_dim=8, boundaries=(0.9, 0.4))).to(dtype)
     predictor.schedule, predictor.losses = schedule(10), {"guided": [1.0, 0.5]}
     predictor.save_pretrained(tmp_path / "predictor")
@@ -159,7 +159,7 @@ def test_save_and_load_give_the_same_table(tmp_path, dtype):
     assert torch.equal(ours, theirs)
 
 
-def test_broken_checkpoints_say_what_is_wrong(tmp_path):
+def test_damaged_predictor_files_are_refused_with_the_reason(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         LesaPredictor.from_pretrained(tmp_path)
     LesaPredictor(LesaConfig(10, hidden_dim=8)).save_pretrained(tmp_path)
@@ -178,7 +178,7 @@ def test_broken_checkpoints_say_what_is_wrong(tmp_path):
         LesaPredictor.from_pretrained(tmp_path)
 
 
-def test_a_predictor_with_a_kan_on_the_features_starts_as_the_linear_one():
+def test_a_predictor_with_a_kan_on_the_features_starts_as_a_linear_one():
     torch.manual_seed(0)
     kan = LesaPredictor(LesaConfig(10, hidden_dim=8, latent="kan")).double()
     linear = LesaPredictor(LesaConfig(10, hidden_dim=8)).double()
@@ -198,12 +198,12 @@ def test_a_predictor_with_a_kan_on_the_features_has_no_table_but_can_be_saved(tm
         assert torch.equal(loaded(history[:k], times, times[8]), predictor(history[:k], times, times[8]))
 
 
-def test_gates_follow_parameters_that_are_written_in_any_way():
-    predictor, times = trained_size(LesaConfig(12, hidden_dim=8)), schedule(12)
+def test_gates_follow_parameters_that_are_changed_through_data():
+    predictor, times = random_predictor(LesaConfig(12, hidden_dim=8)), schedule(12)
     before = predictor.gates(times)
     average = copy.deepcopy(predictor)
     for p in predictor.parameters():
-        p.data.mul_(0.5)  # as many averages of weights do; nobody counts it
+        p.data.mul_(0.5)  # as many weight averages do; this does not increase the tensor's version counter
     assert not torch.allclose(predictor.gates(times), before)
     for ours, theirs in zip(predictor.parameters(), average.parameters(), strict=True):
         ours.data.copy_(theirs.data)
@@ -211,7 +211,7 @@ def test_gates_follow_parameters_that_are_written_in_any_way():
 
 
 @pytest.mark.gpu
-def test_gates_on_a_gpu_follow_the_parameters():
+def test_gates_on_a_gpu_follow_changed_parameters():
     predictor, times = LesaPredictor(LesaConfig(50)).cuda(), schedule(50)
     with torch.no_grad():
         for _ in range(2):

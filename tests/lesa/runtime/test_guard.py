@@ -1,4 +1,4 @@
-"""Predictions compared with the truth at full steps, and the extra full steps that follow."""
+"""The guard: prediction errors at full steps, warnings and extra full steps."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from lesa.runtime.guard import make_probes
 from lesa.runtime.history import FeatureHistory
 from tests.lesa.adapters.diffusers import tiny
 from tests.lesa.adapters.diffusers.tiny import STEPS, generate
-from tests.lesa.predictors import closed_loop, kan_predictor, trained_size
+from tests.lesa.predictors import closed_loop, kan_predictor, random_predictor
 from tests.lesa.strategies import gram_of, plans, schedule
 
 PLAN = StepPlan(STEPS, [0, 1, 4, 7])
@@ -34,21 +34,23 @@ def generate_with(pipeline, change):
     return pipeline(**tiny.arguments(), callback_on_step_end=callback).images
 
 
-def forecaster(name, plan):
+def forecaster_named(name, plan):
+    """A forecaster by its name in the parameters of a test."""
     if name == "LESA":
-        return trained_size(LesaConfig(plan.num_steps, hidden_dim=4))
+        return random_predictor(LesaConfig(plan.num_steps, hidden_dim=4))
     return {"reuse": Reuse(), "Taylor": Taylor(2)}[name]
 
 
-def probes_of(made_by, plan, times):
-    return make_probes(lambda other: made_by.table(other, times), plan)
+def probes_of(forecaster, plan, times):
+    """The prediction of each full step of a plan from the full steps before it."""
+    return make_probes(lambda other: forecaster.table(other, times), plan)
 
 
 @given(plans(max_steps=12), st.sampled_from(["LESA", "reuse", "Taylor"]))
-def test_a_full_step_is_compared_with_what_a_plan_without_it_predicts(plan, name):
-    made_by, times = forecaster(name, plan), schedule(plan.num_steps)
+def test_a_full_step_is_compared_with_the_prediction_of_a_plan_without_it(plan, name):
+    forecaster, times = forecaster_named(name, plan), schedule(plan.num_steps)
     features = torch.randn(plan.num_steps, 2, 3, dtype=torch.float64)
-    history = FeatureHistory(made_by.table(plan, times), probes_of(made_by, plan, times))
+    history = FeatureHistory(forecaster.table(plan, times), probes_of(forecaster, plan, times))
     for slot, step in enumerate(plan.full_steps):
         figures = history.prediction_error(step, features[step])
         history.keep(step, features[step])
@@ -56,7 +58,7 @@ def test_a_full_step_is_compared_with_what_a_plan_without_it_predicts(plan, name
             assert figures is None
             continue
         without = StepPlan(plan.num_steps, [full for full in plan.full_steps if full != step])
-        table = made_by.table(without, times)
+        table = forecaster.table(without, times)
         row = without.predicted_steps.index(step)
         full = features[list(without.full_steps)]
         predicted = torch.einsum("j,j...->...", table.coefficients[row], full) + table.bias[row]
@@ -66,7 +68,7 @@ def test_a_full_step_is_compared_with_what_a_plan_without_it_predicts(plan, name
 
 
 class NoCopies(TorchDispatchMode):
-    """Inside, no tensor of features [rows, 2, 3] is made."""
+    """A test inside this mode fails if features [rows, 2, 3] are copied."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
@@ -76,19 +78,19 @@ class NoCopies(TorchDispatchMode):
 
 
 @given(plans(max_steps=12), st.sampled_from(["LESA", "reuse", "Taylor"]), st.integers(0, 99))
-def test_a_revised_plan_goes_on_with_the_features_that_are_kept(plan, name, seed):
-    made_by, times = forecaster(name, plan), schedule(plan.num_steps)
+def test_a_revised_plan_continues_with_the_kept_features(plan, name, seed):
+    forecaster, times = forecaster_named(name, plan), schedule(plan.num_steps)
     at = plan.full_steps[seed % len(plan.full_steps)]
     later = [step for step in plan.predicted_steps if step > at]
     if not later:
         return
     revised = StepPlan(plan.num_steps, (*plan.full_steps, later[seed % len(later)]))
     features = torch.randn(plan.num_steps, 2, 3, dtype=torch.float64)
-    first = history = FeatureHistory(made_by.table(plan, times), probes_of(made_by, plan, times), spare=1)
-    table = made_by.table(revised, times)
+    first = history = FeatureHistory(forecaster.table(plan, times), probes_of(forecaster, plan, times), spare=1)
+    table = forecaster.table(revised, times)
     for step in range(plan.num_steps):
         if step == at:
-            probes = probes_of(made_by, revised, times)
+            probes = probes_of(forecaster, revised, times)
             with NoCopies():
                 history = FeatureHistory(table, probes, previous=first)
         if revised.is_full(step) and (step >= at or plan.is_full(step)):
@@ -103,15 +105,15 @@ def test_a_revised_plan_goes_on_with_the_features_that_are_kept(plan, name, seed
             torch.testing.assert_close(history.predict(step), expected)
 
 
-def test_probes_take_no_memory_if_all_features_are_kept():
+def test_probes_need_extra_rows_only_for_features_that_are_not_kept_anyway():
     plan = StepPlan.paper(20, 5)
-    for made_by, more in ((trained_size(LesaConfig(20, hidden_dim=4)), 1), (Taylor(1), 0), (Reuse(), 0)):
-        table = made_by.table(plan, schedule(20))
+    for forecaster, more in ((random_predictor(LesaConfig(20, hidden_dim=4)), 1), (Taylor(1), 0), (Reuse(), 0)):
+        table = forecaster.table(plan, schedule(20))
         plain = FeatureHistory(table).num_rows
-        assert FeatureHistory(table, probes_of(made_by, plan, schedule(20)), spare=1).num_rows == plain + more
+        assert FeatureHistory(table, probes_of(forecaster, plan, schedule(20)), spare=1).num_rows == plain + more
 
 
-def test_a_predictor_without_a_table_is_compared_too():
+def test_the_window_of_a_kan_predictor_measures_prediction_errors():
     plan, predictor = StepPlan(10, [0, 1, 5]), kan_predictor()
     features = torch.randn(10, 2, 6, dtype=torch.float64)
     window = predictor.make_memory(plan, schedule(10), None)
@@ -127,17 +129,17 @@ def test_a_predictor_without_a_table_is_compared_too():
     assert not moved.can_predict(7)
 
 
-def assert_same_sums(result, expected):
-    """Features that are compared are kept with their means, which the sums without a guard leave out from the start."""
+def assert_equal_up_to_rounding(result, expected):
+    """A guard keeps features with their means; without a guard the means are left out, which rounds differently."""
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_report_has_the_error_of_every_full_step_and_the_result_is_unchanged(pipeline):
+def test_the_report_has_the_error_of_each_full_step_and_the_result_is_unchanged(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN):
-        unwatched = generate(pipeline, guidance=3.0)
+        unguarded = generate(pipeline, guidance=3.0)
     with lesa.enable(pipeline, Taylor(1), PLAN, guard=Guard()) as handle:
         assert handle.report() == {}
-        assert_same_sums(generate(pipeline, guidance=3.0), unwatched)
+        assert_equal_up_to_rounding(generate(pipeline, guidance=3.0), unguarded)
         report = handle.report()
     assert set(report) == {("transformer", "cond"), ("transformer", "uncond")}
     for errors in report.values():
@@ -145,7 +147,7 @@ def test_a_report_has_the_error_of_every_full_step_and_the_result_is_unchanged(p
         assert all(0 < error < 2 for error in errors.values())
 
 
-def test_without_a_guard_nothing_is_compared(pipeline, monkeypatch):
+def test_without_a_guard_no_prediction_error_is_computed(pipeline, monkeypatch):
     monkeypatch.setattr(history_module, "prediction_error", None)
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         generate(pipeline)
@@ -154,31 +156,31 @@ def test_without_a_guard_nothing_is_compared(pipeline, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["LESA", "Taylor", "reuse"])
-def test_extra_steps_are_spent_one_interval_after_a_large_error(pipeline, name):
-    made_by = forecaster(name, PLAN)
-    with lesa.enable(pipeline, made_by, PLAN, guard=Guard(max_error=1e-9, extra_steps=2)) as handle:
+def test_extra_full_steps_run_one_interval_after_a_large_error(pipeline, name):
+    forecaster = forecaster_named(name, PLAN)
+    with lesa.enable(pipeline, forecaster, PLAN, guard=Guard(max_error=1e-9, extra_steps=2)) as handle:
         with pytest.warns(LesaWarning, match="off by"):
             result = generate(pipeline)
         (record,) = handle.records
-    # that step 1 is off is known at 4, which halves 4..7; that 4 is off is known at 5
+    # the error of step 1 is read at step 4, which halves the interval 4 to 7; the error of step 4 is read at step 5
     assert record.monitor.extra == [5, 6]
     assert record.full == [0, 1, 4, 5, 6, 7]
     assert list(handle.report()[STREAM]) == [1, 4, 5, 6, 7]
     fixed = StepPlan(STEPS, record.full)
-    with lesa.enable(pipeline, made_by, fixed):
-        assert_same_sums(generate(pipeline), result)  # as if the plan had been so from the start
+    with lesa.enable(pipeline, forecaster, fixed):
+        assert_equal_up_to_rounding(generate(pipeline), result)  # as with this plan from the start
 
 
-def test_small_errors_cost_no_extra_step(pipeline):
+def test_good_predictions_need_no_extra_full_step(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN, guard=Guard(max_error=10, extra_steps=5)) as handle:
         generate(pipeline)
         assert handle.records[0].full == list(PLAN.full_steps)
 
 
-def test_a_calibrated_forecaster_warns_only_outside_its_calibration(pipeline):
+def test_a_guard_warns_only_if_latents_differ_from_the_calibration(pipeline):
     calls = [tiny.arguments(seed=seed) for seed in range(2)]
-    made_by = LeastSquares(gram_of(lesa.collect(pipeline, calls)))
-    with lesa.enable(pipeline, made_by, PLAN, guard=Guard()) as handle:
+    forecaster = LeastSquares(gram_of(lesa.collect(pipeline, calls)))
+    with lesa.enable(pipeline, forecaster, PLAN, guard=Guard()) as handle:
         generate(pipeline, seed=0)
         own = handle.report()[STREAM]
         with pytest.warns(LesaWarning, match="calibrated"):
@@ -192,26 +194,26 @@ def test_a_gram_matrix_gives_the_expected_error_of_any_forecaster(pipeline):
         with lesa.enable(pipeline, Taylor(1), PLAN, guard=Guard(calibration=calibration)) as handle:
             generate(pipeline, seed=0)
             (record,) = handle.records
-            # the same latents as in the calibration, but for what the predictions have changed
+            # the latents of the calibration, except for the effect of the predictions
             assert record.monitor.expected == pytest.approx(handle.report()[STREAM], rel=0.2)
     with lesa.enable(pipeline, Taylor(1), StepPlan(6, [0, 2, 4]), guard=Guard(calibration=gram)) as handle:
         generate(pipeline, steps=6)
-        assert handle.records[0].monitor.expected == {}  # of another number of steps it knows nothing
+        assert handle.records[0].monitor.expected == {}  # the calibration has another number of steps
         assert list(handle.report()[STREAM]) == [2, 4]
 
 
-def test_the_expected_error_is_the_one_on_the_calibration_features():
+def test_the_expected_error_is_the_error_on_the_calibration_features():
     features = torch.randn(3, STEPS, 5).cumsum(1)
-    made_by = LeastSquares(gram_of(Trajectories(schedule(STEPS), [{STREAM: features}])))
-    table = made_by.table(PLAN, schedule(STEPS))
+    forecaster = LeastSquares(gram_of(Trajectories(schedule(STEPS), [{STREAM: features}])))
+    table = forecaster.table(PLAN, schedule(STEPS))
     made = torch.einsum("sj,bjd->bsd", table.coefficients, features[:, list(PLAN.full_steps)].double())
     made += table.bias[:, None]
     true = features[:, list(PLAN.predicted_steps)].double()
     expected = (made - true).square().sum((0, 2)).sqrt() / true.square().sum((0, 2)).sqrt()
-    torch.testing.assert_close(made_by.expected_error(table)[list(PLAN.predicted_steps)], expected)
+    torch.testing.assert_close(forecaster.expected_error(table)[list(PLAN.predicted_steps)], expected)
 
 
-def test_impossible_guards_are_refused(pipeline):
+def test_invalid_guard_settings_are_refused_before_the_first_step(pipeline):
     table = Taylor(1).table(PLAN, schedule(STEPS))
     with pytest.raises(ValueError, match="needs the forecaster"):
         lesa.enable(pipeline, table, guard=Guard())

@@ -1,4 +1,4 @@
-"""The kept features of a generation, and predictions from them."""
+"""The memories of a generation: the history of a table, and the window of a KAN predictor."""
 
 import functools
 import gc
@@ -23,7 +23,7 @@ from tests.lesa.strategies import plans, schedule
 
 
 def run(memory, plan, features):
-    """The features [steps, ...] of a generation as the memory sees and makes them."""
+    """The features [steps, ...] of a generation: full steps are kept, the others are predicted by the memory."""
     made = []
     for step in range(plan.num_steps):
         if plan.is_full(step):
@@ -36,7 +36,7 @@ def run(memory, plan, features):
 
 
 @given(plans(max_steps=14), st.integers(0, 999))
-def test_a_history_predicts_by_its_table_with_as_few_rows_as_possible(plan, seed):
+def test_a_history_predicts_by_its_table_and_keeps_as_few_rows_as_possible(plan, seed):
     generator = torch.Generator().manual_seed(seed)
     used = torch.rand(len(plan.predicted_steps), len(plan.full_steps), generator=generator) < 0.4
     causal = torch.tensor(plan.predicted_steps).unsqueeze(1) > torch.tensor(plan.full_steps)
@@ -59,13 +59,13 @@ def test_a_history_predicts_by_its_table_with_as_few_rows_as_possible(plan, seed
     assert history.num_rows == max(*alive, bool(plan.predicted_steps))
 
 
-def test_a_step_whose_features_were_not_kept_cannot_be_predicted():
+def test_a_step_can_be_predicted_only_after_its_features_are_kept():
     plan = StepPlan(6, [0, 2, 4])
     history = FeatureHistory(Taylor(1).table(plan, schedule(6)))
     history.keep(0, torch.randn(3))
     assert history.can_predict(1)
     assert not history.can_predict(3)  # needs step 2
-    assert not history.can_predict(2)  # is full
+    assert not history.can_predict(2)  # a full step
     history.keep(2, torch.randn(3))
     assert history.can_predict(3)
     history.clear()
@@ -82,7 +82,7 @@ def test_a_history_holds_only_its_rows():
 
 
 @pytest.mark.parametrize("plan", [StepPlan.paper(10, 4), StepPlan(10, [0]), StepPlan(10, [0, 2, 4, 6, 8])])
-def test_a_window_is_the_closed_loop(plan):
+def test_a_window_predicts_as_the_papers_closed_loop(plan):
     predictor, features = kan_predictor(), torch.randn(10, 2, 3, 6, dtype=torch.float64)
     with torch.no_grad():
         expected = closed_loop(predictor, plan, schedule(10), features)
@@ -94,7 +94,7 @@ def test_a_window_is_the_closed_loop(plan):
     assert window.nbytes == 0
 
 
-def test_a_window_longer_than_its_buffer_slides():
+def test_a_window_slides_if_there_are_more_steps_than_rows():
     plan = StepPlan(40, [0, 1])
     predictor, features = kan_predictor(40), torch.randn(40, 6, dtype=torch.float64) * 0.1
     with torch.no_grad():
@@ -104,17 +104,17 @@ def test_a_window_longer_than_its_buffer_slides():
     torch.testing.assert_close(run(predictor.make_memory(plan, schedule(40), None), plan, features)[2:], expected)
 
 
-def test_a_layout_is_computed_once_for_all_generations_and_dtypes(monkeypatch):
+def test_the_buffer_layout_of_a_table_is_computed_once_and_shared(monkeypatch):
     plan, features, layouts = StepPlan(10, [0, 3, 6]), torch.randn(10, 4, 5), functools.cache(BufferLayout)
     table = Taylor(1).table(plan, schedule(10))
     expected = run(FeatureHistory(table, make_layout=layouts), plan, features)
-    monkeypatch.delattr(BufferLayout, "__init__")  # a second one could not be made
+    monkeypatch.delattr(BufferLayout, "__init__")  # fails if the layout is computed again
     assert torch.equal(run(FeatureHistory(table, make_layout=layouts), plan, features), expected)
     made = run(FeatureHistory(table, make_layout=layouts), plan, features.double())
     torch.testing.assert_close(made, expected.double())
 
 
-def test_a_table_and_its_copies_are_freed_with_the_history():
+def test_a_table_and_its_device_copies_are_freed_with_the_history():
     plan = StepPlan(10, [0, 3, 6])
     table = Taylor(1).table(plan, schedule(10))
     history = FeatureHistory(table)
@@ -127,7 +127,7 @@ def test_a_table_and_its_copies_are_freed_with_the_history():
 
 
 @pytest.mark.parametrize("bias", [0.0, 2.5])
-def test_a_table_of_a_bias_alone_predicts_the_bias(bias):
+def test_a_table_with_only_a_bias_predicts_the_bias(bias):
     plan, features = StepPlan(6, [0, 3]), torch.randn(6, 4, 5)
     table = CoefficientTable(plan, schedule(6), torch.zeros(4, 2), torch.full((4,), bias))
     history = FeatureHistory(table)
@@ -139,7 +139,7 @@ def test_a_table_of_a_bias_alone_predicts_the_bias(bias):
     assert torch.equal(combine(coming.history, coming.coefficients, coming.bias), torch.full((2, 4, 5), bias))
 
 
-def test_a_prediction_whose_features_were_not_kept_is_refused_and_says_which():
+def test_a_prediction_without_its_features_raises_and_names_the_missing_steps():
     plan = StepPlan(10, [0, 1, 4, 7])
     history = FeatureHistory(Taylor(1).table(plan, schedule(10)))
     for ask in (history.predict, history.predict_interval):
@@ -159,11 +159,11 @@ def test_a_prediction_whose_features_were_not_kept_is_refused_and_says_which():
         window.predict(2)
 
 
-def test_the_predictions_of_an_interval_end_at_missing_features():
+def test_an_interval_ends_before_the_step_whose_features_are_missing():
     plan = StepPlan(6, [0, 2])
     coefficients = torch.tensor([[1.0, 0], [0, 1], [0, 1], [1, 1]])
     history = FeatureHistory(CoefficientTable(plan, schedule(6), coefficients))
-    history.keep(2, torch.ones(3))  # step 0 was of another prompt
+    history.keep(2, torch.ones(3))  # step 0 is missing, as after a change of the prompt
     coming = history.predict_interval(3)
     assert coming.steps == [3, 4]
     assert len(coming.coefficients) == 2
@@ -171,7 +171,7 @@ def test_the_predictions_of_an_interval_end_at_missing_features():
 
 
 @pytest.mark.parametrize("make", [FeatureHistory, FeatureWindow])
-def test_features_of_another_batch_or_shape_are_refused(make):
+def test_features_of_another_batch_size_or_shape_are_refused(make):
     plan = StepPlan(10, [0, 1, 4, 7])
     memory = (
         FeatureHistory(Taylor(1).table(plan, schedule(10)))
@@ -197,11 +197,11 @@ def test_integer_features_are_refused():
             memory.keep(0, torch.ones(3, dtype=torch.int64))
 
 
-def test_large_float32_features_before_a_layer_norm_are_kept_without_their_means():
+def test_features_are_kept_centred_if_they_are_large_and_not_rounded():
     plan = StepPlan(6, [0, 2, 4])
     table = Taylor(1).table(plan, schedule(6))
     cases = ((128, torch.float32, True), (128, torch.float64, True), (128, torch.bfloat16, False))
-    for tokens, dtype, centred in (*cases, (3, torch.float32, False)):  # of a small one it is not worth it
+    for tokens, dtype, centred in (*cases, (3, torch.float32, False)):  # for a small feature it is not worth it
         features = (10 + torch.randn(6, tokens, 64)).to(dtype)
         plain, history = FeatureHistory(table), FeatureHistory(table, centre=True)
         for step in plan.full_steps:
@@ -213,8 +213,8 @@ def test_large_float32_features_before_a_layer_norm_are_kept_without_their_means
         torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_changed_between_generations_are_used_by_the_next_table():
-    """A table is cached for a schedule and the state of its forecaster."""
+def test_changed_weights_are_used_in_the_next_generation():
+    """A table is cached for a schedule, but not after the weights of its predictor have changed."""
     predictor = lesa.LesaPredictor(lesa.LesaConfig(6, hidden_dim=2))
     plan, times = lesa.StepPlan(6, [0, 1, 3]), torch.linspace(1, 0, 7, dtype=torch.float64)
     accelerator = Accelerator(predictor, plan)

@@ -1,4 +1,4 @@
-"""What a generation keeps in memory: features, the outputs of an interval, and a tile of fixed size."""
+"""The memory of a generation: kept features, the outputs of an interval, and scratch tiles of a fixed size."""
 
 import gc
 
@@ -19,7 +19,7 @@ PLAN = StepPlan.paper(20, 5)
 
 
 class Allocations(TorchDispatchMode):
-    """The largest fresh tensor that any operator makes."""
+    """Records the largest new tensor of any operator."""
 
     def __init__(self):
         super().__init__()
@@ -36,18 +36,18 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-def test_a_history_keeps_the_full_features_of_its_table_and_nothing_else():
+def test_a_history_allocates_its_buffer_once_and_nothing_else():
     feature = torch.randn(1, 2048, 512)
     history = FeatureHistory(LesaPredictor(LesaConfig(20, hidden_dim=4)).table(PLAN, schedule(20)))
     for step in PLAN.full_steps:
         with Allocations() as allocations:
             history.keep(step, feature)
         assert allocations.largest in ((history.nbytes,) if step == 0 else (0,))
-    # the last full step is needed only if something is predicted after it
+    # the last full step is kept because steps after it are predicted
     assert history.nbytes == len(PLAN.full_steps) * feature.nbytes
 
 
-def test_max_history_bounds_what_is_kept():
+def test_max_history_limits_the_kept_features():
     pipeline, predictor = tiny.pipeline(), LesaPredictor(LesaConfig(10, hidden_dim=4))
     plan, feature = StepPlan(10, [0, 1, 2, 4, 6, 8]), 2 * 16 * 32 * 4
     for limit, rows in ((None, 6), (3, 3), (1, 1)):
@@ -56,7 +56,7 @@ def test_max_history_bounds_what_is_kept():
         assert handle.records[0].kept_bytes == rows * feature
 
 
-def test_a_prediction_allocates_only_its_result_and_a_tile():
+def test_a_prediction_allocates_its_result_and_one_tile():
     for dtype in (torch.float32, torch.bfloat16):
         history = torch.randn(8, 1, 4096, 1024).to(dtype)
         out = torch.empty(1, 1, 4096, 1024, dtype=dtype)
@@ -66,7 +66,7 @@ def test_a_prediction_allocates_only_its_result_and_a_tile():
         assert allocations.largest <= tile < history[0].nbytes
 
 
-def test_outputs_of_an_interval_allocate_only_themselves_and_a_tile():
+def test_an_interval_allocates_its_outputs_and_one_tile():
     history, weight = torch.randn(8, 1, 4096, 1024), torch.randn(16, 1024)
     modulation = torch.randn(6, 1, 1024)
     with Allocations() as allocations:
@@ -75,7 +75,7 @@ def test_outputs_of_an_interval_allocate_only_themselves_and_a_tile():
     assert allocations.largest <= max(result.nbytes, tile) < history[0].nbytes
 
 
-def test_tables_and_layouts_live_as_long_as_their_accelerator():
+def test_tables_and_buffer_layouts_are_freed_with_their_accelerator():
     pipeline = tiny.pipeline()
 
     def alive():
@@ -89,12 +89,12 @@ def test_tables_and_layouts_live_as_long_as_their_accelerator():
         made = alive() - before
         assert len(made) == 2
         tiny.generate(pipeline)
-        assert alive() - before == made  # the second generation used them
+        assert alive() - before == made  # the second generation uses the same objects
     del handle
     assert alive() == before
 
 
-def test_everything_is_freed_after_the_last_step():
+def test_all_features_are_freed_after_the_last_step():
     pipeline = tiny.pipeline()
     seen = []
     with lesa.enable(pipeline, Taylor(1), StepPlan(10, [0, 4])) as handle:
@@ -104,6 +104,6 @@ def test_everything_is_freed_after_the_last_step():
             seen.append(handle.going_on)
             free()
 
-        pipeline.maybe_free_model_hooks = look  # after the loop; a VAE would have decoded by now
+        pipeline.maybe_free_model_hooks = look  # runs after the loop, when a VAE would have decoded
         tiny.generate(pipeline)
     assert seen == [[]]

@@ -1,4 +1,4 @@
-"""Which steps of a plan are full."""
+"""Step plans: the paper's schedule, checks, and counts of full and predicted steps."""
 
 import pytest
 from hypothesis import given
@@ -15,13 +15,13 @@ from lesa import StepPlan
         (10, (0, 1, 2, 3, 12, 22, 32, 42), 6.25),
     ],
 )
-def test_paper_schedule_of_50_steps_is_the_released_one(interval, full, speedup):
+def test_the_paper_plan_of_50_steps_is_the_released_plan(interval, full, speedup):
     plan = StepPlan.paper(50, interval)
     assert plan.full_steps == full
     assert plan.speedup == pytest.approx(speedup, abs=0.005)
 
 
-def test_paper_schedule_runs_with_very_few_steps():
+def test_the_paper_plan_works_with_very_few_steps():
     assert StepPlan.paper(4, 5).full_steps == (0, 1, 2, 3)
     assert StepPlan.paper(8, 3).full_steps == (0, 1, 2, 3, 5)
     assert StepPlan.paper(2, 5).full_steps == (0, 1)
@@ -29,7 +29,7 @@ def test_paper_schedule_runs_with_very_few_steps():
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 5))
-def test_full_and_predicted_steps_share_the_steps(num_steps, interval, warmup):
+def test_each_step_is_either_full_or_predicted(num_steps, interval, warmup):
     plan = StepPlan.paper(num_steps, interval, warmup)
     assert sorted(plan.full_steps + plan.predicted_steps) == list(range(num_steps))
     assert [plan.is_full(step) for step in range(num_steps)] == [step in plan.full_steps for step in range(num_steps)]
@@ -37,7 +37,7 @@ def test_full_and_predicted_steps_share_the_steps(num_steps, interval, warmup):
     assert str(plan).count("#") == len(plan.full_steps)
 
 
-def test_steps_may_come_in_any_order_and_from_any_iterable():
+def test_full_steps_may_be_given_in_any_order_and_as_any_iterable():
     assert StepPlan(5, (step for step in (3, 0))) == StepPlan(5, [0, 3])
     assert len({StepPlan(5, (3, 0)), StepPlan(5, [0, 3])}) == 1
 
@@ -53,12 +53,12 @@ def test_steps_may_come_in_any_order_and_from_any_iterable():
         (0, [0], "num_steps must be a whole number of at least 1"),
     ],
 )
-def test_impossible_plans_are_refused(num_steps, full, message):
+def test_invalid_plans_are_refused(num_steps, full, message):
     with pytest.raises(ValueError, match=message):
         StepPlan(num_steps, full)
 
 
-def test_impossible_intervals_and_steps_are_refused():
+def test_invalid_intervals_and_steps_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
         StepPlan.paper(50, 0)
     with pytest.raises(ValueError, match="outside"):

@@ -1,4 +1,4 @@
-"""Coefficient tables, and the schedules that they belong to."""
+"""Coefficient tables: checks, schedules, limited history, and generations that start part-way."""
 
 import pytest
 import torch
@@ -13,32 +13,33 @@ PLAN = StepPlan(5, [0, 2])  # predicts 1, 3 and 4
 
 
 def table(coefficients=((1.0, 0.0), (0.5, 0.5), (-1.0, 2.0)), bias=None, times=None):
+    """A table for the plan of this module."""
     return CoefficientTable(PLAN, schedule(5) if times is None else times, torch.tensor(coefficients), bias)
 
 
-def test_a_table_is_kept_in_float64():
+def test_tables_are_stored_in_float64():
     assert table().coefficients.dtype == table().bias.dtype == torch.float64
     assert table(bias=torch.ones(3)).bias.tolist() == [1, 1, 1]
 
 
-def test_a_row_must_not_use_a_later_full_step():
+def test_a_row_that_uses_a_later_full_step_is_refused():
     with pytest.raises(ValueError, match="before it"):
         table(((1.0, 0.1), (0.5, 0.5), (-1.0, 2.0)))
 
 
-def test_shapes_that_are_not_the_plans_are_refused():
+def test_shapes_that_do_not_match_the_plan_are_refused():
     with pytest.raises(ValueError, match="3 predicted and 2 full"):
         table(((1.0, 0.0),))
     with pytest.raises(ValueError, match="3 predicted"):
         table(bias=torch.zeros(2))
 
 
-def test_nan_is_refused():
+def test_nan_coefficients_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         table(((float("nan"), 0.0), (0.5, 0.5), (-1.0, 2.0)))
 
 
-def test_a_table_is_its_own_forecaster_on_its_own_schedule_only():
+def test_a_table_is_a_forecaster_for_its_own_plan_and_schedule_only():
     mine = table()
     assert mine.table(PLAN, schedule(5).float()) is mine  # float32 schedulers differ in the last digit
     with pytest.raises(ValueError, match="another schedule"):
@@ -55,7 +56,7 @@ def test_fingerprints_differ_between_plans_and_schedules():
 
 
 @given(plans())
-def test_reuse_takes_the_last_full_feature(plan):
+def test_reuse_predicts_the_last_full_feature(plan):
     made = Reuse().table(plan, schedule(plan.num_steps))
     for row, step in zip(made.coefficients, plan.predicted_steps, strict=True):
         last = max(full for full in plan.full_steps if full < step)
@@ -69,7 +70,7 @@ def test_taylor_of_order_0_is_reuse(plan):
 
 
 @pytest.mark.parametrize("times", [[1.0, 0.5, 0.7], [1.0, float("nan"), 0.0], [1.0, 0.5], [[1.0, 0.5, 0.2]]])
-def test_times_that_are_no_schedule_of_3_steps_are_refused(times):
+def test_times_that_are_not_a_schedule_of_3_steps_are_refused(times):
     with pytest.raises(ValueError, match="times"):
         as_times(times, 3)
 
@@ -80,7 +81,7 @@ def test_the_final_time_may_be_left_out():
 
 
 @given(plans(), st.integers(1, 5))
-def test_a_limited_table_uses_the_latest_features_and_still_predicts_constants(plan, limit):
+def test_a_limited_table_uses_the_latest_features_and_predicts_constants(plan, limit):
     rows = torch.randn(len(plan.predicted_steps), len(plan.full_steps), dtype=torch.float64)
     causal = torch.tensor(plan.predicted_steps).unsqueeze(1) > torch.tensor(plan.full_steps)
     whole = CoefficientTable(plan, schedule(plan.num_steps), rows * causal)
@@ -93,19 +94,19 @@ def test_a_limited_table_uses_the_latest_features_and_still_predicts_constants(p
         assert torch.equal(limited.coefficients, whole.coefficients)
 
 
-def test_a_table_cannot_be_limited_to_nothing():
+def test_a_limit_of_zero_features_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         table().limited(0)
 
 
 @given(plans(max_steps=12), st.integers(0, 11), st.sampled_from([Reuse(), Taylor(1), Taylor(2)]))
-def test_a_table_that_starts_part_way_is_that_of_the_rest_of_the_schedule(plan, start, forecaster):
+def test_a_table_from_a_later_start_equals_that_of_the_remaining_schedule(plan, start, forecaster):
     start %= plan.num_steps
     rest, times = plan.starting_at(start), schedule(plan.num_steps)
     made = forecaster.table(rest, times)
     alone = StepPlan(plan.num_steps - start, [step - start for step in rest.full_steps])
     torch.testing.assert_close(made.coefficients, forecaster.table(alone, times[start:]).coefficients)
-    # a fixed table loses nothing of what a constant feature gives
+    # a fixed table still predicts a constant feature as before
     whole = forecaster.table(plan, times)
     left = whole.table(rest, times)
     kept = [plan.predicted_steps.index(step) for step in rest.predicted_steps]

@@ -1,4 +1,4 @@
-"""Features collected while a pipeline samples."""
+"""Collecting features: streams, files, resumed collections, and the disk space that is needed."""
 
 from types import SimpleNamespace
 
@@ -20,10 +20,11 @@ def pipeline():
 
 
 def calls(count=2, **options):
+    """The arguments of several calls with different seeds."""
     return [arguments(seed=i, **options) for i in range(count)]
 
 
-def test_features_of_every_step_sample_and_branch_are_kept(pipeline):
+def test_features_of_every_step_sample_and_branch_are_collected(pipeline):
     made = lesa.collect(pipeline, calls(guidance=3.0))
     assert made.streams == [("transformer", "cond"), ("transformer", "uncond")]
     assert made.samples == 4
@@ -32,13 +33,13 @@ def test_features_of_every_step_sample_and_branch_are_kept(pipeline):
     torch.testing.assert_close(made.times.float(), pipeline.scheduler.sigmas)
 
 
-def test_the_pipeline_is_restored(pipeline):
+def test_collecting_does_not_change_the_pipeline(pipeline):
     before = tiny.generate(pipeline)
     lesa.collect(pipeline, calls())
     assert torch.equal(tiny.generate(pipeline), before)
 
 
-def test_an_interrupted_collection_is_continued(pipeline, tmp_path, monkeypatch):
+def test_an_interrupted_collection_resumes_after_its_last_file(pipeline, tmp_path, monkeypatch):
     whole = lesa.collect(pipeline, calls(3))
     run, made = type(pipeline).__call__, []
 
@@ -53,13 +54,13 @@ def test_an_interrupted_collection_is_continued(pipeline, tmp_path, monkeypatch)
         lesa.collect(pipeline, calls(3), out=tmp_path)
     made.clear()
     resumed = lesa.collect(pipeline, calls(3), out=tmp_path)
-    assert len(made) == 1  # two were there already
+    assert len(made) == 1  # two files exist already
     for ours, theirs in zip(whole.shards, resumed.shards, strict=True):
         assert torch.equal(ours[COND], theirs[COND])
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors"}
 
 
-def test_files_of_another_request_are_refused_when_collecting(pipeline, tmp_path):
+def test_files_of_another_request_are_refused(pipeline, tmp_path):
     lesa.collect(pipeline, calls(1), out=tmp_path)
     with pytest.raises(ValueError, match="other prompts"):
         lesa.collect(pipeline, [arguments(seed=7)], out=tmp_path)
@@ -67,7 +68,7 @@ def test_files_of_another_request_are_refused_when_collecting(pipeline, tmp_path
         lesa.collect(pipeline, calls(1), out=tmp_path, max_sequence_length=8)
 
 
-def test_seeds_are_given_to_calls_that_bring_none(pipeline):
+def test_calls_without_a_generator_get_a_seed(pipeline):
     def without_generator(i):
         return {k: v for k, v in arguments(seed=i).items() if k != "generator"}
 
@@ -76,7 +77,7 @@ def test_seeds_are_given_to_calls_that_bring_none(pipeline):
     assert not torch.equal(a, c)
 
 
-def test_a_generation_that_ends_early_is_an_error(pipeline):
+def test_a_generation_that_ends_early_raises_an_error(pipeline):
     def stop(pipe, step, time, state):
         pipe._interrupt = step >= 3
         return {}
@@ -87,7 +88,7 @@ def test_a_generation_that_ends_early_is_an_error(pipeline):
         lesa.collect(pipeline, [])
 
 
-def test_a_subset_of_tokens_is_the_same_at_all_steps_of_a_call(pipeline):
+def test_the_chosen_tokens_are_the_same_at_all_steps_of_a_call(pipeline):
     whole = lesa.collect(pipeline, calls(guidance=3.0))
     part = lesa.collect(pipeline, calls(guidance=3.0), tokens=5)
     subsets = []
@@ -98,13 +99,13 @@ def test_a_subset_of_tokens_is_the_same_at_all_steps_of_a_call(pipeline):
             found = [(features[0, 0] == token).all(-1).nonzero().item() for token in kept[0, 0]]
             assert torch.equal(features[:, :, found], kept)
             subsets.append(found)
-    assert subsets[0] == subsets[1]  # of the two branches of a call
-    assert subsets[0] != subsets[2]  # of two calls
-    more = lesa.collect(pipeline, calls(1, guidance=3.0), tokens=99)  # than there are
+    assert subsets[0] == subsets[1]  # the two branches of a call
+    assert subsets[0] != subsets[2]  # two calls
+    more = lesa.collect(pipeline, calls(1, guidance=3.0), tokens=99)  # more tokens than there are
     assert torch.equal(more.shards[0][COND], whole.shards[0][COND])
 
 
-def test_the_bytes_announced_are_those_of_the_files(pipeline, tmp_path, capsys):
+def test_the_announced_size_is_the_size_of_the_files(pipeline, tmp_path, capsys):
     for tokens, dtype in ((None, None), (5, torch.bfloat16)):
         out = tmp_path / str(tokens)
         made = lesa.collect(pipeline, calls(3, guidance=3.0), out=out, tokens=tokens, dtype=dtype)
@@ -116,12 +117,12 @@ def test_the_bytes_announced_are_those_of_the_files(pipeline, tmp_path, capsys):
         assert f"3 calls with features [2, {STEPS}, {tokens or 16}, 32]" in capsys.readouterr().out
 
 
-def test_the_released_recipe_keeps_126_gigabytes_of_flux():
+def test_the_released_recipe_needs_126_gigabytes_for_flux():
     assert readable(trajectory_bytes(100, 50, 4096, 3072)) == "126 GB"
     assert [readable(size) for size in (12, 2_500_000, 3 * 10**12)] == ["0.012 kB", "2.5 MB", "3 TB"]
 
 
-def test_a_disk_without_room_is_an_error_before_anything_is_written(pipeline, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_written(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(collecting.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ValueError, match="tokens= keeps less"):
         lesa.collect(pipeline, calls(2), out=tmp_path)

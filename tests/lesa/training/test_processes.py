@@ -16,16 +16,17 @@ from tests.lesa.adapters.diffusers import tiny
 from tests.lesa.training.test_two_stage import CONFIG, PLAN, STREAM, smooth
 
 ROOT = Path(__file__).parents[3]
-# With batches of 3 the last of 16 samples is alone: a process has nothing to do and must not be missed.
+# With batches of 3 the last of 16 samples is alone: one process has no sample, and the other must not wait for it.
 SETTINGS = {"epochs": (1, 1), "batch": 3, "progress": False}
 
 
 def calls():
+    """The arguments of three calls with different seeds."""
     return [tiny.arguments(seed=i) for i in range(3)]
 
 
 def work(folder: Path) -> None:
-    """What each process does."""
+    """The work of each process: fit a predictor and collect features."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -40,7 +41,7 @@ def work(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The files that two processes wrote."""
+    """The folder with the files that two processes wrote."""
     folder, trajectories = tmp_path_factory.mktemp("processes"), smooth()
     (folder / "smooth").mkdir()
     for i in range(2):
@@ -67,7 +68,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_two_processes_train_the_predictor_of_one(folder):
+def test_two_processes_train_the_same_predictor_as_one(folder):
     alone = lesa.fit(Trajectories.load(folder / "smooth"), PLAN, CONFIG, **SETTINGS)
     first, second = (LesaPredictor.from_pretrained(folder / f"predictor-{rank}") for rank in (0, 1))
     for key, value in alone.state_dict().items():
@@ -77,7 +78,7 @@ def test_two_processes_train_the_predictor_of_one(folder):
     assert (folder / "state.safetensors").exists()
 
 
-def test_two_processes_share_the_calls(folder):
+def test_two_processes_share_the_calls_of_a_collection(folder):
     alone = lesa.collect(tiny.pipeline(), calls(), progress=False)
     for ours, theirs in zip(Trajectories.load(folder / "tiny").shards, alone.shards, strict=True):
         torch.testing.assert_close(ours[STREAM], theirs[STREAM])

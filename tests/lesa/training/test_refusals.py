@@ -1,4 +1,4 @@
-"""What is refused before a training begins, and what remains when one fails."""
+"""Arguments and checkpoints that training refuses, and errors while it runs."""
 
 import errno
 
@@ -8,7 +8,7 @@ import torch
 import lesa
 from lesa import GramMatrix, LesaConfig, LesaWarning, StepPlan, Trajectories
 from lesa.training.checkpoint import TrainingState
-from tests.lesa.calibrations import calibration, measured
+from tests.lesa.calibrations import calibration, random_gram
 from tests.lesa.strategies import schedule
 
 STEPS = 6
@@ -19,6 +19,7 @@ QUICK = {"epochs": (1, 1), "progress": False}
 
 
 def trajectories(seed=0, times=None):
+    """Random features of two streams that change linearly with the step."""
     generator = torch.Generator().manual_seed(seed)
     times = schedule(STEPS) if times is None else times
     path = torch.linspace(0, 1, STEPS).view(1, STEPS, 1, 1)
@@ -30,6 +31,7 @@ def trajectories(seed=0, times=None):
 
 
 def weights(predictor):
+    """All parameters as one vector."""
     return torch.cat([p.flatten() for p in predictor.parameters()])
 
 
@@ -54,13 +56,13 @@ def test_a_finished_training_is_loaded_from_its_checkpoint(tmp_path):
     assert torch.equal(*map(weights, made))
 
 
-def test_a_training_that_diverges_is_an_error_and_saves_nothing_of_it(tmp_path):
+def test_a_training_that_diverges_raises_an_error(tmp_path):
     path = tmp_path / "training.safetensors"
     with pytest.raises(ValueError, match=r"diverged .*smaller learning_rate"):
         lesa.fit(trajectories(), PLAN, CONFIG, stream=STREAMS[0], learning_rate=1e30, checkpoint=path, **QUICK)
 
 
-def test_a_finished_training_is_returned_even_if_its_checkpoint_cannot_be_written(tmp_path, monkeypatch):
+def test_a_finished_training_is_returned_even_if_the_disk_is_full(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "no room")
 
@@ -76,12 +78,12 @@ def test_a_finished_training_is_returned_even_if_its_checkpoint_cannot_be_writte
     assert torch.equal(weights(made), weights(expected))
 
 
-def test_the_random_state_of_the_caller_is_not_changed():
+def test_training_does_not_change_the_random_state_of_the_caller():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     lesa.fit(trajectories(), PLAN, CONFIG, stream=STREAMS[0], **QUICK)
-    lesa.fit_gram(measured(STEPS), PLAN, schedule(STEPS), CONFIG, rounds=(1, 1), progress=False)
+    lesa.fit_gram(random_gram(STEPS), PLAN, schedule(STEPS), CONFIG, rounds=(1, 1), progress=False)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -99,7 +101,7 @@ def test_the_random_state_of_the_caller_is_not_changed():
         ({"seed": 1.5}, "seed"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused_by_name(options, name):
+def test_invalid_numbers_are_refused_by_the_name_of_the_argument(options, name):
     with pytest.raises(ValueError, match=name):
         lesa.fit(trajectories(), PLAN, CONFIG, stream=STREAMS[0], **options)
 
@@ -113,6 +115,6 @@ def test_numbers_that_make_no_sense_are_refused_by_name(options, name):
         (lambda: lesa.fit_gram(GramMatrix(STEPS), PLAN, schedule(STEPS), rounds=(-1, 1)), "rounds"),
     ],
 )
-def test_wrong_arguments_of_fit_say_what_to_give(call, message):
+def test_arguments_of_a_wrong_type_are_refused_with_what_to_give(call, message):
     with pytest.raises(ValueError, match=message):
         call()

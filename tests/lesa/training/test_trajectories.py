@@ -1,4 +1,4 @@
-"""Features of whole generations in memory and in files."""
+"""Collected trajectories: files, checks, and batches."""
 
 import pytest
 import torch
@@ -11,10 +11,11 @@ COND, UNCOND = ("transformer", "cond"), ("transformer", "uncond")
 
 
 def shard(samples=3, steps=5, streams=(COND, UNCOND)):
+    """Random features of one file."""
     return {stream: torch.randn(samples, steps, 2, 4) for stream in streams}
 
 
-def test_trajectories_are_saved_and_loaded_unchanged(tmp_path):
+def test_saved_trajectories_are_loaded_unchanged(tmp_path):
     shards = [shard(), shard(samples=2)]
     for i, features in enumerate(shards):
         save_shard(shard_path(tmp_path, i), schedule(5), features)
@@ -26,7 +27,7 @@ def test_trajectories_are_saved_and_loaded_unchanged(tmp_path):
         assert all(torch.equal(ours[stream], theirs[stream]) for stream in ours)
 
 
-def test_a_file_that_was_cut_short_is_named(tmp_path):
+def test_a_truncated_file_is_refused_and_named(tmp_path):
     path = shard_path(tmp_path, 0)
     save_shard(path, schedule(5), shard())
     path.write_bytes(path.read_bytes()[:-10])
@@ -43,7 +44,7 @@ def test_an_empty_folder_and_mixed_schedules_are_refused(tmp_path):
         Trajectories.load(tmp_path)
 
 
-def test_a_file_for_another_request_is_refused(tmp_path):
+def test_a_file_of_another_request_is_refused(tmp_path):
     path = shard_path(tmp_path, 0)
     save_shard(path, schedule(5), shard(), request="a cat")
     load_shard(path, "a cat")
@@ -51,7 +52,7 @@ def test_a_file_for_another_request_is_refused(tmp_path):
         load_shard(path, "a dog")
 
 
-def test_batches_hold_every_sample_once_in_a_seeded_order():
+def test_batches_have_every_sample_once_in_an_order_set_by_the_seed():
     trajectories = Trajectories(schedule(5), [shard(samples=5), shard(samples=3)])
     first = [b.clone() for b in trajectories.batches(2, stream=COND, seed=1)]
     again = list(trajectories.batches(2, stream=COND, seed=1))

@@ -1,4 +1,4 @@
-"""The two training stages of LESA."""
+"""Training in two stages: first on true features, then on the predictor's own predictions."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ STREAM = ("transformer", "cond")
 
 
 def smooth(samples=16, size=6, seed=1):
-    """Trajectories that bend: features that no single earlier one predicts well."""
+    """Curved trajectories, which reuse of the last feature does not predict well."""
     generator = torch.Generator().manual_seed(seed)
     t = schedule(STEPS)[:-1, None].float()
     start, slope, bend = torch.randn(3, samples, 1, size, generator=generator)
@@ -33,25 +33,25 @@ def error(forecaster, trajectories):
     return float((made - true).abs().mean())
 
 
-def test_fitting_is_close_to_least_squares_and_better_than_reuse():
+def test_a_fitted_predictor_has_less_than_half_the_error_of_reuse():
     trajectories, unseen = smooth(), smooth(seed=2)
     predictor = fit(trajectories, PLAN, CONFIG, epochs=(10, 20), progress=False)
     ours = error(predictor, unseen)
     assert ours < 0.5 * error(Reuse(), unseen)
-    assert ours > error(LeastSquares(gram_of(trajectories)), unseen)  # there is no better linear forecaster
+    assert ours > error(LeastSquares(gram_of(trajectories)), unseen)  # the best linear forecaster on these features
     assert torch.equal(predictor.schedule, trajectories.times)
     assert len(predictor.losses["guided"]) == 40
     assert len(predictor.losses["closed loop"]) == 80
     assert predictor.losses["closed loop"][-1] < predictor.losses["closed loop"][0]
 
 
-def test_a_seed_gives_one_predictor():
+def test_the_seed_determines_the_predictor():
     a, b, c = (fit(smooth(), PLAN, CONFIG, epochs=(1, 1), seed=s, progress=False).state_dict() for s in (3, 3, 4))
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_predictor(tmp_path, monkeypatch):
+def test_an_interrupted_fit_resumes_to_the_same_predictor(tmp_path, monkeypatch):
     whole = fit(smooth(), PLAN, CONFIG, epochs=(1, 2), progress=False)
     monkeypatch.setattr(checkpoint, "SAVE_EVERY_SECONDS", 0.0)
     train_on, calls = training.train_on, 0
@@ -72,7 +72,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_predictor(tmp_path, monkeypatch)
     assert resumed.losses == whole.losses
 
 
-def test_a_checkpoint_of_another_training_or_a_broken_one_is_refused(tmp_path):
+def test_a_checkpoint_that_is_damaged_or_of_another_training_is_refused(tmp_path):
     path = tmp_path / "state.safetensors"
     fit(smooth(), PLAN, CONFIG, epochs=(1, 1), checkpoint=path, progress=False)
     with pytest.raises(ValueError, match="other arguments"):
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_another_training_or_a_broken_one_is_refused(tmp_path):
         fit(smooth(), PLAN, CONFIG, epochs=(1, 1), checkpoint=path, progress=False)
 
 
-def test_bad_input_is_refused_before_anything_is_trained():
+def test_invalid_input_is_refused_before_training():
     with pytest.raises(ValueError, match="same number of steps"):
         fit(smooth(), StepPlan(10, [0]), CONFIG)
     with pytest.raises(ValueError, match="nothing to learn"):
@@ -93,7 +93,7 @@ def test_bad_input_is_refused_before_anything_is_trained():
         fit(Trajectories(schedule(STEPS), [{STREAM: features}]), PLAN, CONFIG, progress=False)
 
 
-def test_a_stream_has_to_be_chosen_if_there_are_several():
+def test_one_of_several_streams_has_to_be_chosen():
     shard = {("transformer", "cond"): torch.randn(4, STEPS, 3), ("transformer", "uncond"): torch.randn(4, STEPS, 3)}
     both = Trajectories(schedule(STEPS), [shard])
     with pytest.raises(ValueError, match="choose one"):
@@ -103,7 +103,7 @@ def test_a_stream_has_to_be_chosen_if_there_are_several():
         fit(both, PLAN, CONFIG, stream=("transformer", "other"))
 
 
-def test_checkpoints_hold_tensors_and_json_only(tmp_path):
+def test_a_checkpoint_is_one_safetensors_file_and_others_are_refused(tmp_path):
     path = tmp_path / "deep" / "state.safetensors"
     fit(smooth(), PLAN, CONFIG, epochs=(1, 0), checkpoint=path, progress=False)
     with safe_open(path, "pt") as file:
@@ -114,7 +114,7 @@ def test_checkpoints_hold_tensors_and_json_only(tmp_path):
         fit(smooth(), PLAN, CONFIG, checkpoint=path)
 
 
-def test_features_in_bf16_train_parameters_in_float32():
+def test_bf16_features_train_float32_parameters():
     exact, unseen = smooth(), smooth(seed=2)
     rounded = Trajectories(exact.times, [{STREAM: exact.shards[0][STREAM].bfloat16()}])
     predictor = fit(rounded, PLAN, CONFIG, epochs=(3, 5), progress=False)

@@ -1,4 +1,4 @@
-"""cache-dit itself with our calibrators in it, on the tiny FLUX."""
+"""The calibrators of lesa inside cache-dit itself, on the tiny FLUX."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ PLAN = StepPlan.paper(STEPS, interval=3)
 
 @contextmanager
 def cached(calibrator, plan=PLAN, *, policy="static", guidance=1.0, **options):
-    """A pipeline with cache-dit enabled on it, and the calls in which its last block ran."""
+    """A pipeline with cache-dit enabled, and a list with one entry for each run of its last block."""
     made, ran = pipeline(), []
     made.transformer.single_transformer_blocks[-1].register_forward_pre_hook(lambda *_: ran.append(None))
     cache_dit.enable_cache(
@@ -46,6 +46,7 @@ def cached(calibrator, plan=PLAN, *, policy="static", guidance=1.0, **options):
 
 
 def image(calibrator, plan=PLAN, *, guidance=1.0, **options):
+    """The image of a pipeline with cache-dit, whose full steps are checked."""
     with cached(calibrator, plan, guidance=guidance, **options) as (made, ran):
         result = generate(made, guidance=guidance)
         assert len(ran) == len(plan.full_steps) * (1 + (guidance > 1))
@@ -54,7 +55,7 @@ def image(calibrator, plan=PLAN, *, guidance=1.0, **options):
 
 @pytest.mark.parametrize("cache_type", ["residual", "hidden_states"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_taylor_of_order_1_equals_that_of_cache_dit(cache_type, guidance):
+def test_taylor_of_order_1_equals_the_taylorseer_of_cache_dit(cache_type, guidance):
     def theirs(_):
         return cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1, calibrator_cache_type=cache_type)
 
@@ -71,7 +72,7 @@ def test_reuse_equals_cache_dit_without_a_calibrator():
     assert torch.equal(image(lambda made: ForecasterConfig(Reuse(), made)), image(lambda _: None))
 
 
-def test_a_predicted_step_runs_no_block_but_the_first():
+def test_a_predicted_step_runs_only_the_first_block():
     with cached(lambda made: ForecasterConfig(Taylor(2), made)) as (made, ran):
         first = []
         made.transformer.transformer_blocks[0].register_forward_pre_hook(lambda *_: first.append(None))
@@ -92,7 +93,7 @@ FORECASTERS = [
 
 @pytest.mark.parametrize("forecaster", FORECASTERS, ids=lambda f: type(f).__name__)
 @given(plan=plans(max_steps=12))
-def test_predictions_equal_those_of_a_table_for_the_whole_plan(forecaster, plan):
+def test_a_stream_predicts_by_the_table_of_the_whole_plan(forecaster, plan):
     plan = StepPlan(12, plan.full_steps)
     features, times = torch.randn(12, 2, 3), schedule(12)
     history, table = GrowingHistory(Tables(forecaster, times), times), forecaster.table(plan, times)
@@ -105,9 +106,11 @@ def test_predictions_equal_those_of_a_table_for_the_whole_plan(forecaster, plan)
         torch.testing.assert_close(history.predict(step).flatten().double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_feature_with_zero_coefficients_for_a_while_is_kept():
-    plan = StepPlan.paper(50, interval=7)  # FoCa's weight of step 9 is zero after step 16, and is not after step 23
-    history, line = GrowingHistory(Tables(FoCa(), 50), schedule(50)), torch.arange(50.0)
+def test_a_feature_whose_coefficient_is_zero_for_some_steps_is_kept():
+    plan = StepPlan.paper(
+        50, interval=7
+    )  # FoCa's coefficient of step 9 is zero after step 16 and nonzero again after step 23
+    stream, line = Stream(Tables(FoCa(), 50), schedule(50)), torch.arange(50.0)
     for step in range(50):
         if plan.is_full(step):
             history.keep(step, line[step : step + 1])
@@ -115,7 +118,7 @@ def test_a_feature_with_zero_coefficients_for_a_while_is_kept():
             torch.testing.assert_close(history.predict(step), line[step : step + 1])
 
 
-def test_no_more_features_are_kept_than_the_forecaster_uses():
+def test_a_stream_keeps_only_the_features_that_its_forecaster_uses():
     feature = torch.randn(4, 8)
     for forecaster, limit, kept in ((Taylor(1), None, 2), (Taylor(2), None, 3), (FoCa(), None, 4), (FoCa(), 2, 2)):
         history = GrowingHistory(Tables(forecaster, 20, limit), schedule(20))
@@ -129,7 +132,7 @@ def test_no_more_features_are_kept_than_the_forecaster_uses():
     assert history.nbytes == 16 * feature.nbytes
 
 
-def test_full_steps_by_threshold_work_for_any_length_and_batch():
+def test_full_steps_chosen_by_cache_dit_during_a_generation_are_supported():
     options = {"residual_diff_threshold": 0.9, "max_warmup_steps": 3, "max_continuous_cached_steps": 2}
     with cached(lambda made: ForecasterConfig(Taylor(1, "time"), made), None, policy="dynamic", **options) as (
         made,
@@ -141,13 +144,13 @@ def test_full_steps_by_threshold_work_for_any_length_and_batch():
     assert results[1].shape[0] == 1
 
 
-def test_shared_tables_are_not_copied():
+def test_calibrators_share_their_tables_when_a_config_is_copied():
     config = ForecasterConfig(Taylor(1), 50)
     assert copy.deepcopy(config).to_kwargs()["tables"] is config.to_kwargs()["tables"]
     assert dataclasses.asdict(config)["calibrator_kwargs"]["tables"] is config.to_kwargs()["tables"]
 
 
-def test_a_table_is_made_once_for_each_full_step_of_a_schedule():
+def test_a_table_is_computed_once_for_each_full_step_of_a_schedule():
     class Counting(Reuse):
         made = 0
 
@@ -161,7 +164,7 @@ def test_a_table_is_made_once_for_each_full_step_of_a_schedule():
     assert Counting.made == len(PLAN.full_steps)
 
 
-def test_cache_dit_still_makes_its_own_calibrators():
+def test_the_calibrators_of_cache_dit_itself_still_work():
     compat.install("lesa", ForecasterCalibrator)
     compat.install("lesa", ForecasterCalibrator)
     made = cache_context.Calibrator(cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=2))
@@ -172,33 +175,40 @@ def test_cache_dit_still_makes_its_own_calibrators():
 
 
 class OldBase:
+    """A base class of calibrators with an older interface."""
+
     def reset_cache(self): ...
 
     def update(self): ...
 
 
-def rebuilt(**names):
-    """cache-dit's module of contexts with other things in it."""
+def changed_module(**names):
+    """The context module of cache-dit with other contents."""
     return types.SimpleNamespace(**{"Calibrator": object, "CachedContext": cache_context.CachedContext} | names)
 
 
 @pytest.mark.parametrize(
     ("module", "base", "config", "match"),
     [
-        (rebuilt(Calibrator=None), CalibratorBase, cache_dit.CalibratorConfig, "no factory"),
-        (rebuilt(CachedContext=object), CalibratorBase, cache_dit.CalibratorConfig, "in another way"),
-        (rebuilt(), OldBase, cache_dit.CalibratorConfig, "no mark_step_begin, approximate"),
-        (rebuilt(), CalibratorBase, dataclasses.make_dataclass("Config", ["calibrator_type"]), "no calibrator_cache"),
+        (changed_module(Calibrator=None), CalibratorBase, cache_dit.CalibratorConfig, "no factory"),
+        (changed_module(CachedContext=object), CalibratorBase, cache_dit.CalibratorConfig, "in another way"),
+        (changed_module(), OldBase, cache_dit.CalibratorConfig, "no mark_step_begin, approximate"),
+        (
+            changed_module(),
+            CalibratorBase,
+            dataclasses.make_dataclass("Config", ["calibrator_type"]),
+            "no calibrator_cache",
+        ),
     ],
 )
-def test_an_unsupported_cache_dit_is_an_error_that_says_what_to_do(module, base, config, match):
+def test_an_incompatible_cache_dit_raises_an_error_with_what_to_install(module, base, config, match):
     with pytest.raises(
         ImportError, match=rf"cache-dit {cache_dit.__version__}.*{match}.*pip install 'cache-dit==1.5.3'"
     ):
         compat.check(module, base, config)
 
 
-def test_impossible_configurations_are_errors():
+def test_invalid_settings_and_too_many_steps_raise_an_error():
     with pytest.raises(ValueError, match=r"needs the times.*give the pipeline"):
         ForecasterConfig(Taylor(1, "time"), 50)
     with pytest.raises(ValueError, match="max_history must be at least 1"):
@@ -213,7 +223,7 @@ def test_impossible_configurations_are_errors():
         calibrator.mark_step_begin()
 
 
-def test_a_generation_may_start_part_way_through_its_schedule():
+def test_a_generation_that_starts_part_way_uses_the_times_of_its_steps():
     made = pipeline()
     made.scheduler.set_timesteps(6, mu=1.0)
     made.scheduler.set_begin_index(2)
@@ -225,7 +235,7 @@ def test_a_generation_may_start_part_way_through_its_schedule():
     torch.testing.assert_close(calibrator.approximate(name="line"), 3 * times[4:5])
 
 
-def test_a_tensor_may_appear_after_the_first_step():
+def test_a_stream_that_starts_at_a_later_step_is_predicted():
     calibrator = ForecasterCalibrator(Tables(Taylor(1), 4))
     calibrator.mark_step_begin()
     calibrator.mark_step_begin()
@@ -234,7 +244,7 @@ def test_a_tensor_may_appear_after_the_first_step():
     assert calibrator.approximate(name="late").tolist() == [1, 1]
 
 
-def test_a_calibrator_that_is_reset_begins_a_new_generation():
+def test_a_reset_calibrator_starts_a_new_generation():
     calibrator = ForecasterCalibrator(Tables(Taylor(1), 4))
     for value in (1.0, 5.0):
         calibrator.reset_cache()
@@ -246,7 +256,7 @@ def test_a_calibrator_that_is_reset_begins_a_new_generation():
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_least_squares_is_fitted_to_what_cache_dit_predicts(guidance):
+def test_least_squares_fitted_in_cache_dit_has_the_lowest_error(guidance):
     recording, every = GramConfig(STEPS), StepPlan(STEPS, range(STEPS))
     full = image(lambda _: recording, every, guidance=guidance)
     assert recording.gram.count > 0
@@ -259,7 +269,7 @@ def test_least_squares_is_fitted_to_what_cache_dit_predicts(guidance):
     assert errors[0][1] == min(distance for _, distance in errors)
 
 
-def test_nothing_is_predicted_while_features_are_measured():
+def test_measuring_features_with_predicted_steps_raises_an_error():
     with (
         cached(lambda _: GramConfig(STEPS)) as (made, _),
         pytest.raises(RuntimeError, match=r"steps_computation_mask=\[1\] \* 10"),

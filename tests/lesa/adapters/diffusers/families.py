@@ -1,4 +1,4 @@
-"""Tiny random transformers of every family whose end is known, and a denoising loop to drive them."""
+"""Tiny random transformers of every family whose output head is known, and a denoising loop to drive them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -167,7 +167,7 @@ FAMILIES: dict[str, Callable[[], tuple[nn.Module, Inputs]]] = {
 
 
 class Loop:
-    """A pipeline as far as the adapter sees one: a transformer and a scheduler, driven step by step."""
+    """A denoising loop with the attributes of a pipeline that the adapter reads: a transformer and a scheduler."""
 
     def __init__(self, name: str, dtype: torch.dtype = torch.float32, steps: int = 12) -> None:
         torch.manual_seed(0)

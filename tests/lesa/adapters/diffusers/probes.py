@@ -1,4 +1,4 @@
-"""What tests look into a transformer with."""
+"""Probes of a transformer: which blocks run, which features enter the head, and how many operators a call needs."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,7 +29,7 @@ class BlockRuns:
 
 
 class Oracle(Driver):
-    """Runs the steps of a plan and answers the others with the features of an earlier generation."""
+    """Runs the full steps of a plan and predicts the others with the recorded features of an earlier generation."""
 
     def __init__(self, features, plan):
         self.features, self.plan, self.call = features, plan, None
@@ -67,10 +67,10 @@ def call_at(transformer, time, batch=2, **changes):
     return transformer(**inputs | changes).sample
 
 
-def assert_ways_agree(loop, name, forecasters, plan, step_by_step, monkeypatch):
-    """Precomputed outputs, blocks skipped and a driver that predicts step by step, in float64."""
+def assert_predicted_paths_agree(loop, name, forecasters, plan, step_by_step, monkeypatch):
+    """Assert that precomputed outputs, skipped blocks and a driver that predicts step by step give equal outputs."""
     with lesa.enable(loop, forecasters, plan) as handle:
-        ahead = loop()
+        precomputed = loop()
     assert handle.records[0].predicted == list(plan.predicted_steps)
     monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     with lesa.enable(loop, forecasters, plan):
@@ -80,12 +80,12 @@ def assert_ways_agree(loop, name, forecasters, plan, step_by_step, monkeypatch):
     precision = 1e-4 if name == "wan" else 1e-9  # Wan's own final norm computes in float32
     for step in range(plan.num_steps):
         tolerance = precision * float(expected[step].abs().max())
-        torch.testing.assert_close(ahead[step], expected[step], rtol=0, atol=tolerance)
+        torch.testing.assert_close(precomputed[step], expected[step], rtol=0, atol=tolerance)
         torch.testing.assert_close(blocks_skipped[step], expected[step], rtol=0, atol=tolerance)
 
 
 class Operators(TorchDispatchMode):
-    """Counts them."""
+    """Counts the operators of PyTorch that run."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ class Operators(TorchDispatchMode):
 
 
 def operators_of(loop, forecasters, plan, monkeypatch):
-    """How many operators each call of the enabled transformer of a loop runs."""
+    """The number of operators in each call of the enabled transformer of a loop."""
     counts = []
     with lesa.enable(loop, forecasters, plan):
         enabled = loop.transformer.__class__.__call__

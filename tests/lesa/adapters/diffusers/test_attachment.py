@@ -1,4 +1,4 @@
-"""A generation from its first to its last step: what is kept, what is freed, and what ``disable`` restores."""
+"""Enabling and disabling: repeated and interrupted generations, exceptions, threads, and saving a transformer."""
 
 import copy
 import gc
@@ -17,7 +17,7 @@ from tests.lesa.adapters.diffusers.tiny import STEPS, generate
 from tests.lesa.strategies import schedule
 
 
-def test_a_second_generation_uses_no_features_of_the_first(pipeline, way):
+def test_a_second_generation_does_not_depend_on_the_first(pipeline, predicted_path):
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         first = generate(pipeline)
         generate(pipeline, seed=5)
@@ -33,7 +33,7 @@ def test_batch_resolution_and_guidance_may_change_between_generations(pipeline):
             assert all(r.predicted == list(PLAN.predicted_steps) for r in handle.records)
 
 
-def test_another_number_of_steps_needs_a_plan_that_is_a_function(pipeline):
+def test_another_number_of_steps_needs_a_function_instead_of_a_fixed_plan(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN), pytest.raises(ValueError, match="this generation has 12"):
         generate(pipeline, steps=12)
     with lesa.enable(pipeline, Taylor(1), lambda times: StepPlan.paper(len(times) - 1, 4)) as handle:
@@ -43,11 +43,11 @@ def test_another_number_of_steps_needs_a_plan_that_is_a_function(pipeline):
 
 
 def kept(handle):
-    """The branches whose features are held."""
+    """The branches whose features are kept at the moment."""
     return [branch for _, branch in handle.going_on]
 
 
-def test_an_exception_in_the_pipeline_drops_all_features(pipeline, way):
+def test_an_exception_in_a_callback_does_not_change_the_next_generation(pipeline, predicted_path):
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         expected = generate(pipeline)
 
@@ -59,18 +59,18 @@ def test_an_exception_in_the_pipeline_drops_all_features(pipeline, way):
         with pytest.raises(RuntimeError, match="stop here"):
             pipeline(**tiny.arguments(seed=9, guidance=3.0), callback_on_step_end=fail)
         assert torch.equal(generate(pipeline), expected)
-        assert kept(handle) == []  # also of the branch that the new generation has not
+        assert kept(handle) == []  # also not of the branch that only the failed generation had
 
 
-def test_an_exception_in_the_transformer_drops_all_features(pipeline, way):
+def test_an_exception_in_the_transformer_frees_all_features(pipeline, predicted_path):
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         expected = generate(pipeline)
         with (
-            monkeypatched_failure(pipeline.transformer.time_text_embed.timestep_embedder, after=5),
+            FailingModule(pipeline.transformer.time_text_embed.timestep_embedder, after=5),
             pytest.raises(RuntimeError, match="out of"),
         ):
             generate(pipeline, seed=9, guidance=3.0)
-        assert kept(handle) == []  # at once: it may have been for want of memory
+        assert kept(handle) == []  # freed at once: the exception may be an out-of-memory error
         assert torch.equal(generate(pipeline), expected)
 
 
@@ -85,7 +85,7 @@ def test_a_strict_handle_does_not_hide_an_exception(pipeline):
         pipeline(**tiny.arguments(), callback_on_step_end=fail)
 
 
-def test_an_interrupted_generation_gives_no_warning(pipeline, way):
+def test_an_interrupted_generation_gives_no_warning_and_frees_all_features(pipeline, predicted_path):
     def interrupt(pipe, step, time, state):
         pipe._interrupt = step == 2
         return {}
@@ -98,7 +98,7 @@ def test_an_interrupted_generation_gives_no_warning(pipeline, way):
         assert torch.equal(generate(pipeline), expected)
 
 
-def test_lesa_may_be_disabled_and_enabled_during_a_generation(pipeline, way):
+def test_lesa_may_be_disabled_and_enabled_during_a_generation(pipeline, predicted_path):
     untouched, handles = generate(pipeline), []
 
     def change(pipe, step, time, state):
@@ -115,7 +115,7 @@ def test_lesa_may_be_disabled_and_enabled_during_a_generation(pipeline, way):
     assert torch.equal(generate(pipeline), untouched)
 
 
-def test_features_are_freed_at_the_end_of_a_generation(pipeline, way):
+def test_prompts_and_features_are_freed_after_a_generation(pipeline, predicted_path):
     given = tiny.arguments()
     prompt = weakref.ref(given["prompt_embeds"])
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
@@ -126,8 +126,8 @@ def test_features_are_freed_at_the_end_of_a_generation(pipeline, way):
         assert kept(handle) == []
 
 
-class monkeypatched_failure:  # noqa: N801 (reads as a verb at its use)
-    """A module whose n-th call fails."""
+class FailingModule:
+    """Inside this context a module raises an error after some calls."""
 
     def __init__(self, module, after):
         self.module, self.left = module, after
@@ -144,17 +144,17 @@ class monkeypatched_failure:  # noqa: N801 (reads as a verb at its use)
         self.handle.remove()
 
 
-def test_a_batch_that_shrinks_part_way_continues_with_a_full_step(pipeline):
+def test_a_batch_that_shrinks_during_a_generation_runs_a_full_step(pipeline):
     times = schedule(STEPS)
     with torch.no_grad(), lesa.enable(pipeline.transformer, Taylor(1), PLAN, times=times) as handle:
         for step in range(STEPS):
             call_at(pipeline.transformer, times[step], batch=2 if step < 5 else 1)
-    # 5 would have been predicted from features of two samples; from there on the plan goes on as from a first step
+    # the kept features are of two samples, so step 5 runs in full; after it the plan continues as after a first step
     assert handle.records[0].full == [0, 1, 4, 5, 7]
     assert handle.records[0].predicted == [2, 3, 6, 8, 9]
 
 
-def test_a_call_that_needs_gradients_runs_unchanged(pipeline):
+def test_the_transformer_runs_without_lesa_if_gradients_are_required(pipeline):
     runs = BlockRuns(pipeline.transformer)
     with lesa.enable(pipeline, Reuse(), PLAN):
         generate(pipeline)
@@ -165,7 +165,7 @@ def test_a_call_that_needs_gradients_runs_unchanged(pipeline):
     assert bool(x.grad.abs().sum() > 0)
 
 
-def test_two_pipelines_in_two_threads_are_independent():
+def test_two_pipelines_in_two_threads_do_not_affect_each_other():
     pipelines = [tiny.pipeline(seed) for seed in (0, 1)]
     alone = []
     for pipe in pipelines:
@@ -186,7 +186,7 @@ def test_two_pipelines_in_two_threads_are_independent():
         assert all(torch.equal(result, expected) for result in results)
 
 
-def test_an_enabled_transformer_is_saved_but_not_copied_or_pickled(pipeline, tmp_path):
+def test_an_enabled_transformer_can_be_saved_but_not_copied_or_pickled(pipeline, tmp_path):
     transformer = pipeline.transformer
     with lesa.enable(pipeline, Reuse(), PLAN):
         transformer.save_pretrained(tmp_path)
@@ -200,7 +200,7 @@ def test_an_enabled_transformer_is_saved_but_not_copied_or_pickled(pipeline, tmp
     copy.deepcopy(transformer)
 
 
-def test_disable_restores_everything(pipeline, way):
+def test_disable_restores_the_pipeline(pipeline, predicted_path):
     untouched, transformer = generate(pipeline), pipeline.transformer
     state, kind = transformer.state_dict(), type(transformer)
     handle = lesa.enable(pipeline, Reuse(), PLAN)

@@ -1,4 +1,4 @@
-"""Branches of guidance and transformers of a pipeline: each has a state of its own, whoever names it."""
+"""Branches of guidance and several transformers: each has its own state, with and without names."""
 
 import copy
 from contextlib import nullcontext
@@ -20,14 +20,14 @@ PARTS = [range(STEPS), range(3, STEPS), range(6), range(2, 8)]
 @pytest.mark.parametrize("guided", PARTS, ids=["always", "begins late", "ends early", "in the middle"])
 @pytest.mark.parametrize("order", [("cond", "uncond"), ("uncond", "cond")], ids=" ".join)
 @pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
-def test_guidance_may_begin_late_and_end_early(way, guided, order, named):
+def test_guidance_may_begin_late_and_end_early(predicted_path, guided, order, named):
     loop, names = Guided(), set()
     with Attachment(loop, Observer(lambda call, feature: names.add((call.branch, loop.branch)))):
         untouched = loop(guided, order, named)
-    assert len(names) == len({name for name, _ in names}) == 2  # one name for each branch, whatever is called first
+    assert len(names) == len({name for name, _ in names}) == 2  # one name for each branch, in any order of calls
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
         outputs = loop(guided, order, named)
-        assert handle.going_on == []  # all is freed after the last step
+        assert handle.going_on == []  # all features are freed after the last step
         for _ in range(2):
             for record in handle.records:
                 (branch,) = (mine for name, mine in names if name == record.branch)
@@ -40,7 +40,7 @@ def test_guidance_may_begin_late_and_end_early(way, guided, order, named):
     assert all(torch.equal(outputs["cond", step], untouched["cond", step]) for step in (0, 1))
 
 
-def test_branches_with_new_conditions_at_every_step_are_told_apart_by_order(blocks_skipped):
+def test_branches_with_new_conditions_at_every_step_are_named_by_call_order(blocks_skipped):
     loop, names = Guided(), set()
     with Attachment(loop, Observer(lambda call, feature: names.add((call.branch, loop.branch)))):
         loop(fresh=True)
@@ -50,7 +50,7 @@ def test_branches_with_new_conditions_at_every_step_are_told_apart_by_order(bloc
     assert [record.predicted for record in handle.records] == [list(PLAN.predicted_steps)] * 2
 
 
-def test_outputs_of_a_controlnet_are_no_conditions(way):
+def test_controlnet_residuals_are_not_compared_as_conditions(predicted_path):
     loop = Guided()
     loop.new_arguments = lambda: {"controlnet_block_samples": [torch.randn(2, 16, 32)]}
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
@@ -58,7 +58,7 @@ def test_outputs_of_a_controlnet_are_no_conditions(way):
     assert [record.predicted for record in handle.records] == [list(PLAN.predicted_steps)] * 2
 
 
-def test_each_transformer_begins_with_a_full_step(way):
+def test_each_transformer_of_a_pipeline_starts_with_a_full_step(predicted_path):
     loop = Guided(transformers=2)
     forecasters = {(name, branch): Taylor(1) for name in loop.components for branch in ("cond", "uncond")}
     with lesa.enable(loop, forecasters, PLAN) as handle:
@@ -75,10 +75,10 @@ def test_each_transformer_begins_with_a_full_step(way):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_scheduler_that_does_not_advance_is_reported(named):
-    """Some pipelines step copies of their scheduler."""
+def test_a_scheduler_that_does_not_advance_gives_a_warning(named):
+    """Some pipelines call step on copies of their scheduler."""
     loop = Guided()
-    loop.counting = copy.deepcopy(loop.scheduler)
+    loop.stepped_scheduler = copy.deepcopy(loop.scheduler)
     with lesa.enable(loop, Reuse(), PLAN), pytest.warns(LesaWarning, match="was called again at step 0"):
         loop(named=named)
     with (
@@ -88,13 +88,13 @@ def test_a_scheduler_that_does_not_advance_is_reported(named):
         loop(named=named)
 
 
-def test_guidance_branches_have_names_and_features_of_their_own(pipeline):
+def test_guidance_branches_have_their_own_names_and_features(pipeline):
     features, _ = record(pipeline, guidance=3.0)
     assert {branch for branch, _ in features} == {"cond", "uncond"}
     assert not torch.equal(features["cond", 0], features["uncond", 0])
 
 
-def test_a_pipeline_that_names_no_branches_gets_them_by_order(pipeline, monkeypatch):
+def test_a_pipeline_without_branch_names_has_branches_by_call_order(pipeline, monkeypatch):
     monkeypatch.setattr(type(pipeline.transformer), "cache_context", lambda self, name: nullcontext())
     features, _ = record(pipeline, guidance=3.0)
     assert set(features) == {(f"call{i}", step) for i in (0, 1) for step in range(STEPS)}

@@ -1,4 +1,4 @@
-"""Compiled transformers: compiled in the first generation only, without graph breaks at predicted steps."""
+"""Compiled transformers: all graphs are made in the first generation, and a predicted step has no graph break."""
 
 import pytest
 import torch
@@ -13,19 +13,23 @@ from tests.lesa.adapters.diffusers.tiny import generate
 
 
 def regional(pipeline, backend):
+    """Compile the repeated blocks."""
     pipeline.transformer.compile_repeated_blocks(fullgraph=True, backend=backend)
 
 
 def in_place(pipeline, backend):
+    """Compile the transformer in place."""
     pipeline.transformer.compile(fullgraph=True, backend=backend)
 
 
 def wrapped(pipeline, backend):
+    """Replace the transformer by a compiled wrapper."""
     pipeline.transformer = torch.compile(pipeline.transformer, fullgraph=True, backend=backend)
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled_yet():
+def reset_dynamo():
+    """Start and end each test without compiled graphs."""
     torch._dynamo.reset()
     counters.clear()
     yield
@@ -36,7 +40,7 @@ def nothing_compiled_yet():
     ("how", "when"),
     [(regional, "before"), (regional, "after"), (in_place, "before"), (in_place, "after"), (wrapped, "before")],
 )
-def test_nothing_is_compiled_after_the_first_generation(pipeline, way, how, when):
+def test_nothing_is_compiled_after_the_first_generation(pipeline, predicted_path, how, when):
     with lesa.enable(tiny.pipeline(), Taylor(1), PLAN) as handle:
         expected = generate(tiny.pipeline())
     with lesa.enable(pipeline, Taylor(1), PLAN):
@@ -54,11 +58,11 @@ def test_nothing_is_compiled_after_the_first_generation(pipeline, way, how, when
         assert handle.records[0].predicted == list(PLAN.predicted_steps)
     assert backend.frame_count == graphs > 0
     assert not counters["graph_break"]
-    if way == "output head known":  # blocks and forward as they are without lesa
+    if predicted_path == "output head known":  # as many graphs as without lesa
         assert graphs == (3 if how is regional else 1)
 
 
-def test_torch_compile_of_an_enabled_transformer_is_an_error_that_says_what_to_do(pipeline):
+def test_compiling_an_enabled_transformer_raises_with_what_to_do_instead(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN):
         wrapped(pipeline, "eager")
         with pytest.raises(torch._dynamo.exc.Unsupported, match=r"torch.compile\(transformer\) before lesa.enable"):

@@ -1,4 +1,4 @@
-"""A prediction is used only under the conditions that it was made for."""
+"""Conditions: a prediction is used only under the conditions for which it was made."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from tests.lesa.adapters.diffusers.tiny import STEPS
 PLAN = StepPlan(12, [0, 1, 4, 7])
 
 
-def steps(handle):
-    """All full and all predicted steps of the latest generation, of all branches."""
+def full_and_predicted(handle):
+    """All full steps and all predicted steps of the latest generation, in any branch."""
     return [sorted(s for r in handle.records for s in getattr(r, kind)) for kind in ("full", "predicted")]
 
 
@@ -27,16 +27,18 @@ class Named(Loop):
 
 
 def condition_of(inputs):
+    """The name of the input that holds the prompt or the class."""
     return next(name for name in ("encoder_hidden_states", "class_labels") if name in inputs)
 
 
 def other(tensor):
+    """Another valid prompt or class."""
     return (tensor + 1) % 8 if tensor.dtype == torch.long else tensor * 1.5
 
 
 @pytest.mark.parametrize("when", [2, 3, 4, 5])
 @pytest.mark.parametrize("kind", [Named, Loop], ids=["named", "unnamed"])
-def test_a_new_prompt_is_not_predicted_from_features_of_the_old_one(way, kind, when):
+def test_a_new_prompt_is_not_predicted_from_features_of_the_old_prompt(predicted_path, kind, when):
     loop, forecaster = kind("flux"), Reuse()
     text = other(loop.inputs["encoder_hidden_states"])
 
@@ -47,14 +49,14 @@ def test_a_new_prompt_is_not_predicted_from_features_of_the_old_one(way, kind, w
     untouched = loop(change)
     with lesa.enable(loop, forecaster, PLAN) as handle:
         outputs = loop(change)
-    full, predicted = steps(handle)
+    full, predicted = full_and_predicted(handle)
     assert full == sorted({*PLAN.full_steps, when})
     assert predicted == [step for step in PLAN.predicted_steps if step != when]
     assert torch.equal(outputs[0], untouched[0])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_prompt_that_is_written_to_is_noticed_in_inference_mode(name):
+def test_a_prompt_changed_in_place_is_noticed_in_inference_mode(name):
     loop = Loop(name)
     with torch.inference_mode():
         loop.inputs = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in loop.inputs.items()}
@@ -66,33 +68,33 @@ def test_a_prompt_that_is_written_to_is_noticed_in_inference_mode(name):
 
         with lesa.enable(loop, Reuse(), PLAN) as handle:
             loop(write)
-    assert 5 in steps(handle)[0]
-    assert 6 in steps(handle)[1]
+    assert 5 in full_and_predicted(handle)[0]
+    assert 6 in full_and_predicted(handle)[1]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_equal_conditions_in_new_tensors_at_every_step_are_no_change(name):
+def test_new_tensors_with_equal_values_are_the_same_conditions(name):
     loop = Loop(name)
 
-    def new_tensors(step, inputs):
+    def copy_conditions(step, inputs):
         for key, value in inputs.items():
             if isinstance(value, torch.Tensor) and key != "hidden_states":
                 inputs[key] = value.clone()
 
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
-        loop(new_tensors)
-    assert steps(handle) == [list(PLAN.full_steps), list(PLAN.predicted_steps)]
+        loop(copy_conditions)
+    assert full_and_predicted(handle) == [list(PLAN.full_steps), list(PLAN.predicted_steps)]
 
 
-def test_a_condition_that_is_a_number_is_compared_by_value(way):
+def test_a_changed_number_in_the_arguments_is_a_changed_condition(predicted_path):
     loop = Loop("flux")
     loop.inputs["joint_attention_kwargs"] = {"scale": 1.0}
     with lesa.enable(loop, Reuse(), PLAN) as handle:
         loop(lambda step, inputs: inputs.update(joint_attention_kwargs={"scale": 1.0 if step < 5 else 0.5}))
-    assert steps(handle) == [[0, 1, 4, 5, 7], [2, 3, 6, 8, 9, 10, 11]]
+    assert full_and_predicted(handle) == [[0, 1, 4, 5, 7], [2, 3, 6, 8, 9, 10, 11]]
 
 
-def test_conditions_that_are_always_new_are_reported():
+def test_conditions_that_change_at_every_step_give_a_warning():
     loop = Loop("flux")
     generator = torch.Generator().manual_seed(0)
 
@@ -101,10 +103,10 @@ def test_conditions_that_are_always_new_are_reported():
 
     with lesa.enable(loop, Reuse(), PLAN) as handle, pytest.warns(LesaWarning, match="more than 8 calls"):
         loop(new)
-    assert steps(handle)[1] == []
+    assert full_and_predicted(handle)[1] == []
 
 
-def test_values_are_compared_if_the_memory_is_another():
+def test_conditions_in_other_memory_are_compared_by_value():
     tensor = torch.arange(6.0)
     known = Conditions({"x": torch.zeros(1), "c": tensor, "flag": True, "parts": [tensor[:3], {"s": 0.5}]}, {"x"})
 
@@ -127,8 +129,8 @@ def test_values_are_compared_if_the_memory_is_another():
 
 
 @pytest.mark.parametrize("windows", [8, 9, 17])
-def test_windows_beyond_eight_calls_a_step_run_in_full(windows, way):
-    """Each call is predicted from its own features or runs in full, never from those of the next window."""
+def test_only_the_first_eight_calls_of_a_step_are_predicted(windows, predicted_path):
+    """Each call is predicted from its own features or runs in full, never from the features of another window."""
     loop = Guided()
     condition, latents = loop.conditions["cond"], torch.randn(windows, 2, 16, 4)
 
@@ -163,7 +165,7 @@ def test_windows_beyond_eight_calls_a_step_run_in_full(windows, way):
     assert sum(len(r.predicted) for r in handle.records) == 8 * len(plan.predicted_steps)
 
 
-def test_windows_of_a_named_branch_run_in_full(way):
+def test_several_calls_per_step_of_a_named_branch_run_in_full(predicted_path):
     loop = Guided()
     latents = torch.randn(2, 2, 16, 4)
 

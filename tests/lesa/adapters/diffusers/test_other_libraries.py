@@ -1,4 +1,4 @@
-"""Offloading, LoRA, quantisation and other caches, applied before or after lesa is enabled."""
+"""Other libraries on the same transformer: offloading, casting, quantization, LoRA and other caches."""
 
 import diffusers
 import pytest
@@ -19,7 +19,7 @@ def model_offload(pipeline):
 
 
 def sequential_offload(pipeline):
-    """What ``enable_sequential_cpu_offload`` does to each model; it says cpu:0, which accelerate takes for a GPU."""
+    """As ``enable_sequential_cpu_offload`` for each model, whose device cpu:0 accelerate would take for a GPU."""
     accelerate = pytest.importorskip("accelerate")
     accelerate.cpu_offload(pipeline.transformer, CPU)
     assert pipeline.transformer.proj_out.weight.is_meta
@@ -53,7 +53,7 @@ def int8_activations(pipeline):
     quantization.quantize_(pipeline.transformer, quantization.Int8DynamicActivationInt8WeightConfig())
 
 
-COMPANIONS = (
+CHANGES = (
     model_offload,
     sequential_offload,
     group_offload,
@@ -65,21 +65,21 @@ COMPANIONS = (
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("companion", COMPANIONS)
-def test_offloading_and_other_weight_storage_change_no_prediction(pipeline, way, companion, when):
+@pytest.mark.parametrize("change", CHANGES)
+def test_offloading_casting_and_quantization_do_not_change_predictions(pipeline, predicted_path, change, when):
     other = tiny.pipeline()
-    companion(other)
+    change(other)
     untouched = generate(other, guidance=3.0)
     if when == "before":
-        companion(pipeline)
+        change(pipeline)
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         if when == "after":
-            companion(pipeline)
+            change(pipeline)
         first = generate(pipeline, guidance=3.0)
         assert torch.equal(generate(pipeline, guidance=3.0), first)
         assert [r.predicted for r in handle.records] == [list(PLAN.predicted_steps)] * 2
     assert torch.equal(generate(pipeline, guidance=3.0), untouched)
-    # to within what bf16 storage or 8 bits change in the untouched image, it is that of the plain pipeline
+    # bf16 storage or 8 bits change the predicted image about as much as the image without lesa
     plain = tiny.pipeline()
     rounding = (generate(plain, guidance=3.0) - untouched).abs().max()
     with lesa.enable(plain, Taylor(1), PLAN):
@@ -87,8 +87,8 @@ def test_offloading_and_other_weight_storage_change_no_prediction(pipeline, way,
     assert difference <= 1.5 * rounding + 1e-5
 
 
-def test_offloaded_blocks_are_not_moved_for_predicted_steps(pipeline, blocks_skipped):
-    """Also if offloading is enabled after lesa: blocks return their inputs before any hook of theirs runs."""
+def test_offloaded_blocks_are_not_loaded_for_predicted_steps(pipeline, blocks_skipped):
+    """Blocks are skipped before any hook on them runs, also if offloading was enabled after lesa."""
     for when in ("before", "after"):
         target = tiny.pipeline()
         if when == "before":
@@ -96,15 +96,17 @@ def test_offloaded_blocks_are_not_moved_for_predicted_steps(pipeline, blocks_ski
         with lesa.enable(target, Reuse(), PLAN):
             if when == "after":
                 group_offload(target)
-            brought = []
+            loads = []
             for block in target.transformer.transformer_blocks:
                 hook = block._diffusers_hook.get_hook("group_offloading")
-                hook.fn_ref.pre_forward = counting(hook.fn_ref.pre_forward, brought)
+                hook.fn_ref.pre_forward = counting(hook.fn_ref.pre_forward, loads)
             generate(target)
-        assert len(brought) == 2 * len(PLAN.full_steps)
+        assert len(loads) == 2 * len(PLAN.full_steps)
 
 
 def counting(function, calls):
+    """The function, with one entry in ``calls`` for each call."""
+
     def counted(*args, **kwargs):
         calls.append(1)
         return function(*args, **kwargs)
@@ -112,16 +114,17 @@ def counting(function, calls):
     return counted
 
 
-LAYERS = ["to_q", "proj_out", "norm_out.linear"]  # inside blocks, and the end that predicted steps use
+LAYERS = ["to_q", "proj_out", "norm_out.linear"]  # layers of the blocks and of the output head
 
 
 def add_lora(pipeline, layers=LAYERS):
+    """Add a random LoRA to the transformer."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(7)
     pipeline.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
 
 
-def test_a_lora_may_be_loaded_fused_and_unloaded_while_enabled(pipeline, way):
+def test_a_lora_may_be_added_fused_and_removed_while_enabled(pipeline, predicted_path):
     expected = {}
     for name in ("without", "with"):
         fresh = tiny.pipeline()
@@ -150,7 +153,7 @@ CACHES = {
 
 
 @pytest.mark.parametrize("name", [name for name in CACHES if hasattr(hooks, name)])
-def test_a_cache_of_diffusers_is_refused_beside_lesa(pipeline, name):
+def test_a_cache_of_diffusers_and_lesa_are_refused_together(pipeline, name):
     transformer, config, apply = pipeline.transformer, CACHES[name](), getattr(hooks, name)
     transformer.enable_cache(config)
     with pytest.raises(ValueError, match=rf"{type(config).__name__}.*disable_cache"):
@@ -160,7 +163,7 @@ def test_a_cache_of_diffusers_is_refused_beside_lesa(pipeline, name):
     with lesa.enable(pipeline, Reuse(), PLAN):
         with pytest.raises(ValueError, match=r"lesa is enabled.*lesa.disable"):
             transformer.enable_cache(config)
-        apply(transformer, config)  # what enable_cache calls
+        apply(transformer, config)  # the function that enable_cache calls
         with pytest.raises(ValueError, match=r"another cache is enabled on this transformer \(.*Hook\)"):
             generate(pipeline)
     for module in transformer.modules():
@@ -172,7 +175,7 @@ def test_a_cache_of_diffusers_is_refused_beside_lesa(pipeline, name):
     transformer.disable_cache()
 
 
-def test_cache_dit_is_refused_beside_lesa(pipeline):
+def test_cache_dit_and_lesa_are_refused_together(pipeline):
     cache_dit = pytest.importorskip("cache_dit")
     cache_dit.enable_cache(pipeline)
     with pytest.raises(ValueError, match="cache-dit"):
@@ -185,7 +188,7 @@ def test_cache_dit_is_refused_beside_lesa(pipeline):
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_group_offload_from_a_gpu(way, kind, stream, when):
+def test_group_offloading_from_a_gpu_gives_repeatable_images(predicted_path, kind, stream, when):
     pipeline, gpu = tiny.pipeline(), torch.device("cuda")
     groups = {"num_blocks_per_group": 1} if kind == "block_level" else {}
 
@@ -207,7 +210,7 @@ def test_group_offload_from_a_gpu(way, kind, stream, when):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
-def test_offload_from_a_gpu(way, offload):
+def test_offloading_from_a_gpu_gives_repeatable_images(predicted_path, offload):
     pipeline = tiny.pipeline()
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         getattr(pipeline, offload)()

@@ -1,4 +1,4 @@
-"""Precomputed outputs, the forward without blocks and the paper's closed loop agree, for all known output heads."""
+"""Known output heads: precomputed outputs equal those of skipped blocks and of the closed loop, for all families."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from lesa import LesaConfig, LesaPredictor, LesaWarning, Reuse, StepPlan, Taylor
 from lesa.adapters.diffusers.output_heads import OUTPUT_HEADS, find_output_head
 from lesa.runtime.driver import Driver
 from tests.lesa.adapters.diffusers.families import FAMILIES, Loop
-from tests.lesa.adapters.diffusers.probes import assert_ways_agree, operators_of
-from tests.lesa.predictors import trained_size
+from tests.lesa.adapters.diffusers.probes import assert_predicted_paths_agree, operators_of
+from tests.lesa.predictors import random_predictor
 
 PLAN = StepPlan(12, [0, 1, 2, 6, 9])
 
@@ -47,28 +47,30 @@ def small(predictor):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_three_ways_to_compute_a_predicted_step_agree_in_float64(name, monkeypatch):
+def test_precomputed_skipped_and_step_by_step_outputs_agree_in_float64(name, monkeypatch):
     loop = Loop(name, torch.float64)
-    predictor = small(trained_size(LesaConfig(12, hidden_dim=4)))
+    predictor = small(random_predictor(LesaConfig(12, hidden_dim=4)))
     assert find_output_head(loop.transformer) is not None
-    assert_ways_agree(loop, name, predictor, PLAN, ClosedLoop(predictor, PLAN), monkeypatch)
+    assert_predicted_paths_agree(loop, name, predictor, PLAN, ClosedLoop(predictor, PLAN), monkeypatch)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_precomputed_outputs_equal_those_of_the_forward_in_bf16(name, monkeypatch):
+def test_precomputed_outputs_are_close_to_those_of_the_forward_in_bf16(name, monkeypatch):
     loop = Loop(name, torch.bfloat16)
     with lesa.enable(loop, Taylor(1), PLAN):
-        ahead = loop()
+        precomputed = loop()
     monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     with lesa.enable(loop, Taylor(1), PLAN):
         blocks_skipped = loop()
-    for step in (3, 4, 5):  # later ones start from other latents
-        error = (ahead[step].float() - blocks_skipped[step].float()).abs().max() / blocks_skipped[step].abs().max()
+    for step in (3, 4, 5):  # later steps start from other latents
+        error = (precomputed[step].float() - blocks_skipped[step].float()).abs().max() / blocks_skipped[
+            step
+        ].abs().max()
         assert error < 0.03
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_predicted_steps_after_the_first_of_an_interval_run_no_operator(name, monkeypatch):
+def test_only_the_first_predicted_step_of_an_interval_runs_operators(name, monkeypatch):
     loop = Loop(name)
     call = type(loop.transformer).__call__
     counts = operators_of(loop, Taylor(1), PLAN, monkeypatch)
@@ -78,7 +80,7 @@ def test_predicted_steps_after_the_first_of_an_interval_run_no_operator(name, mo
     assert max(counts[step] for step in firsts) < min(counts[step] for step in PLAN.full_steps) / 2
 
 
-def test_only_the_output_head_of_the_transformer_runs_on_a_predicted_step():
+def test_only_modules_of_the_output_head_run_on_a_predicted_step():
     loop, ran, now = Loop("flux"), [], 0
     for name, module in loop.transformer.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: ran.append((now, name)))
@@ -92,7 +94,7 @@ def test_only_the_output_head_of_the_transformer_runs_on_a_predicted_step():
     predicted = {name.split(".")[0] for step, name in ran if not PLAN.is_full(step)}
     assert predicted <= {"time_text_embed", "norm_out"}
     later = {step for step, _ in ran if not PLAN.is_full(step)}
-    assert later == {3}  # where the modulations of all steps are made
+    assert later == {3}  # where the modulations of all steps are computed
 
 
 def test_precomputed_outputs_are_dropped_when_the_prompt_changes():
@@ -111,19 +113,19 @@ def test_precomputed_outputs_are_dropped_when_the_prompt_changes():
         assert handle.records[0].predicted == list(PLAN.predicted_steps)
         for change in (replaced, written):
             loop(change)
-            # step 4 runs in full; what was kept was of another prompt, and the plan goes on as from a first step
+            # step 4 runs in full: the kept features are of another prompt, and the plan continues as after a first step
             assert [step for r in handle.records for step in r.full] == [0, 1, 2, 4, 6, 9]
             assert [step for r in handle.records for step in r.predicted] == [3, 5, 7, 8, 10, 11]
 
 
-def test_precomputed_outputs_are_dropped_when_an_input_is_added_or_removed():
+def test_precomputed_outputs_are_dropped_when_an_input_becomes_none():
     loop = Loop("qwen image")
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
         loop(lambda step, inputs: inputs.update(encoder_hidden_states_mask=None) if step == 4 else None)
     assert handle.records[0].predicted == [3, 5, 7, 8, 10, 11]
 
 
-def test_outputs_share_no_memory():
+def test_each_output_has_its_own_memory():
     loop = Loop("flux")
     with lesa.enable(loop, Reuse(), PLAN):
         outputs = loop()
@@ -134,7 +136,7 @@ def test_outputs_share_no_memory():
     assert len(set(pointers)) == len(pointers)
 
 
-def test_a_wrapped_or_replaced_output_head_runs_the_forward():
+def test_a_wrapped_output_head_is_not_known_and_the_forward_runs():
     loop = Loop("flux")
     with lesa.enable(loop, Taylor(1), PLAN):
         expected = loop()
@@ -154,15 +156,15 @@ def test_a_wrapped_or_replaced_output_head_runs_the_forward():
             loop.transformer.proj_out = Wrapped(plain)
 
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
-        loop(wrap)  # part-way: that step is full, whatever was wrapped
+        loop(wrap)  # wrapped during a generation: that step runs in full
         assert handle.records[0].full == [0, 1, 2, 4, 6, 9]
-        for ours, theirs in zip(loop(), expected, strict=True):  # before a generation
+        for ours, theirs in zip(loop(), expected, strict=True):  # wrapped before a generation
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         assert handle.records[0].predicted == list(PLAN.predicted_steps)
     assert find_output_head(loop.transformer) is None
 
 
-def test_arguments_that_the_output_head_does_not_support_run_the_forward():
+def test_arguments_that_the_known_output_head_lacks_run_the_forward():
     loop = Loop("flux")
     loop.inputs["joint_attention_kwargs"] = {"scale": 1.0}
     with lesa.enable(loop, Taylor(1), PLAN) as handle:
@@ -170,7 +172,7 @@ def test_arguments_that_the_output_head_does_not_support_run_the_forward():
     assert handle.records[0].predicted == list(PLAN.predicted_steps)
 
 
-def test_every_known_output_head_is_tested():
+def test_every_known_output_head_has_a_family_here():
     assert {type(Loop(name).transformer).__name__ for name in FAMILIES} == set(OUTPUT_HEADS)
 
 
@@ -182,7 +184,7 @@ def test_a_predictor_without_a_table_predicts_step_by_step():
     assert handle.records[0].predicted == list(PLAN.predicted_steps)
 
 
-def test_a_batch_that_shrinks_part_way_is_predicted():
+def test_a_batch_that_shrinks_during_a_generation_runs_a_full_step():
     loop = Loop("wan")
 
     def shrink(step, inputs):

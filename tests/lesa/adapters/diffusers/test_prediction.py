@@ -1,4 +1,4 @@
-"""What a predicted step returns, in a real pipeline."""
+"""Predictions: with true features nothing changes, and both paths predict by the table of the forecaster."""
 
 import pytest
 import torch
@@ -13,23 +13,23 @@ from tests.lesa.adapters.diffusers.tiny import STEPS, generate
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_with_true_features_the_result_is_unchanged_and_no_block_runs(pipeline, way, guidance):
+def test_predictions_with_true_features_equal_full_steps_and_run_no_block(pipeline, predicted_path, guidance):
     untouched = generate(pipeline, guidance=guidance)
-    features, watched = record(pipeline, guidance=guidance)
-    assert torch.equal(untouched, watched)
+    features, recorded = record(pipeline, guidance=guidance)
+    assert torch.equal(untouched, recorded)
     runs = BlockRuns(pipeline.transformer)
     generate(pipeline, guidance=guidance)
     every_step, runs.count = runs.count, 0
     with Attachment(pipeline, Oracle(features, PLAN)):
         result = generate(pipeline, guidance=guidance)
-    if way == "blocks skipped":
+    if predicted_path == "blocks skipped":
         assert torch.equal(result, untouched)
-    else:  # the fused end adds in another order
+    else:  # the fused output head adds in another order
         torch.testing.assert_close(result, untouched, rtol=1e-5, atol=1e-5)
     assert runs.count == every_step * len(PLAN.full_steps) / STEPS
 
 
-def test_a_predictor_with_a_kan_on_the_features_samples_its_closed_loop(pipeline, blocks_skipped):
+def test_a_predictor_with_a_kan_on_the_features_predicts_its_closed_loop(pipeline, blocks_skipped):
     predictor = LesaPredictor(LesaConfig(STEPS, hidden_dim=8, latent="kan"))
     for layer in predictor.latent:
         torch.nn.init.normal_(layer.spline_weight, std=0.1)
@@ -46,7 +46,7 @@ def test_a_predictor_with_a_kan_on_the_features_samples_its_closed_loop(pipeline
 
 
 @pytest.mark.parametrize("forecaster", [Reuse(), Taylor(2), "lesa"])
-def test_predicted_features_are_those_of_the_table(pipeline, blocks_skipped, forecaster):
+def test_predicted_features_follow_the_table(pipeline, blocks_skipped, forecaster):
     if forecaster == "lesa":
         forecaster = LesaPredictor(LesaConfig(STEPS, hidden_dim=8))
     seen = []
@@ -62,15 +62,15 @@ def test_predicted_features_are_those_of_the_table(pipeline, blocks_skipped, for
         torch.testing.assert_close(seen[step].double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_precomputed_outputs_and_the_forward_without_blocks_give_the_same_images(pipeline, monkeypatch):
+def test_both_paths_through_a_predicted_step_give_the_same_images(pipeline, monkeypatch):
     with lesa.enable(pipeline, Taylor(1), PLAN):
-        straight = generate(pipeline, guidance=3.0)
+        precomputed = generate(pipeline, guidance=3.0)
     monkeypatch.delitem(OUTPUT_HEADS, "FluxTransformer2DModel")
     with lesa.enable(pipeline, Taylor(1), PLAN):
-        torch.testing.assert_close(generate(pipeline, guidance=3.0), straight)
+        torch.testing.assert_close(generate(pipeline, guidance=3.0), precomputed)
 
 
-def test_impossible_requests_are_refused_by_enable_and_change_nothing(pipeline):
+def test_invalid_arguments_of_enable_raise_and_change_nothing(pipeline):
     transformer = pipeline.transformer
     with pytest.raises(ValueError, match="which steps are full"):
         lesa.enable(pipeline, Reuse())
@@ -97,6 +97,8 @@ def test_impossible_requests_are_refused_by_enable_and_change_nothing(pipeline):
 
 
 class WithoutBlocks(nn.Module):
+    """A module with a final norm and without a list of blocks."""
+
     def __init__(self):
         super().__init__()
         self.norm_out = nn.LayerNorm(4)

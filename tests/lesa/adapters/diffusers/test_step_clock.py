@@ -1,4 +1,4 @@
-"""Noise levels and the step of a call, with every kind of scheduler and from any first step."""
+"""Noise levels and the step of a call, for every kind of scheduler and from any start."""
 
 import copy
 import pickle
@@ -38,32 +38,36 @@ SCHEDULERS = {
     "TCDScheduler": {},
     "UniPCMultistepScheduler": {},
 }
-FLOWS = {
+FLOW_SCHEDULERS = {
     "DPMSolverMultistepScheduler": {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
     "FlowMatchEulerDiscreteScheduler": {"shift": 3.0},
     "FlowMatchHeunDiscreteScheduler": {"shift": 3.0},
     "UniPCMultistepScheduler": {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
 }
 every_scheduler = pytest.mark.parametrize(
-    ("name", "options"), [*SCHEDULERS.items(), *FLOWS.items()], ids=[*SCHEDULERS, *(f"{name} flow" for name in FLOWS)]
+    ("name", "options"),
+    [*SCHEDULERS.items(), *FLOW_SCHEDULERS.items()],
+    ids=[*SCHEDULERS, *(f"{name} flow" for name in FLOW_SCHEDULERS)],
 )
 SECOND_ORDER = {"HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
 
 
 def make(name, options):
+    """A scheduler by the name of its class."""
     scheduler = getattr(diffusers, name)(**options)
     if not hasattr(scheduler, "scale_model_input"):
-        scheduler.scale_model_input = lambda latents, t: latents  # which this pipeline asks of every scheduler
+        scheduler.scale_model_input = lambda latents, t: latents  # the pipeline calls this on every scheduler
     return scheduler
 
 
 def plan_of(times):
+    """The paper's plan for a schedule of any length."""
     return StepPlan.paper(len(times) - 1, 4)
 
 
 @pytest.fixture(scope="module")
 def dit():
-    """A pipeline that works with any scheduler, names no branch and guides in one batch."""
+    """A pipeline that works with any scheduler, has no branch names and runs guidance in one batch."""
     torch.manual_seed(0)
     transformer = DiTTransformer2DModel(
         sample_size=4,
@@ -83,19 +87,20 @@ def dit():
 
 
 def sample(dit, steps=STEPS):
-    torch.manual_seed(0)  # it gives no generator to schedulers that add noise
+    """The images of a call with a fixed seed."""
+    torch.manual_seed(0)  # the pipeline gives no generator to schedulers that add noise
     return dit([1, 2], num_inference_steps=steps, generator=torch.Generator().manual_seed(0), output_type="np").images
 
 
 @every_scheduler
-def test_the_noise_level_is_the_share_of_noise_that_the_scheduler_adds(name, options):
+def test_the_noise_level_is_the_share_of_noise_in_the_schedulers_mixture(name, options):
     scheduler = make(name, options)
     scheduler.set_timesteps(STEPS)
     levels = noise_levels(scheduler)
     assert levels.dtype == torch.float64
     assert len(levels) == len(scheduler.timesteps) + 1
     one, none = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
-    between = 2 if name == "KDPM2DiscreteScheduler" else 1  # its second evaluations are at times that it cannot look up
+    between = 2 if name == "KDPM2DiscreteScheduler" else 1  # it cannot look up the times of its second evaluations
     for t, level in list(zip(scheduler.timesteps, levels, strict=False))[::between]:
         add = getattr(scheduler, "add_noise", None) or (lambda x, e, t: scheduler.scale_noise(x, t, e))
         if name == "FlowMatchHeunDiscreteScheduler":
@@ -105,7 +110,7 @@ def test_the_noise_level_is_the_share_of_noise_that_the_scheduler_adds(name, opt
 
 
 def scale_noise_like_euler(scheduler):
-    """Flow matching with repeated steps cannot look its own times up; the mixture is Euler's at these sigmas."""
+    """The Heun scheduler cannot look up its repeated times; its mixture is that of Euler at the same sigmas."""
 
     def add(image, noise, t):
         sigma = float(scheduler.sigmas[int((scheduler.timesteps == t).nonzero()[0])])
@@ -115,7 +120,7 @@ def scale_noise_like_euler(scheduler):
 
 
 @every_scheduler
-def test_a_step_is_one_evaluation_of_the_transformer(dit, name, options):
+def test_each_evaluation_of_the_transformer_is_one_step(dit, name, options):
     dit.scheduler = make(name, options)
     evaluations, kind = [], type(dit.scheduler)
     handle = dit.transformer.register_forward_pre_hook(lambda *_: evaluations.append(1))
@@ -136,8 +141,8 @@ def test_a_step_is_one_evaluation_of_the_transformer(dit, name, options):
     assert (sample(dit) == expected).all()
 
 
-class Synchronisations(TorchDispatchMode):
-    """Counts what would make a host wait for its GPU."""
+class Synchronizations(TorchDispatchMode):
+    """Counts operators that make the host wait for its GPU."""
 
     def __init__(self):
         super().__init__()
@@ -149,7 +154,7 @@ class Synchronisations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"])
-def test_no_step_but_the_first_makes_the_host_wait(dit, name, monkeypatch):
+def test_only_the_first_step_synchronizes_with_the_device(dit, name, monkeypatch):
     dit.scheduler = make(name, {})
     waits, calls = {}, []
     with lesa.enable(dit, Taylor(1), plan_of):
@@ -157,7 +162,7 @@ def test_no_step_but_the_first_makes_the_host_wait(dit, name, monkeypatch):
         call = kind.__call__
 
         def watched(self, *args, **kwargs):
-            with Synchronisations() as seen:
+            with Synchronizations() as seen:
                 result = call(self, *args, **kwargs)
             waits[len(calls)] = seen.count
             calls.append(1)
@@ -166,11 +171,11 @@ def test_no_step_but_the_first_makes_the_host_wait(dit, name, monkeypatch):
         monkeypatch.setattr(kind, "__call__", watched)
         sample(dit)
         monkeypatch.undo()
-    assert waits[0] > 0  # where the generation begins, and its times
+    assert waits[0] > 0  # the first call reads the times of the schedule
     assert not any(waits[step] for step in range(1, len(calls)))
 
 
-def test_copies_of_a_counted_scheduler_do_not_count(dit):
+def test_copies_of_a_scheduler_are_not_counted(dit):
     dit.scheduler = scheduler = diffusers.DDIMScheduler()
     with lesa.enable(dit, Reuse(), plan_of):
         sample(dit)
@@ -182,7 +187,7 @@ def test_copies_of_a_counted_scheduler_do_not_count(dit):
     assert not hasattr(scheduler, "steps_taken")
 
 
-def test_the_time_of_the_first_call_tells_the_first_step():
+def test_the_first_time_gives_the_first_step_of_a_generation():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(30)
     timesteps = scheduler.timesteps
@@ -190,14 +195,14 @@ def test_the_time_of_the_first_call_tells_the_first_step():
         time = timesteps[step]
         for given in (time, time.expand(2), time / 1000, (time / 1000).bfloat16(), time.repeat(3) * torch.eye(3)):
             assert nearest_step(given, timesteps, scheduler) == step
-    assert nearest_step(1 - timesteps[0] / 1000, timesteps, scheduler) == 0  # Lumina's time grows
-    assert nearest_step(torch.zeros(1), torch.tensor([1000.0, 600.0, 0.0]), scheduler) == 0  # and may end at 0
+    assert nearest_step(1 - timesteps[0] / 1000, timesteps, scheduler) == 0  # Lumina's time grows from 0 to 1
+    assert nearest_step(torch.zeros(1), torch.tensor([1000.0, 600.0, 0.0]), scheduler) == 0  # a schedule may end at 0
     heun = diffusers.HeunDiscreteScheduler()
     heun.set_timesteps(5)
-    assert nearest_step(heun.timesteps[4], heun.timesteps, heun) == 3  # the earlier of two at one time
+    assert nearest_step(heun.timesteps[4], heun.timesteps, heun) == 3  # the earlier of two steps with the same time
 
 
-def test_a_bare_transformer_takes_the_times_of_its_schedule(pipeline):
+def test_a_transformer_without_a_pipeline_uses_the_given_times(pipeline):
     with lesa.enable(pipeline, Taylor(1), PLAN):
         expected = generate(pipeline)
     sigmas = pipeline.scheduler.sigmas.clone()
@@ -222,7 +227,7 @@ def test_a_bare_transformer_takes_the_times_of_its_schedule(pipeline):
         generate(pipeline)
 
 
-def test_a_table_serves_its_own_schedule_only(pipeline):
+def test_a_table_is_refused_for_another_schedule_or_plan(pipeline):
     generate(pipeline)
     table = Taylor(1).table(PLAN, pipeline.scheduler.sigmas)
     with lesa.enable(pipeline, table):
@@ -233,7 +238,7 @@ def test_a_table_serves_its_own_schedule_only(pipeline):
         lesa.enable(pipeline, table, StepPlan(STEPS, [0, 5]))
 
 
-def test_plans_and_tables_are_made_once_for_each_schedule(pipeline):
+def test_plans_and_tables_are_computed_once_for_each_schedule(pipeline):
     made = []
 
     class Counting(Reuse):
@@ -258,7 +263,7 @@ def test_plans_and_tables_are_made_once_for_each_schedule(pipeline):
 # --- generations that start part-way through their schedule
 
 
-def test_a_bare_transformer_that_starts_part_way_takes_the_rest_of_the_plan(pipeline):
+def test_a_transformer_that_starts_part_way_uses_the_remaining_plan(pipeline):
     times = schedule(STEPS)
     with torch.no_grad(), lesa.enable(pipeline.transformer, Taylor(1), PLAN, times=times) as handle:
         for time in times[3:-1]:
@@ -268,7 +273,7 @@ def test_a_bare_transformer_that_starts_part_way_takes_the_rest_of_the_plan(pipe
 
 @pytest.fixture
 def from_image():
-    """FLUX image to image and its arguments."""
+    """FLUX image to image, and a function that calls it."""
     text = tiny.pipeline()
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
@@ -293,10 +298,10 @@ def from_image():
     ("strength", "full", "predicted"),
     [(1.0, [0, 1, 4, 7], [2, 3, 5, 6, 8, 9]), (0.8, [2, 4, 7], [3, 5, 6, 8, 9]), (0.3, [7], [8, 9]), (0.1, [9], [])],
 )
-def test_image_to_image_uses_the_rest_of_the_plan(from_image, way, strength, full, predicted):
+def test_image_to_image_uses_the_remaining_plan(from_image, predicted_path, strength, full, predicted):
     pipeline, run = from_image
     untouched = run(strength, guidance=3.0)
-    guided = not torch.equal(run(strength), untouched)  # some releases want a negative prompt in words
+    guided = not torch.equal(run(strength), untouched)  # some releases of diffusers need a negative prompt as text
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
         first = run(strength, guidance=3.0)
         assert [(r.branch, r.full, r.predicted) for r in handle.records] == [
@@ -308,7 +313,7 @@ def test_image_to_image_uses_the_rest_of_the_plan(from_image, way, strength, ful
     assert torch.equal(run(strength, guidance=3.0), untouched)
 
 
-def test_every_kind_of_forecaster_serves_image_to_image(from_image):
+def test_every_forecaster_works_for_image_to_image(from_image):
     pipeline, run = from_image
     gram = lesa.GramMatrix(STEPS)
     for step in range(STEPS):
@@ -324,21 +329,21 @@ def test_every_kind_of_forecaster_serves_image_to_image(from_image):
 
 def test_a_plan_function_is_called_with_the_remaining_times(from_image):
     pipeline, run = from_image
-    asked = []
+    given_times = []
 
     def plan(times):
-        asked.append(times)
+        given_times.append(times)
         return StepPlan.paper(len(times) - 1, 3)
 
     with lesa.enable(pipeline, Taylor(1), plan) as handle:
         run(0.8)
-        assert torch.equal(asked[0], noise_levels(pipeline.scheduler)[2:])
+        assert torch.equal(given_times[0], noise_levels(pipeline.scheduler)[2:])
         assert handle.records[0].full == [step + 2 for step in StepPlan.paper(8, 3).full_steps]
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
-def test_a_pipeline_without_a_begin_index_may_start_part_way(dit, name):
-    """Video to video of CogVideoX and Wan cut the timesteps without saying so."""
+def test_a_start_part_way_is_found_without_set_begin_index(dit, name):
+    """Video to video of CogVideoX and Wan cut the timesteps and do not call set_begin_index."""
     dit.scheduler = scheduler = make(name, {})
     with torch.no_grad(), lesa.enable(dit, Taylor(1), PLAN) as handle:
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Derived classes, wrapped or replaced modules, and what ``disable`` restores."""
+"""Derived classes, wrapped and replaced modules, and what remains when lesa is disabled or dropped."""
 
 import copy
 import gc
@@ -29,8 +29,8 @@ from tests.lesa.strategies import schedule
 PLAN12 = StepPlan(12, [0, 1, 4, 7])
 
 
-def derive(module, **names):
-    """Give an instance a class of its own, as users and FSDP2 do."""
+def give_derived_class(module, **names):
+    """Give an instance its own derived class, as users and FSDP2 do."""
     kind = type(module)
     module.__class__ = type(f"My{kind.__name__}", (kind,), names)
     return module
@@ -42,23 +42,23 @@ def test_a_derived_class_has_the_layout_of_its_base(name):
     assert find_layout(type("Sharded", (type("Mine", (base,), {}),), {})()) is MODEL_LAYOUTS[name]
 
 
-def test_a_derived_class_is_refused_as_its_base_is():
+def test_a_class_derived_from_a_refused_class_is_refused():
     base = type("Transformer2DModel", (nn.Module,), {})
     with pytest.raises(ValueError, match="part of a UNet"):
         find_layout(type("Mine", (base,), {})())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_derived_class_has_the_known_output_head_unless_it_has_another_forward(name):
+def test_a_derived_class_has_the_known_output_head_unless_forward_differs(name):
     transformer = Loop(name).transformer
     known = find_output_head(transformer)
-    assert find_output_head(derive(transformer)) is known is not None
+    assert find_output_head(give_derived_class(transformer)) is known is not None
     forward = type(transformer).forward
 
     def longer(self, *args, **kwargs):
         return forward(self, *args, **kwargs)
 
-    assert find_output_head(derive(transformer, forward=longer)) is None
+    assert find_output_head(give_derived_class(transformer, forward=longer)) is None
 
 
 def test_an_instance_with_its_own_forward_has_no_known_output_head():
@@ -68,31 +68,29 @@ def test_an_instance_with_its_own_forward_has_no_known_output_head():
     assert find_output_head(transformer) is None
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in ("LTX2VideoTransformer3DModel", "ZImageTransformer2DModel") if exists(name, ROWS[name])]
-)
-def test_with_true_features_a_derived_class_gives_unchanged_outputs(name):
+@pytest.mark.parametrize("name", ["LTX2VideoTransformer3DModel", "ZImageTransformer2DModel"])
+def test_a_derived_class_with_true_features_gives_the_outputs_of_full_steps(name):
     loop, recorder = check.Loop(name, ROWS[name]), check.Recorder()
     untouched = loop()
-    derive(loop.transformer)
+    give_derived_class(loop.transformer)
     with Attachment(loop, recorder):
         loop()
     with Attachment(loop, check.Oracle(check.PLAN, recorder.features)):
         assert check.equal(loop(), untouched)
 
 
-def test_a_model_is_described_by_the_class_that_has_its_forward(pipeline):
+def test_a_model_is_described_by_the_class_that_defines_its_forward(pipeline):
     plain = describe_model(pipeline.transformer)
-    assert describe_model(derive(copy.deepcopy(pipeline.transformer))) == plain
+    assert describe_model(give_derived_class(copy.deepcopy(pipeline.transformer))) == plain
     assert describe_model(torch.compile(pipeline.transformer, backend="eager")) == plain
     with lesa.enable(pipeline, Reuse(), PLAN):
         assert describe_model(pipeline.transformer) == plain
-    other = derive(pipeline.transformer, forward=lambda self: None)
+    other = give_derived_class(pipeline.transformer, forward=lambda self: None)
     assert describe_model(other) != plain
 
 
 class LoRA(nn.Module):
-    """A layer plus a second one with the same input."""
+    """A layer with an adapter, which gets the same input."""
 
     def __init__(self, base):
         super().__init__()
@@ -127,7 +125,7 @@ HEADS = {
 @pytest.mark.parametrize("name", [name for name in HEADS if name in ROWS and exists(name, ROWS[name])])
 @pytest.mark.parametrize("head", [True, False], ids=["head", "block"])
 def test_modules_wrapped_after_enable_are_found_at_the_next_generation(name, head, blocks_skipped):
-    """With true features the outputs are those of the wrapped model, to the bit; then those of the plain one again."""
+    """With true features the outputs equal those of the wrapped model bit for bit, and then those of the plain one."""
     loop, recorder, wrapped = check.Loop(name, ROWS[name]), check.Recorder(), check.Recorder()
     transformer, where = loop.transformer, HEADS[name]
     lists = [child for child in transformer.children() if isinstance(child, nn.ModuleList) and len(child)]
@@ -162,7 +160,7 @@ def test_modules_wrapped_after_enable_are_found_at_the_next_generation(name, hea
 
 
 @pytest.mark.parametrize("change", ["wrap a head", "wrap a block", "wrap an embedder", "add an adapter"])
-def test_a_model_whose_modules_change_part_way_runs_that_step_in_full(way, change):
+def test_a_model_that_changes_during_a_generation_runs_a_full_step(predicted_path, change):
     loop = Loop("flux")
 
     def alter(step, inputs):
@@ -184,7 +182,7 @@ def test_a_model_whose_modules_change_part_way_runs_that_step_in_full(way, chang
     assert (handle.records[0].full, handle.records[0].predicted) == ([0, 1, 4, 5, 7], [2, 3, 6, 8, 9, 10, 11])
 
 
-def test_a_lora_on_a_head_is_applied_before_and_after_enable():
+def test_a_lora_on_a_head_is_applied_before_or_after_enable():
     peft = pytest.importorskip("peft")
     name, results = "StableAudioDiTModel", []
     for when in ("before", "after"):
@@ -207,14 +205,14 @@ def test_a_lora_on_a_head_is_applied_before_and_after_enable():
 
 @pytest.mark.parametrize("target", ["transformer", "block"])
 @pytest.mark.parametrize("swap", ["derived", "parametrized", "compiled"])
-def test_after_disable_a_model_works_that_was_wrapped_meanwhile(pipeline, blocks_skipped, target, swap):
+def test_a_model_changed_while_enabled_works_after_disable(pipeline, blocks_skipped, target, swap):
     untouched = generate(pipeline)
     transformer = pipeline.transformer
     handle = lesa.enable(pipeline, Reuse(), PLAN)
     generate(pipeline)
     module = transformer if target == "transformer" else transformer.transformer_blocks[0]
     if swap == "derived":
-        derive(module)
+        give_derived_class(module)
     elif swap == "parametrized":
         layer = nn.Identity()
         module.extra = nn.Parameter(torch.zeros(1), requires_grad=False)
@@ -227,18 +225,18 @@ def test_after_disable_a_model_works_that_was_wrapped_meanwhile(pipeline, blocks
     lesa.enable(pipeline, Reuse(), PLAN).disable()
     torch.testing.assert_close(generate(pipeline), untouched)
     if swap == "derived":
-        copy.deepcopy(module)  # refused only while enabled
+        copy.deepcopy(module)  # a copy is refused only while enabled
 
 
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyboardInterrupt])
-def test_a_failing_enable_changes_nothing(pipeline, monkeypatch, error):
+def test_a_failing_enable_leaves_the_pipeline_unchanged(pipeline, monkeypatch, error):
     untouched = generate(pipeline)
 
     def fail(*_):
-        raise error("half-way")
+        raise error("failing")
 
     monkeypatch.setattr(attachment_module, "hook_heads", fail)
-    with pytest.raises(error, match="half-way"):
+    with pytest.raises(error, match="failing"):
         lesa.enable(pipeline, Reuse(), PLAN)
     monkeypatch.undo()
     assert torch.equal(generate(pipeline), untouched)
@@ -247,7 +245,7 @@ def test_a_failing_enable_changes_nothing(pipeline, monkeypatch, error):
         generate(pipeline)
 
 
-def test_disable_also_restores_a_transformer_that_the_pipeline_has_replaced(pipeline):
+def test_disable_also_restores_a_transformer_that_was_replaced(pipeline):
     old, expected = pipeline.transformer, tiny.pipeline()
     lesa.enable(pipeline, Reuse(), PLAN)
     pipeline.transformer = tiny.pipeline(1).transformer
@@ -257,25 +255,25 @@ def test_disable_also_restores_a_transformer_that_the_pipeline_has_replaced(pipe
     assert not any(name.startswith("_lesa") for name in [*vars(pipeline), *vars(old)])
 
 
-@pytest.mark.parametrize("end", ["known", "unknown"])
+@pytest.mark.parametrize("output_head", ["known", "unknown"])
 @pytest.mark.parametrize("used", [True, False], ids=["used", "unused"])
-def test_a_deleted_pipeline_is_freed(end, used, monkeypatch):
-    if end == "unknown":
+def test_an_enabled_pipeline_is_freed_when_it_is_dropped(output_head, used, monkeypatch):
+    if output_head == "unknown":
         monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
-    left = []
+    references = []
     for _ in range(2):
         pipeline = tiny.pipeline()
-        left.append(weakref.ref(pipeline.transformer))
+        references.append(weakref.ref(pipeline.transformer))
         lesa.enable(pipeline, Taylor(1), PLAN)
         if used:
             generate(pipeline)
         del pipeline
     gc.collect()
-    assert [ref() for ref in left] == [None, None]
+    assert [ref() for ref in references] == [None, None]
 
 
-def test_features_are_freed_with_their_scheduler(pipeline):
-    """A request that ended by an exception outside of the transformer."""
+def test_features_are_freed_with_the_scheduler_of_a_failed_request(pipeline):
+    """A request that failed outside of the transformer."""
 
     def fail(pipe, step, time, state):
         raise RuntimeError("stop here")
@@ -292,7 +290,7 @@ def test_features_are_freed_with_their_scheduler(pipeline):
         assert handle.going_on == []
 
 
-def test_each_handle_gives_a_warning_once_and_keeps_it(pipeline):
+def test_each_handle_gives_a_warning_once_and_lists_it(pipeline):
     transformer = pipeline.transformer
 
     @torch.no_grad()
@@ -309,7 +307,7 @@ def test_each_handle_gives_a_warning_once_and_keeps_it(pipeline):
             assert handle.warnings[0] in handle.summary()
 
 
-def test_the_repr_of_a_handle_shows_its_state(pipeline):
+def test_the_repr_of_a_handle_has_its_state_and_steps(pipeline):
     handle = lesa.enable(pipeline, Taylor(1), PLAN)
     assert "enabled" in repr(handle)
     assert "no generation yet" in repr(handle)

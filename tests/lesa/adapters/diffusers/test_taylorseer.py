@@ -1,4 +1,4 @@
-"""The settings of diffusers' TaylorSeer, against its own hook."""
+"""The TaylorSeer settings of diffusers give the same full steps, and the same images where whole blocks are cached."""
 
 import re
 
@@ -24,7 +24,7 @@ BLOCKS = [r"^transformer_blocks\.\d+$", r"^single_transformer_blocks\.\d+$"]
 
 
 class Counted(nn.Module, CacheMixin):
-    """A module that diffusers hooks, and the steps at which it really ran."""
+    """A module that diffusers hooks, with a list of the steps at which it ran."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ configs = st.builds(
 
 
 @given(configs, st.integers(1, 30))
-def test_the_full_steps_are_those_that_diffusers_runs(config, steps):
+def test_the_full_steps_equal_those_of_diffusers(config, steps):
     model = Counted()
     model.enable_cache(config)
     with model.cache_context("cond"):
@@ -60,51 +60,53 @@ def test_the_full_steps_are_those_that_diffusers_runs(config, steps):
     assert forecaster == lesa.Taylor(config.max_order)
 
 
-def double(seed=0):
+def double_pipeline(seed=0):
+    """The tiny pipeline with a float64 transformer."""
     made = pipeline(seed)
     made.transformer.double()
     return made
 
 
-def in_double(**options):
+def double_arguments(**options):
+    """The arguments of a call in float64."""
     return {k: v.double() if torch.is_tensor(v) else v for k, v in arguments(**options).items()}
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_with_whole_blocks_cached_the_images_equal_those_of_diffusers(order, guidance):
+def test_images_equal_those_of_diffusers_if_whole_blocks_are_cached(order, guidance):
     config = TaylorSeerCacheConfig(
         cache_interval=3, max_order=order, taylor_factors_dtype=torch.float64, cache_identifiers=BLOCKS
     )
-    theirs, ours = double(), double()
+    theirs, ours = double_pipeline(), double_pipeline()
     theirs.transformer.enable_cache(config)
-    expected = theirs(**in_double(guidance=guidance)).images
+    expected = theirs(**double_arguments(guidance=guidance)).images
     with lesa.enable(ours, *lesa.from_taylorseer_config(config)) as handle:
-        made = ours(**in_double(guidance=guidance)).images
+        made = ours(**double_arguments(guidance=guidance)).images
     assert {tuple(record.full) for record in handle.records} == {(0, 1, 2, 4, 7)}
     torch.testing.assert_close(made, expected, rtol=1e-9, atol=1e-9)
-    assert (expected - double()(**in_double(guidance=guidance)).images).abs().max() > 1e-6
+    assert (expected - double_pipeline()(**double_arguments(guidance=guidance)).images).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("mode", [{}, {"use_lite_mode": True}], ids=["attention", "lite"])
-def test_with_other_settings_the_same_steps_are_full_and_images_are_close(mode):
+def test_images_are_close_to_those_of_diffusers_in_other_modes(mode):
     config = TaylorSeerCacheConfig(cache_interval=3, taylor_factors_dtype=torch.float64, **mode)
-    theirs, ours, full = double(), double(), double()(**in_double()).images
+    theirs, ours, full = double_pipeline(), double_pipeline(), double_pipeline()(**double_arguments()).images
     ran = []
     theirs.transformer.transformer_blocks[1].attn.to_q.register_forward_pre_hook(lambda *_: ran.append(None))
     theirs.transformer.enable_cache(config)
-    expected = theirs(**in_double()).images
+    expected = theirs(**double_arguments()).images
     with lesa.enable(ours, *lesa.from_taylorseer_config(config)) as handle:
-        made = ours(**in_double()).images
+        made = ours(**double_arguments()).images
     assert len(handle.records[0].full) == len(ran) < STEPS
-    # both are predictions of the same image, as far from each other as from the image itself at most
+    # both predict the same image, and differ less than the sum of their errors
     errors = [(image - full).norm() for image in (made, expected)]
     assert 0 < (made - expected).norm() < sum(errors)
 
 
 @pytest.mark.parametrize("kind", [WanTransformer3DModel, LTXVideoTransformer3DModel])
-def test_diffusers_own_patterns_match_no_attention_of_some_models(kind):
-    """What docs/taylorseer.md says of them."""
+def test_the_patterns_of_diffusers_match_no_attention_of_some_models(kind):
+    """docs/taylorseer.md says so."""
     with torch.device("meta"):
         names = [name for name, _ in kind(num_layers=1).named_modules()]
     assert any(name.endswith("attn1") for name in names)
@@ -112,7 +114,7 @@ def test_diffusers_own_patterns_match_no_attention_of_some_models(kind):
     assert not any(re.fullmatch(pattern, name) for pattern in patterns for name in names)
 
 
-def test_configurations_that_fail_in_diffusers_are_refused():
+def test_configs_that_fail_in_diffusers_are_refused():
     with pytest.raises(ValueError, match="at least 1"):
         lesa.from_taylorseer_config(TaylorSeerCacheConfig(disable_cache_before_step=0))
     with pytest.raises(ValueError, match="not a FirstBlockCacheConfig"):

@@ -1,4 +1,4 @@
-"""Times outside the schedule, schedules that count from the noise, and dtypes other than that of the weights."""
+"""Times that differ from the schedule, schedules that count from the noise, and dtypes that differ from the weights."""
 
 import diffusers
 import pytest
@@ -20,11 +20,11 @@ PLAN12 = StepPlan(12, [0, 1, 4, 7])
 
 
 class Altered(Loop):
-    """Calls its transformer with other times than the schedule's, as Detail-Daemon does."""
+    """Calls its transformer at times that differ from the schedule, as Detail-Daemon does."""
 
     def __init__(self, name, factor, steps=range(12)):
         super().__init__(name)
-        self.factor, self.altered = factor, steps
+        self.factor, self.altered_steps = factor, steps
 
     @torch.no_grad()
     def __call__(self, change=lambda step, inputs: None):
@@ -33,7 +33,7 @@ class Altered(Loop):
         others = {name: value for name, value in self.inputs.items() if name != "hidden_states"}
         for step, t in enumerate(self.scheduler.timesteps):
             time = t.expand(len(latents)).to(self.dtype) / (1000 if self.unit == 1 else 1)
-            time = time * (self.factor if step in self.altered else 1)
+            time = time * (self.factor if step in self.altered_steps else 1)
             outputs.append(self.transformer(hidden_states=latents, timestep=time, **others, return_dict=False)[0])
             self.scheduler.step(torch.zeros(1), t, torch.zeros(1))
         return outputs
@@ -41,20 +41,20 @@ class Altered(Loop):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("steps", [range(12), [5, 6, 9]], ids=["always", "at some steps"])
-def test_a_time_that_is_not_in_the_schedule_runs_the_forward(name, steps, monkeypatch):
+def test_a_time_that_differs_from_the_schedule_runs_the_forward(name, steps, monkeypatch):
     loop = Altered(name, 0.9, steps)
     with lesa.enable(loop, Reuse(), PLAN12) as handle:
         ours = loop()
     assert handle.records[0].predicted == list(PLAN12.predicted_steps)
     monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     with lesa.enable(loop, Reuse(), PLAN12):
-        through_the_forward = loop()
-    for a, b in zip(ours, through_the_forward, strict=True):
+        of_the_forward = loop()
+    for a, b in zip(ours, of_the_forward, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_times_rounded_by_a_pipeline_are_those_of_the_schedule(dtype):
+def test_times_rounded_by_a_pipeline_agree_with_the_schedule(dtype):
     for step in torch.linspace(1, 1000, 37):
         for given in (step.to(dtype) / 1000, (step / 1000).to(dtype), step.expand(3).to(dtype) / 1000):
             assert agrees(given, float(step) / 1000)
@@ -62,13 +62,13 @@ def test_times_rounded_by_a_pipeline_are_those_of_the_schedule(dtype):
 
 
 class OnDevice(torch.Tensor):
-    """A tensor that says it is on a GPU."""
+    """A tensor that pretends to be on a GPU."""
 
     is_cuda = True
 
 
-def test_a_wrong_time_on_a_device_is_noticed_when_its_copy_has_arrived(monkeypatch):
-    """The first one at once; later ones are copied and compared when the copy has arrived."""
+def test_a_wrong_time_on_a_gpu_is_noticed_when_its_copy_has_arrived(monkeypatch):
+    """The first time is compared at once; later ones are copied to the host and compared when the copy has arrived."""
     arrived, empty = [], torch.empty
     event = type("Event", (), {"record": lambda self: None, "query": lambda self: bool(arrived)})
     monkeypatch.setattr(torch.cuda, "Event", event)
@@ -87,7 +87,7 @@ def test_a_wrong_time_on_a_device_is_noticed_when_its_copy_has_arrived(monkeypat
     assert not passes(0.9, 1.0, TimeCheck())
 
 
-def test_the_unit_of_times_of_a_bare_transformer_is_found_once():
+def test_the_unit_of_times_is_the_same_for_the_whole_generation():
     clock = TimestepClock(None)
     steps = [clock.read({"timestep": torch.tensor([t])}, "transformer", None).step for t in (1000.0, 500.0, 1.0)]
     assert steps == [0, 1, 2]
@@ -97,7 +97,7 @@ def test_the_unit_of_times_of_a_bare_transformer_is_found_once():
         assert steps == [0, 1, 2]
 
 
-def test_a_time_that_no_step_has_is_taken_as_the_first_step():
+def test_a_time_that_matches_no_step_counts_as_the_first_step():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(10)
     assert nearest_step(0.95 * scheduler.timesteps[0], scheduler.timesteps, scheduler) == 0
@@ -108,7 +108,7 @@ def test_a_time_that_no_step_has_is_taken_as_the_first_step():
 
 
 @pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"])
-def test_inverted_sigmas_are_counted_from_the_noise(kind):
+def test_inverted_sigmas_give_the_same_noise_levels(kind):
     plain, inverted = (getattr(diffusers, kind)(invert_sigmas=flag) for flag in (False, True))
     for scheduler in (plain, inverted):
         scheduler.set_timesteps(10)
@@ -124,15 +124,15 @@ def test_a_pipeline_with_inverted_sigmas_is_accelerated(pipeline):
 
 @pytest.mark.parametrize("kind", ["KDPM2AncestralDiscreteScheduler", "DDIMScheduler", "EulerDiscreteScheduler"])
 @pytest.mark.parametrize("steps", [3, 10, 30, 50])
-def test_noise_levels_fall_also_with_timesteps_that_are_no_integers(kind, steps):
+def test_noise_levels_are_valid_for_timesteps_that_are_not_integers(kind, steps):
     scheduler = getattr(diffusers, kind)()
     scheduler.set_timesteps(steps)
     levels = noise_levels(scheduler)
     assert len(levels) == len(scheduler.timesteps) + 1
 
 
-def test_qwen_image_with_its_key_cache_is_accelerated():
-    """Step 0 fills the cache and has the prompt's tokens beside the image's; all other steps have the image's only."""
+def test_qwen_image_with_its_key_value_cache_is_accelerated():
+    """Step 0 fills the cache and has tokens of prompt and image; all other steps have tokens of the image only."""
     name = "QwenImage21Transformer2DModel"
     if name not in ROWS:
         pytest.skip("this diffusers has no Qwen-Image 2.1")
@@ -166,7 +166,7 @@ def test_qwen_image_with_its_key_cache_is_accelerated():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_predicted_steps_have_the_dtype_of_full_ones_under_autocast(name):
+def test_predicted_steps_have_the_dtype_of_full_steps_under_autocast(name):
     loop = Loop(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         untouched = loop()
@@ -189,14 +189,14 @@ class Int8(torch.nn.Module):
         return torch.nn.functional.linear(x, self.weight * self.scale, self.bias)
 
 
-def test_sinusoids_are_not_cast_to_the_dtype_that_weights_are_quantised_to(monkeypatch):
+def test_time_embeddings_are_not_cast_to_the_dtype_of_quantized_weights(monkeypatch):
     loop = Loop("wan")
     embedder = loop.transformer.condition_embedder.time_embedder
     embedder.linear_1, embedder.linear_2 = Int8(embedder.linear_1), Int8(embedder.linear_2)
     with lesa.enable(loop, Reuse(), PLAN12):
-        ahead = loop()
+        precomputed = loop()
     monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})
     with lesa.enable(loop, Reuse(), PLAN12):
-        through_the_forward = loop()
-    for a, b in zip(ahead, through_the_forward, strict=True):
+        of_the_forward = loop()
+    for a, b in zip(precomputed, of_the_forward, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))

@@ -1,12 +1,14 @@
-"""Random sequences of user actions, on every model with a known output head and on one without.
+"""Random sequences of user actions with true features as predictions.
 
-Two equal pipelines run the same actions: one without lesa, whose features are recorded, and one with lesa, whose
-forecaster returns these true features. At every call
+Every known output head is tested, and a class without one.
 
-- the output equals that of the pipeline without lesa: bit for bit if the forward ran, up to rounding if the known
-  output head was used;
+Two equal pipelines get the same calls: one without lesa, whose features before the output head are recorded, and one
+with lesa, which uses these features as its predictions. Then for every call
+
+- the output equals the one without lesa: bit for bit where the forward ran, and up to rounding where the known output
+  head was used;
 - a step is full exactly if the plan says so, or if it is the first of its branch or the first after a change of
-  conditions or model: nothing is predicted from stale features, and nothing that could be predicted runs in full.
+  conditions or of the model: no step is predicted from stale features, and no step runs in full without need.
 """
 
 import contextlib
@@ -31,24 +33,26 @@ from tests.lesa.adapters.diffusers.families import FAMILIES
 from tests.lesa.adapters.diffusers.models.catalogue import ROWS
 from tests.lesa.adapters.diffusers.models.row import build
 
-WITHOUT = "SanaTransformer2DModel"  # whose end is not known
+WITHOUT_OUTPUT_HEAD = "SanaTransformer2DModel"  # a class whose output head is not known
 PROMPTS = ("encoder_hidden_states", "pooled_projections", "class_labels")
-UNIT = ("flux", "flux with guidance", "qwen image")  # called with the noise level; the others with the timestep
-EVENTS = ["nothing", "replace", "write", "touch", "new tensors", "alter times", "raise", "wrap part-way"]
+# families that are called with the noise level; the others are called with the timestep
+CALLED_WITH_NOISE_LEVEL = ("flux", "flux with guidance", "qwen image")
+EVENTS = ["nothing", "replace", "write", "touch", "copy", "alter times", "raise", "wrap during generation"]
 
 
 def plan_of(times):
-    """The same steps wherever a stream begins: every third, counted from the end."""
+    """Every third step, counted from the end, so that the plan does not depend on where a stream starts."""
     steps = len(times) - 1
     return StepPlan(steps, {0, *(step for step in range(steps) if is_planned(step, steps))})
 
 
 def is_planned(step, steps):
+    """Whether the plan makes a step full."""
     return (steps - step) % 3 == 0
 
 
 class Wrapped(nn.Module):
-    """A layer or block whose output is changed, as by a LoRA."""
+    """A layer or block whose output is scaled, as a LoRA would change it."""
 
     def __init__(self, inner):
         super().__init__()
@@ -68,9 +72,9 @@ class Pipeline:
 
     def __init__(self, family):
         torch.manual_seed(0)
-        if family == WITHOUT:
-            self.transformer = build(WITHOUT, ROWS[WITHOUT])
-            self.inputs = {k: v for k, v in ROWS[WITHOUT].inputs(1.0).items() if k != "timestep"}
+        if family == WITHOUT_OUTPUT_HEAD:
+            self.transformer = build(WITHOUT_OUTPUT_HEAD, ROWS[WITHOUT_OUTPUT_HEAD])
+            self.inputs = {k: v for k, v in ROWS[WITHOUT_OUTPUT_HEAD].inputs(1.0).items() if k != "timestep"}
         else:
             self.transformer, self.inputs = FAMILIES[family]()
         self.transformer.eval().requires_grad_(False)
@@ -78,7 +82,7 @@ class Pipeline:
             if not parameter.any():
                 parameter.normal_(std=0.1)
         self.family = family
-        self.crops = family != "dit"  # which knows squares only
+        self.crops = family != "dit"  # its images must be square
         self.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         self.components = {"transformer": self.transformer, "scheduler": self.scheduler}
         self.now = ("", -1)  # branch and step of the current call
@@ -112,7 +116,7 @@ class Pipeline:
         return made.clone()
 
     def sample(self, request, before=lambda: None, after=lambda output: None):
-        """Call the transformer at each step for each branch; the sample does not depend on its output."""
+        """Call the transformer at each step for each branch, with latents that do not depend on its outputs."""
         self.scheduler.set_timesteps(request["steps"])
         self.scheduler.set_begin_index(0)
         event, when = request["event"], request["when"] % request["steps"]
@@ -133,12 +137,12 @@ class Pipeline:
                             mine[prompt].copy_(mine[prompt].clone())
                         elif event == "raise":
                             raise KeyError("stop here")
-                        elif event == "wrap part-way":
+                        elif event == "wrap during generation":
                             self.toggle("head")
-                    if event == "new tensors":
+                    if event == "copy":
                         mine = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in mine.items()}
                     latents = self.latents(request["seed"], step, batch, small)
-                    time = t.expand(len(latents)) / (1000 if self.family in UNIT else 1)
+                    time = t.expand(len(latents)) / (1000 if self.family in CALLED_WITH_NOISE_LEVEL else 1)
                     time = time * 0.9 if event == "alter times" and step >= when else time
                     before()
                     with self.context(request, branch):
@@ -153,28 +157,29 @@ class Pipeline:
         return self.transformer.cache_context(branch) if named else contextlib.nullcontext()
 
     def toggle(self, what):
-        """Wrap a part of the model, or unwrap it if it is wrapped."""
-        owner, name = self.place(what)
+        """Wrap a part of the model, or unwrap it if it is wrapped already."""
+        owner, name = self.location(what)
         module = owner._modules[name]
         owner._modules[name] = module.inner if isinstance(module, Wrapped) else Wrapped(module)
 
-    def place(self, what):
+    def location(self, what):
         lists = [child for child in self.transformer.children() if isinstance(child, nn.ModuleList) and len(child)]
         return {"head": (self.transformer, "norm_out"), "block": (lists[-1], str(len(lists[-1]) - 1))}[what]
 
 
 def other(tensor):
+    """Another valid prompt or class."""
     return (tensor + 1) % 8 if tensor.dtype == torch.long else tensor * 1.5
 
 
 def branches(request, step):
-    """The order of the calls of a step: guidance is off, on, begins late or ends early."""
+    """The branches of a step in the order of their calls; guidance is off, on, begins late or ends early."""
     guided = {"off": (), "on": range(99), "late": range(2, 99), "early": range(3)}[request["guidance"]]
     return ("uncond", "cond") if step in guided else ("cond",)
 
 
 class TrueFeatures(Memory):
-    """The memory of a generation that predicts the true features."""
+    """A memory that predicts the true features."""
 
     nbytes = num_rows = 0
 
@@ -193,7 +198,7 @@ class TrueFeatures(Memory):
         return self.truth[self.pipeline.now].clone()
 
     def predict_interval(self, step):
-        """Up to the next full step, or to the last that this branch takes part in."""
+        """The features up to the next full step, or up to the last step of this branch."""
         branch, steps = self.pipeline.now[0], []
         while step < self.plan.num_steps and not self.plan.is_full(step) and (branch, step) in self.truth:
             if steps and self.truth[branch, step].shape != self.truth[branch, steps[0]].shape:
@@ -208,28 +213,28 @@ class TrueFeatures(Memory):
 
 
 class TrueForecaster(Forecaster):
-    """Predicts the true features that the oracle recorded."""
+    """Predicts the true features of the accelerator."""
 
-    def __init__(self, oracle):
-        self.oracle = weakref.proxy(oracle)
+    def __init__(self, accelerator):
+        self.accelerator = weakref.proxy(accelerator)
 
     def table(self, plan, times):
-        raise AssertionError("its memory predicts")
+        raise AssertionError("predictions come from make_memory")
 
     def make_memory(self, plan, times, previous):
-        return TrueFeatures(self.oracle.pipeline, self.oracle.truth, plan)
+        return TrueFeatures(self.accelerator.pipeline, self.accelerator.truth, plan)
 
 
-class Oracle(Accelerator):
-    """The accelerator with the true forecaster; it records whether each call was full or predicted."""
+class RecordingAccelerator(Accelerator):
+    """The accelerator of lesa with a forecaster of true features; ``outcomes`` says which calls were predicted."""
 
     def __init__(self, pipeline):
         super().__init__(TrueForecaster(self), plan_of)
-        self.pipeline, self.truth, self.became = weakref.proxy(pipeline), {}, {}
+        self.pipeline, self.truth, self.outcomes = weakref.proxy(pipeline), {}, {}
 
     def begin(self, call):
         predicted = super().begin(call)
-        self.became[self.pipeline.now] = "predicted" if predicted else "full"
+        self.outcomes[self.pipeline.now] = "predicted" if predicted else "full"
         return predicted
 
 
@@ -248,12 +253,12 @@ requests = st.fixed_dictionaries(
 )
 
 
-class WhatUsersDo(RuleBasedStateMachine):
-    """One user and one pipeline, or several one after the other."""
+class UserActions(RuleBasedStateMachine):
+    """Actions on one pipeline at a time."""
 
     handle: Any = None
 
-    @initialize(family=st.sampled_from([*FAMILIES, WITHOUT]))
+    @initialize(family=st.sampled_from([*FAMILIES, WITHOUT_OUTPUT_HEAD]))
     def load(self, family):
         self.pipeline, self.plain = Pipeline(family), Pipeline(family)
         self.kind = type(self.pipeline.transformer)
@@ -261,39 +266,39 @@ class WhatUsersDo(RuleBasedStateMachine):
     @rule(request=requests)
     def generate(self, request):
         outputs, untouched, calls = [], [], []
-        truth = self.untouched(request, untouched)
+        truth = self.features_without_lesa(request, untouched)
         if self.handle is None:
             return
-        oracle = self.handle._accelerator
-        oracle.truth.clear()
-        oracle.truth.update(truth)
-        oracle.became.clear()
+        accelerator = self.handle._accelerator
+        accelerator.truth.clear()
+        accelerator.truth.update(truth)
+        accelerator.outcomes.clear()
         try:
             self.pipeline.sample(request, lambda: calls.append(self.pipeline.now), outputs.append)
         except KeyError:
             assert request["event"] == "raise"
-        if request["event"] == "wrap part-way":
+        if request["event"] == "wrap during generation":
             self.pipeline.toggle("head")
         assert len(outputs) == len(untouched) == len(calls)
-        expected = self.expected(request, calls)
-        assert {call: oracle.became[call] for call in calls} == expected
+        expected_outcomes = self.expected_outcomes(request, calls)
+        assert {call: accelerator.outcomes[call] for call in calls} == expected_outcomes
         for call, ours, theirs in zip(calls, outputs, untouched, strict=True):
-            if expected[call] == "full" or self.pipeline.family == WITHOUT:
+            if expected_outcomes[call] == "full" or self.pipeline.family == WITHOUT_OUTPUT_HEAD:
                 assert torch.equal(ours, theirs), call
             else:
                 torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
         if request["event"] != "raise":
-            assert oracle.going_on == []
+            assert accelerator.going_on == []
 
-    def untouched(self, request, outputs):
-        """The features of a generation without lesa, by branch and step."""
+    def features_without_lesa(self, request, outputs):
+        """The features of a generation without lesa, by branch and step; its outputs are appended to ``outputs``."""
         truth, hooks, plain = {}, [], self.plain
 
-        def look():
-            owner, name = plain.place("head")
-            hooks.append(owner._modules[name].register_forward_pre_hook(write_down, with_kwargs=True))
+        def add_hook():
+            owner, name = plain.location("head")
+            hooks.append(owner._modules[name].register_forward_pre_hook(record, with_kwargs=True))
 
-        def write_down(module, args, kwargs):
+        def record(module, args, kwargs):
             truth[plain.now] = (args[0] if args else next(iter(kwargs.values()))).clone()
 
         def done(output):
@@ -301,38 +306,38 @@ class WhatUsersDo(RuleBasedStateMachine):
             outputs.append(output)
 
         with contextlib.suppress(KeyError):
-            plain.sample(request, look, done)
-        if request["event"] == "wrap part-way":
+            plain.sample(request, add_hook, done)
+        if request["event"] == "wrap during generation":
             plain.toggle("head")
         return truth
 
-    def expected(self, request, calls):
+    def expected_outcomes(self, request, calls):
         """Whether each call has to be full or predicted."""
         steps, when = request["steps"], request["when"] % request["steps"]
         began: set[str] = set()
-        became = {}
+        outcomes = {}
         for branch, step in calls:
             changed = request["event"] in ("replace", "write") and (branch, step) == ("cond", when)
-            if request["event"] == "wrap part-way":  # before the call of "cond", which is the last of a step
+            if request["event"] == "wrap during generation":  # before the call of "cond", the last one of a step
                 changed = step == when + (branch == "uncond")
             full = branch not in began or changed or is_planned(step, steps)
             began.add(branch)
-            became[branch, step] = "full" if full else "predicted"
-        return became
+            outcomes[branch, step] = "full" if full else "predicted"
+        return outcomes
 
     @precondition(lambda self: self.handle is None)
     @rule()
     def enable(self):
-        self.handle = Handle(self.pipeline, Oracle(self.pipeline))
+        self.handle = Handle(self.pipeline, RecordingAccelerator(self.pipeline))
 
     @precondition(lambda self: self.handle is not None)
     @rule()
     def disable(self):
         self.handle.disable()
         self.handle = None
-        self.nothing_is_left()
+        self.check_nothing_remains()
 
-    def nothing_is_left(self):
+    def check_nothing_remains(self):
         transformer = self.pipeline.transformer
         assert type(transformer) is self.kind
         for module in transformer.modules():
@@ -368,7 +373,7 @@ class WhatUsersDo(RuleBasedStateMachine):
     @rule()
     def compile(self):
         for pipeline in (self.pipeline, self.plain):
-            owner, name = pipeline.place("block")
+            owner, name = pipeline.location("block")
             owner._modules[name].compile(backend="eager")
 
     @rule()
@@ -385,9 +390,10 @@ class WhatUsersDo(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Compiling takes seconds and has tests of its own: here the wrapper that it puts on a module is enough. What was
-    there before need not be searched for garbage each time that a pipeline is dropped.
+def without_compilation(monkeypatch):
+    """Skip compilation and keep older objects out of garbage collection, to save time.
+
+    Compilation has its own tests; here the wrapper that it puts on a module is enough.
     """
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     gc.collect()
@@ -397,18 +403,19 @@ def quick(monkeypatch):
 
 
 def run(sequences):
+    """Run a number of random sequences."""
     every = settings(max_examples=sequences, stateful_step_count=8, suppress_health_check=list(HealthCheck))
-    run_state_machine_as_test(WhatUsersDo, settings=every)
+    run_state_machine_as_test(UserActions, settings=every)
 
 
-# generations of two steps, of which one is made full by a change, predict nothing and say so
-pytestmark = [pytest.mark.filterwarnings("ignore::lesa.LesaWarning"), pytest.mark.usefixtures("quick")]
+# a generation of two steps predicts nothing if a change makes the second one full, and gives a warning
+pytestmark = [pytest.mark.filterwarnings("ignore::lesa.LesaWarning"), pytest.mark.usefixtures("without_compilation")]
 
 
-def test_random_actions_of_users_never_use_stale_features_and_leave_nothing():
+def test_random_user_actions_never_predict_from_stale_features():
     run(500)
 
 
 @pytest.mark.full
-def test_many_more_random_actions_of_users():
+def test_many_more_random_user_actions_never_predict_from_stale_features():
     run(10_000)

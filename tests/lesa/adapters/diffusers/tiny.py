@@ -9,6 +9,7 @@ STEPS = 10
 
 
 def pipeline(seed: int = 0) -> FluxPipeline:
+    """The pipeline, with random weights that ``seed`` determines."""
     torch.manual_seed(seed)
     transformer = FluxTransformer2DModel(
         patch_size=1,
@@ -37,6 +38,7 @@ def pipeline(seed: int = 0) -> FluxPipeline:
 def arguments(
     batch: int = 2, seed: int = 0, steps: int = STEPS, guidance: float = 1.0, size: int = 64, device: Any = "cpu"
 ) -> dict[str, Any]:
+    """The arguments of a call: random prompt embeddings instead of a prompt."""
     generator = torch.Generator().manual_seed(seed)
     prompt, negative = torch.randn(2, batch, 3, 8, generator=generator).to(device)
     made: dict[str, Any] = {
@@ -58,4 +60,5 @@ def arguments(
 
 
 def generate(target: FluxPipeline, **options: Any) -> torch.Tensor:
+    """The latents of a call."""
     return target(**arguments(**options)).images

@@ -1,4 +1,4 @@
-"""Checkpoints of the authors of LESA: their values, and files that must not run code."""
+"""Checkpoints of the paper's authors: their weights and settings are read, and no code in them is run."""
 
 import contextlib
 import dataclasses
@@ -27,8 +27,8 @@ from tests.lesa.strategies import schedule
 STEPS, HIDDEN, HISTORY = 12, 16, 8
 
 
-def released_weights(branch="", seed=0, prefix=""):
-    """A state_dict with the keys, shapes and dtype of the authors', of the size that training produces."""
+def official_weights(branch="", seed=0, prefix=""):
+    """A random state_dict with the keys, shapes and dtype of the authors', as large as after training."""
     torch.manual_seed(seed)
     widths, weights = [STEPS + 1, HIDDEN, HIDDEN, 1], {}
     knots = torch.arange(-3, 9) * (6 / 5) - 3
@@ -47,7 +47,7 @@ def released_weights(branch="", seed=0, prefix=""):
 
 @pytest.fixture
 def save_official(monkeypatch):
-    """A function that saves as the authors do: with settings of a package which is gone when the file is read."""
+    """A function that saves as the authors do: with settings of a package that is not installed afterwards."""
 
     def save(path, weights, **options):
         package = types.ModuleType("somebody.config")
@@ -88,7 +88,7 @@ def save_official(monkeypatch):
 
 
 def alpha(weights, stage, offsets, knots):
-    """The gate in float64, one spline at a time, written from efficient-kan's formula."""
+    """The gate in float64, one spline at a time, by the formula of efficient-kan."""
 
     def basis(x, i, order):
         if order == 0:
@@ -115,7 +115,7 @@ def alpha(weights, stage, offsets, knots):
 
 
 def closed_loop(weights, plan, times, features, boundaries, knots):
-    """The authors' sampling in float64: ``h[last] + alpha (w . h + b)`` over a window that takes in its predictions."""
+    """The authors' sampling in float64: ``h[last] + alpha (w . h + b)`` over a window with its predictions."""
     window, made = [], []
     for step, t in enumerate(times[:-1].tolist()):
         if plan.is_full(step):
@@ -130,7 +130,8 @@ def closed_loop(weights, plan, times, features, boundaries, knots):
     return torch.stack(made)
 
 
-def assert_table_is(predictor, weights, boundaries, knots):
+def assert_table_equals_closed_loop(predictor, weights, boundaries, knots):
+    """The predictions of the table are those of the authors' sampling, which are returned."""
     plan, times = lesa.StepPlan.paper(STEPS, 4), schedule(STEPS, shift=0.4)
     assert {predictor.config.stage(float(times[s])) for s in plan.predicted_steps} == {1, 2}
     features = torch.randn(STEPS, 5, dtype=torch.float64)
@@ -148,17 +149,17 @@ ROUNDED = torch.tensor(UNIFORM).bfloat16().double().tolist()
 
 
 @pytest.mark.parametrize(("knots", "expected"), [("exact", UNIFORM), ("released", ROUNDED)])
-def test_a_released_checkpoint_predicts_by_the_formula_of_the_paper(tmp_path, save_official, knots, expected):
-    weights = released_weights()
+def test_an_official_checkpoint_predicts_by_the_papers_formula(tmp_path, save_official, knots, expected):
+    weights = official_weights()
     predictor = lesa.load_official(save_official(tmp_path / "flux.pt", weights), knots=knots)
     config = predictor.config
     assert (config.num_steps, config.hidden_dim, config.windows) == (STEPS, HIDDEN, (4, 8, 8))
     assert (config.boundaries, config.grid_range) == ((0.9, 0.5), (-3.0, 3.0))
-    assert_table_is(predictor, weights, (0.9, 0.5), expected)
+    assert_table_equals_closed_loop(predictor, weights, (0.9, 0.5), expected)
 
 
-def test_released_knots_give_another_function_than_exact_ones(tmp_path, save_official):
-    path = save_official(tmp_path / "flux.pt", released_weights())
+def test_released_knots_give_other_gates_than_exact_knots(tmp_path, save_official):
+    path = save_official(tmp_path / "flux.pt", official_weights())
     gates = {knots: lesa.load_official(path, knots=knots).gates(schedule(STEPS)) for knots in ("exact", "released")}
     apart = ((gates["exact"] - gates["released"]).abs() / gates["exact"].abs().max()).max()
     assert 1e-5 < apart < 0.1
@@ -169,18 +170,18 @@ def test_released_knots_give_another_function_than_exact_ones(tmp_path, save_off
 
 
 def test_a_guided_checkpoint_has_a_predictor_for_each_branch(tmp_path, save_official):
-    cond, uncond = released_weights("_cond", seed=1), released_weights("_uncond", seed=2)
+    cond, uncond = official_weights("_cond", seed=1), official_weights("_uncond", seed=2)
     loaded = lesa.load_official(save_official(tmp_path / "qwen.pt", cond | uncond))
     assert list(loaded) == [("transformer", "cond"), ("transformer", "uncond")]
     for branch, weights in (("cond", cond), ("uncond", uncond)):
         plain = {key.replace(f"_{branch}", ""): value for key, value in weights.items()}
         predictor = loaded["transformer", branch]
         assert predictor.config.boundaries == (0.9, 0.4)
-        assert_table_is(predictor, plain, (0.9, 0.4), UNIFORM)
+        assert_table_equals_closed_loop(predictor, plain, (0.9, 0.4), UNIFORM)
 
 
-def test_enable_takes_a_checkpoint_with_branches_as_it_is_loaded(tmp_path, save_official):
-    weights = released_weights("_cond", seed=1) | released_weights("_uncond", seed=2)
+def test_enable_accepts_a_loaded_checkpoint_with_branches(tmp_path, save_official):
+    weights = official_weights("_cond", seed=1) | official_weights("_uncond", seed=2)
     pipeline, plan = tiny.pipeline(), lesa.StepPlan.paper(STEPS, 4)
     loaded = lesa.load_official(save_official(tmp_path / "qwen.pt", weights))
     with lesa.enable(pipeline, loaded, plan) as handle:
@@ -190,7 +191,7 @@ def test_enable_takes_a_checkpoint_with_branches_as_it_is_loaded(tmp_path, save_
 
 @given(st.data())
 def test_tensors_are_read_as_torch_saved_them(tmp_path_factory, data):
-    """Views with any strides and offset, shared storages, every dtype."""
+    """Views with any strides and offset, shared storages and every dtype."""
     dtype = data.draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64]))
     whole = torch.randn(4, 3, 6).mul(100).to(dtype)
     views = {
@@ -212,14 +213,14 @@ def test_tensors_are_read_as_torch_saved_them(tmp_path_factory, data):
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "model.", "_orig_mod.", "_orig_mod.module.", "module.model._orig_mod."]
 )
-def test_prefixes_of_wrappers_are_removed_in_any_nesting(tmp_path, save_official, prefix):
-    bare = lesa.load_official(save_official(tmp_path / "bare.pt", released_weights()))
-    wrapped = lesa.load_official(save_official(tmp_path / "wrapped.pt", released_weights(prefix=prefix)))
+def test_prefixes_of_wrapper_modules_are_removed_in_any_nesting(tmp_path, save_official, prefix):
+    bare = lesa.load_official(save_official(tmp_path / "bare.pt", official_weights()))
+    wrapped = lesa.load_official(save_official(tmp_path / "wrapped.pt", official_weights(prefix=prefix)))
     assert all(torch.equal(v, wrapped.state_dict()[k]) for k, v in bare.state_dict().items())
 
 
 def test_settings_are_read_as_plain_data_without_their_package(tmp_path, save_official):
-    path = save_official(tmp_path / "flux.pt", released_weights())
+    path = save_official(tmp_path / "flux.pt", official_weights())
     with pytest.raises(ModuleNotFoundError):
         torch.load(path, weights_only=False)
     assert read_official(path).config == {
@@ -230,12 +231,12 @@ def test_settings_are_read_as_plain_data_without_their_package(tmp_path, save_of
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_every_pickle_protocol_that_torch_can_write_is_read(tmp_path, save_official, protocol):
-    path = save_official(tmp_path / "flux.pt", released_weights(), pickle_protocol=protocol)
+    path = save_official(tmp_path / "flux.pt", official_weights(), pickle_protocol=protocol)
     assert lesa.load_official(path).config.num_steps == STEPS
 
 
-def test_knots_of_an_updated_grid_are_kept(tmp_path, save_official):
-    weights = released_weights()
+def test_knots_changed_by_a_grid_update_are_kept(tmp_path, save_official):
+    weights = official_weights()
     moved = (torch.linspace(-2, 2, 12) ** 3).repeat(HIDDEN, 1).bfloat16()
     weights["timestep.1.layers.1.grid"] = moved
     predictor = lesa.load_official(save_official(tmp_path / "moved.pt", weights))
@@ -243,13 +244,13 @@ def test_knots_of_an_updated_grid_are_kept(tmp_path, save_official):
     assert predictor.timestep[1].layers[0].has_uniform_grid
 
 
-def test_convert_writes_what_from_pretrained_reads(tmp_path, save_official, capsys):
-    main(["convert", str(save_official(tmp_path / "flux.pt", released_weights())), str(tmp_path / "flux")])
+def test_the_convert_command_writes_predictors_that_from_pretrained_reads(tmp_path, save_official, capsys):
+    main(["convert", str(save_official(tmp_path / "flux.pt", official_weights())), str(tmp_path / "flux")])
     loaded = lesa.load_official(tmp_path / "flux.pt")
     converted = lesa.LesaPredictor.from_pretrained(tmp_path / "flux")
     assert converted.config == loaded.config
     assert all(torch.equal(v, converted.state_dict()[k]) for k, v in loaded.state_dict().items())
-    guided = save_official(tmp_path / "qwen.pt", released_weights("_cond") | released_weights("_uncond", seed=1))
+    guided = save_official(tmp_path / "qwen.pt", official_weights("_cond") | official_weights("_uncond", seed=1))
     main(["convert", str(guided), str(tmp_path / "qwen"), "--knots", "released", "--boundaries", "0.8", "0.3"])
     assert "for transformer.cond and transformer.uncond" in capsys.readouterr().out
     for branch in ("cond", "uncond"):
@@ -258,11 +259,11 @@ def test_convert_writes_what_from_pretrained_reads(tmp_path, save_official, caps
         assert not predictor.timestep[0].layers[0].has_uniform_grid
 
 
-# Files that nobody should run.
+# Files that would run code in an ordinary unpickler.
 
 
 def archive(path, data, entries=(), **options):
-    """A zip archive as torch.save lays it out, around any pickle."""
+    """A zip archive in the layout of torch.save, with any pickle in it."""
     with zipfile.ZipFile(path, "w", **options) as file:
         file.writestr("archive/data.pkl", data)
         for name, content in entries:
@@ -281,7 +282,7 @@ class Call:
 
 
 class Attributes:
-    """Pickles into attributes set on whatever the call returns."""
+    """Pickles into a call whose result gets attributes."""
 
     def __reduce__(self):
         return torch.device, ("cpu",), {"type": "cuda"}
@@ -289,7 +290,7 @@ class Attributes:
 
 RUN = "open('{0}', 'w').close()"
 GLOBAL_OS = b"cposix\nsystem\n"
-HOSTILE = {
+MALICIOUS = {
     "os.system": (lambda mark: pickle.dumps(Call(os.system, f"touch {mark}"), 2), "posix.system"),
     "eval": (lambda mark: pickle.dumps({"config": Call(eval, RUN.format(mark))}, 2), "__builtin__.eval"),
     "exec, protocol 4": (lambda mark: pickle.dumps(Call(exec, RUN.format(mark)), 4), "builtins.exec"),
@@ -301,11 +302,11 @@ HOSTILE = {
     ),
     "torch.load": (lambda mark: pickle.dumps(Call(torch.load, str(mark)), 2), "torch.serialization.load"),
     "numpy": (lambda mark: b"\x80\x02cnumpy\nload\nX\x01\x00\x00\x00x\x85R.", "numpy.load"),
-    "a class of somebody's, called": (
+    "a call of an unknown class": (
         lambda mark: b"\x80\x02csomebody\nrun\nX\x02\x00\x00\x00id\x85R.",
         "somebody.run",
     ),
-    "a class of somebody's, made with arguments": (
+    "an unknown class with arguments": (
         lambda mark: b"\x80\x02csomebody\nrun\nX\x02\x00\x00\x00id\x85\x81.",
         "somebody.run",
     ),
@@ -314,11 +315,11 @@ HOSTILE = {
     "OBJ": (lambda mark: b"(" + GLOBAL_OS + b"o.", "posix.system"),
     "NEWOBJ": (lambda mark: b"\x80\x02" + GLOBAL_OS + b")\x81.", "posix.system"),
     "STACK_GLOBAL": (lambda mark: b"\x80\x04\x8c\x05posix\x8c\x06system\x93)R.", "posix.system"),
-    "a global out of the memo": (
+    "a global from the memo": (
         lambda mark: b"\x80\x02" + GLOBAL_OS + b"q\x00h\x00X\x02\x00\x00\x00id\x85R.",
         "posix.system",
     ),
-    "text for a function": (lambda mark: b"\x80\x02X\x09\x00\x00\x00os.system)R.", "to call a str"),
+    "text as a function": (lambda mark: b"\x80\x02X\x09\x00\x00\x00os.system)R.", "a str called"),
     "an extension": (lambda mark: b"\x80\x02\x82\x01.", "EXT1"),
     "a persistent id": (lambda mark: b"\x80\x02X\x04\x00\x00\x00fileQ.", "not in the file"),
     "attributes of a result": (lambda mark: pickle.dumps(Attributes(), 2), "attributes of a str"),
@@ -332,11 +333,11 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_refused_by_name_and_nothing_of_it_runs(tmp_path, name):
-    make, named = HOSTILE[name]
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_a_malicious_file_is_refused_with_the_reason_and_no_code_runs(tmp_path, name):
+    make, named = MALICIOUS[name]
     mark = tmp_path / "was-run"
-    path = archive(tmp_path / "hostile.pt", make(mark))
+    path = archive(tmp_path / "malicious.pt", make(mark))
     with pytest.raises(ValueError, match=named if "\\" in named else named.replace(".", r"\.")) as refusal:
         lesa.load_official(path)
     assert str(path) in str(refusal.value)
@@ -344,15 +345,17 @@ def test_a_hostile_file_is_refused_by_name_and_nothing_of_it_runs(tmp_path, name
     assert "somebody" not in sys.modules
 
 
-def test_the_hostile_files_do_run_code_in_pickle(tmp_path):
+def test_the_malicious_files_would_run_code_in_pickle(tmp_path):
     mark = tmp_path / "was-run"
     for name in ("os.system", "eval", "exec, protocol 4", "in the weights"):
-        pickle.loads(HOSTILE[name][0](mark))
+        pickle.loads(MALICIOUS[name][0](mark))
         assert mark.exists(), name
         mark.rmdir() if mark.is_dir() else mark.unlink()
 
 
 def storage(kind=b"FloatStorage", key=b"0", numel=4):
+    """The pickle of a reference to a storage."""
+
     def text(value):
         return b"X" + struct.pack("<I", len(value)) + value
 
@@ -360,10 +363,12 @@ def storage(kind=b"FloatStorage", key=b"0", numel=4):
 
 
 def number(value):
+    """The pickle of an integer of 64 bits."""
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
 def tensor(shape, stride, offset=0, **of):
+    """The pickle of a tensor."""
     sizes = [b"(" + b"".join(map(number, numbers)) + b"t" for numbers in (shape, stride)]
     return (
         b"ctorch._utils\n_rebuild_tensor_v2\n("
@@ -377,6 +382,7 @@ def tensor(shape, stride, offset=0, **of):
 
 
 def holding(tensor):
+    """The pickle of a checkpoint with one weight."""
     name = b"latent.0.weight"
     return b"\x80\x02}X\x05\x00\x00\x00model}X" + struct.pack("<I", len(name)) + name + tensor + b"ss."
 
@@ -398,21 +404,21 @@ def holding(tensor):
         (tensor((1, 4), (4, 1)), 16, "are missing|not those of a LESA predictor"),
     ],
 )
-def test_a_tensor_larger_than_its_bytes_is_refused(tmp_path, described, stored, why):
+def test_a_tensor_that_does_not_match_its_bytes_is_refused(tmp_path, described, stored, why):
     path = archive(tmp_path / "odd.pt", holding(described), [("archive/data/0", bytes(stored))])
     with pytest.raises(ValueError, match=why if "missing" not in why else "not those of a LESA predictor"):
         lesa.load_official(path)
 
 
 def nested(width, depth):
-    """A list of ``width ** depth`` values in as many bytes as it has levels."""
+    """A list of ``width ** depth`` values, whose size as a pickle grows only with ``depth``."""
     value = []
     for _ in range(depth):
         value = [value] * width
     return value
 
 
-def test_a_small_file_cannot_describe_large_values(tmp_path):
+def test_a_small_file_that_describes_large_data_is_refused(tmp_path):
     for number, value in enumerate([nested(10, 9), nested(2, 60), nested(1, 60)]):
         settings = archive(tmp_path / f"settings-{number}.pt", pickle.dumps({"config": value}, 2))
         with pytest.raises(ValueError, match="more than 10000 values or lie more than 20 deep"):
@@ -428,11 +434,11 @@ def test_a_small_file_cannot_describe_large_values(tmp_path):
         lesa.load_official(path)
 
 
-def test_files_that_are_no_checkpoints_are_refused_by_what_they_are(tmp_path, save_official):
+def test_files_of_other_formats_are_refused_with_the_reason(tmp_path, save_official):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         lesa.load_official(tmp_path / "none.pt")
-    whole = save_official(tmp_path / "flux.pt", released_weights())
-    legacy = save_official(tmp_path / "legacy.pt", released_weights(), _use_new_zipfile_serialization=False)
+    whole = save_official(tmp_path / "flux.pt", official_weights())
+    legacy = save_official(tmp_path / "legacy.pt", official_weights(), _use_new_zipfile_serialization=False)
     with pytest.raises(ValueError, match=r"before 1\.6"):
         lesa.load_official(legacy)
     (tmp_path / "short.pt").write_bytes(whole.read_bytes()[:-200])
@@ -473,17 +479,17 @@ def test_files_that_are_no_checkpoints_are_refused_by_what_they_are(tmp_path, sa
         (lambda w: w.update({"timestep.0.layers.0.grid": torch.zeros(STEPS + 1, 40)}), "do not go with 40 knots"),
     ],
 )
-def test_weights_that_are_not_a_predictors_are_refused(tmp_path, save_official, change, why):
-    weights = released_weights()
+def test_weights_that_are_not_those_of_a_predictor_are_refused(tmp_path, save_official, change, why):
+    weights = official_weights()
     change(weights)
     with pytest.raises(ValueError, match=why):
         lesa.load_official(save_official(tmp_path / "odd.pt", weights))
 
 
 @given(st.data())
-def test_a_damaged_description_is_a_value_error(tmp_path_factory, data):
+def test_a_damaged_pickle_raises_a_value_error(tmp_path_factory, data):
     buffer = io.BytesIO()
-    torch.save({"config": {"a": [1, 2.5, None, (True, "b")]}, "model": released_weights()}, buffer)
+    torch.save({"config": {"a": [1, 2.5, None, (True, "b")]}, "model": official_weights()}, buffer)
     with zipfile.ZipFile(buffer) as file:
         whole = bytearray(file.read("archive/data.pkl")[:4000])
     for _ in range(data.draw(st.integers(1, 3))):
@@ -497,9 +503,9 @@ def test_a_damaged_description_is_a_value_error(tmp_path_factory, data):
 @example([(6, 255)], 0)  # a version of zip that does not exist
 @example([(8, 32)], 0)  # "patched data", which zipfile does not implement
 @given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=3), st.integers(0, 40))
-def test_a_damaged_archive_is_read_or_is_a_value_error(tmp_path_factory, changes, missing):
+def test_a_damaged_archive_is_read_or_raises_a_value_error(tmp_path_factory, changes, missing):
     buffer = io.BytesIO()
-    torch.save({"model": released_weights()}, buffer)
+    torch.save({"model": official_weights()}, buffer)
     whole = bytearray(buffer.getvalue())
     directory = whole.index(b"PK\x01\x02")
     for place, value in changes:
@@ -511,7 +517,7 @@ def test_a_damaged_archive_is_read_or_is_a_value_error(tmp_path_factory, changes
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_a_value_error(tmp_path_factory, data):
+def test_random_bytes_raise_a_value_error(tmp_path_factory, data):
     path = archive(tmp_path_factory.mktemp("fuzz") / "bytes.pt", b"\x80\x02" + data)
     with pytest.raises(ValueError, match=r"bytes\.pt was not opened"):
         lesa.load_official(path)

@@ -1,4 +1,4 @@
-"""Tiny audio models, and what is neither image, video nor sound."""
+"""Tiny models of audio, and of data that is neither image, video nor audio."""
 
 import torch
 

@@ -1,7 +1,7 @@
-"""What diffusers' own caches do on the same models, beside lesa, by one measure.
+"""The caches of diffusers on the same models, compared with lesa by one measure.
 
-All steps of a generation get the same inputs, so that the true feature is the same at every step and any sound cache
-must give the untouched outputs. What differs is how much of the blocks still runs at a step that it skips.
+All steps of a generation get the same inputs, so that the true feature is the same at every step and any correct cache
+must give the outputs of full steps. The caches differ in how much of the blocks still runs at a step that they skip.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from lesa import Taylor
 from tests.lesa.adapters.diffusers.models.check import BRANCHES, PLAN, STEPS, BlockRuns, Loop, error
 from tests.lesa.adapters.diffusers.models.row import Row
 
-SOUND = 1e-3  # relative error in float32; a cache that is not sound is off by more than 0.1 here
+MAX_ERROR = 1e-3  # relative error in float32; a cache that fails here has an error above 0.1
 
 
 def taylor_seer(lite: bool) -> Any:
@@ -39,13 +39,13 @@ CACHES: dict[str, Callable[[], Any]] = {
 
 
 def outcome_of_lesa(name: str, row: Row) -> dict[str, Any]:
-    """By the same measure as the others."""
+    """The result of :func:`outcome_of` for lesa."""
     loop = Loop(name, row)
     return _outcome(loop, lambda: lesa.enable(loop, Taylor(1), PLAN))
 
 
 def outcome_of(cache: str, name: str, row: Row) -> dict[str, Any]:
-    """``{"runs": share of the blocks' modules that still run at the cheapest step, "error": ...}``, or why not."""
+    """``{"runs": share of the modules in blocks that run at the cheapest step, "error": ...}``, or why it fails."""
     loop = Loop(name, row)
     if not hasattr(loop.transformer, "enable_cache"):
         return {"refused": "the class takes no cache"}
@@ -57,19 +57,20 @@ def outcome_of(cache: str, name: str, row: Row) -> dict[str, Any]:
 
 
 def _outcome(loop: Loop, enable: Callable[[], object]) -> dict[str, Any]:
+    """The share of blocks that run and the error, after ``enable`` was called."""
     untouched = loop(constant=True)
     runs = BlockRuns(loop.transformer, loop.row.embedders)
-    loop(constant=True, each=runs.take)
-    all_of_them = {branch: runs.taken[0, branch] for branch in BRANCHES}
+    loop(constant=True, each=runs.store)
+    all_of_them = {branch: runs.stored[0, branch] for branch in BRANCHES}
     try:
         enable()
     except Exception as problem:
         return {"refused": _first_line(problem)}
     try:
-        outputs = loop(constant=True, each=runs.take)
+        outputs = loop(constant=True, each=runs.store)
     except Exception as problem:
         return {"fails": _first_line(problem)}
-    fewest = min(runs.taken[step, branch] / all_of_them[branch] for step in range(STEPS) for branch in BRANCHES)
+    fewest = min(runs.stored[step, branch] / all_of_them[branch] for step in range(STEPS) for branch in BRANCHES)
     return {"runs": round(fewest, 3), "error": error(outputs, untouched)}
 
 

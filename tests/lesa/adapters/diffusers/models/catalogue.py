@@ -1,4 +1,4 @@
-"""All rows, and the classes that have none."""
+"""The rows of all transformer classes of diffusers."""
 
 from tests.lesa.adapters.diffusers.models.audio import AUDIO
 from tests.lesa.adapters.diffusers.models.images import IMAGES

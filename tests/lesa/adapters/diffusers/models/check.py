@@ -1,4 +1,4 @@
-"""Driving one tiny transformer step by step, untouched, under lesa or under another cache, and what comes of it."""
+"""Drives one tiny transformer step by step, without lesa, with lesa or with another cache, and compares the outputs."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,9 +20,9 @@ Outputs = dict[tuple[int, str], list[Tensor]]  # by step and branch
 
 
 class Loop:
-    """A pipeline as far as an adapter sees one: a transformer, a scheduler, two branches of guidance.
+    """A denoising loop with the attributes of a pipeline that the adapter reads, and two branches of guidance.
 
-    The branches are named where the class has a place for names, and known by the order of calls where it has none.
+    The branches are named if the class has a cache context, and known by the order of calls otherwise.
     """
 
     def __init__(self, name: str, row: Row) -> None:
@@ -36,7 +36,7 @@ class Loop:
     def __call__(
         self, *, constant: bool = False, each: Callable[[int, str], None] = lambda step, branch: None
     ) -> Outputs:
-        """A generation; ``constant``: with the same inputs at every step. ``each`` is called after every call."""
+        """A generation. ``constant``: the inputs are equal at every step; ``each`` is called after every call."""
         self.scheduler.set_timesteps(STEPS)
         self.scheduler.set_begin_index(0)  # as pipelines do that start at the first step
         options = (
@@ -46,7 +46,7 @@ class Loop:
         outputs = {}
         for step, t in enumerate(self.scheduler.timesteps):
             for number, branch in enumerate(BRANCHES):
-                torch.manual_seed(1 + number)  # conditions stay what they are; the time changes
+                torch.manual_seed(1 + number)  # conditions stay the same, only the time changes
                 inputs = self.row.inputs(0.5 if constant else float(t) / 1000)
                 with context(branch):
                     outputs[step, branch] = tensors(self.transformer(**inputs, **options))
@@ -66,7 +66,7 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def equal(a: Outputs, b: Outputs) -> bool:
-    """Bit for bit."""
+    """Whether all outputs are equal bit for bit."""
     return a.keys() == b.keys() and all(
         len(a[k]) == len(b[k]) and all(torch.equal(x, y) for x, y in zip(a[k], b[k], strict=True)) for k in a
     )
@@ -86,19 +86,20 @@ class BlockRuns:
 
     def __init__(self, transformer: nn.Module, embedders: tuple[str, ...]) -> None:
         self.count = 0
-        self.taken: dict[tuple[int, str], int] = {}
+        self.stored: dict[tuple[int, str], int] = {}
         for name, module in transformer.named_modules():
-            if _depth_of_list(transformer, name) and not name.startswith(embedders or ("-",)):
+            if _is_inside_a_list(transformer, name) and not name.startswith(embedders or ("-",)):
                 module.register_forward_pre_hook(self._tick)
 
     def _tick(self, *_: object) -> None:
         self.count += 1
 
-    def take(self, step: int, branch: str) -> None:
-        self.taken[step, branch], self.count = self.count, 0
+    def store(self, step: int, branch: str) -> None:
+        """Store the count of a call and start again at 0."""
+        self.stored[step, branch], self.count = self.count, 0
 
 
-def _depth_of_list(transformer: nn.Module, name: str) -> bool:
+def _is_inside_a_list(transformer: nn.Module, name: str) -> bool:
     """Whether a module is inside an element of a list, at the top of the transformer or of a dictionary there."""
     path = name.split(".")
     for depth in (1, 2):
@@ -111,7 +112,7 @@ def _depth_of_list(transformer: nn.Module, name: str) -> bool:
 
 
 class Recorder(Driver):
-    """Every step runs in full; its features are kept, by branch, step and head."""
+    """Runs every step in full and records its features, by branch, step and head."""
 
     def __init__(self) -> None:
         self.features: dict[tuple[str, int, str], Tensor] = {}
@@ -132,7 +133,7 @@ class Recorder(Driver):
 
 
 class Oracle(Recorder):
-    """Runs the steps of a plan and answers the others with features that were recorded."""
+    """Runs the full steps of a plan and predicts the others with recorded features."""
 
     def __init__(self, plan: StepPlan, features: dict[tuple[str, int, str], Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What these tests find out about each model is written to ``$LESA_SUPPORT``, for the table of docs/models.md."""
+"""Results of these tests, which are written to ``$LESA_SUPPORT`` for the table of docs/models.md."""
 
 import json
 import os
@@ -15,7 +15,7 @@ Support = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def support() -> Iterator[Support]:
-    """Findings by name of the row."""
+    """Results by name of the row."""
     found: Support = {}
     yield found
     if path := os.environ.get("LESA_SUPPORT"):
@@ -24,6 +24,6 @@ def support() -> Iterator[Support]:
 
 
 @pytest.fixture
-def all_blocks_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predicted steps run the forward: known output heads sum in another order, and have tests of their own."""
+def blocks_skipped_in_all_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predicted steps run the forward and skip its blocks; known output heads round differently."""
     monkeypatch.setattr("lesa.adapters.diffusers.output_heads.OUTPUT_HEADS", {})

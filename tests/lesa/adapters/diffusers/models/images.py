@@ -1,4 +1,4 @@
-"""Tiny image models. To add one, add a row; sizes as small as its constructor takes."""
+"""Tiny image models. A new model is one more row, as small as its constructor allows."""
 
 import torch
 
@@ -6,7 +6,7 @@ from tests.lesa.adapters.diffusers.models.row import Inputs, Row, growing, noise
 
 
 def flux_like(t: float, text: int = 5, axes: int = 3, **more: object) -> Inputs:
-    """FLUX and those that kept its arguments: 4 x 4 image tokens of 4 channels, text tokens of 16."""
+    """Inputs of FLUX and of models with the same arguments: 4 x 4 image tokens of 4 channels, text tokens of 16."""
     return {
         "hidden_states": noise(2, 16, 4),
         "encoder_hidden_states": noise(2, text, 16),

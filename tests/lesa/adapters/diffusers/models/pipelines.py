@@ -1,4 +1,4 @@
-"""Tiny pipelines end to end: prompts are embeddings, so no text encoder is needed, and the results are latents."""
+"""Tiny pipelines with embeddings as prompts, so that no text encoder is needed, and latents as results."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ Made = tuple[Any, dict[str, Any]]  # a pipeline, and the arguments of a call
 
 
 def transformer(name: str, **config: Any) -> Any:
-    """The tiny model of the catalogue, with other settings where a pipeline needs them."""
+    """The tiny model of the catalogue, with changes that a pipeline needs."""
     row = ROWS[name]
     return build(name, type(row)(row.config | config, row.inputs))
 
@@ -31,7 +31,7 @@ def pipeline(name: str, call: dict[str, Any], encoders: int = 1, **components: A
 
 
 def vae(channels: int = 4) -> Any:
-    """Makes 8 x 8 latents of 16 x 16 images."""
+    """An autoencoder with 8 x 8 latents for 16 x 16 images."""
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -44,7 +44,7 @@ def vae(channels: int = 4) -> Any:
 
 
 def prompts(*shape: int, masks: tuple[str, str] | None = None, pooled: int = 0) -> dict[str, Any]:
-    """Embeddings of a prompt and of a negative one, and what goes with them."""
+    """Embeddings of a prompt and a negative prompt, with masks and pooled embeddings."""
     made: dict[str, Any] = {"prompt_embeds": noise(*shape), "negative_prompt_embeds": noise(*shape)}
     if masks is not None:
         made |= {name: torch.ones(shape[:2], dtype=torch.bool) for name in masks}
@@ -88,22 +88,22 @@ def flux_img2img() -> Made:
     return pipeline("FluxImg2ImgPipeline", call, 2, transformer=made, vae=vae())
 
 
-def repaint(size: int) -> dict[str, Any]:
-    """An image whose right half is to be painted again, of which the first quarter of the schedule is left out."""
+def inpaint(size: int) -> dict[str, Any]:
+    """Inpainting of the right half of an image, without the first quarter of the schedule."""
     mask = (torch.arange(size) >= size // 2).float().expand(1, 1, size, size)
     return {"image": torch.rand(1, 3, size, size), "mask_image": mask, "strength": 0.75, "height": size, "width": size}
 
 
 def flux_inpaint() -> Made:
-    call = prompts(1, 5, 16, pooled=8) | repaint(32) | {"true_cfg_scale": 3.0}
+    call = prompts(1, 5, 16, pooled=8) | inpaint(32) | {"true_cfg_scale": 3.0}
     model = transformer("FluxTransformer2DModel", in_channels=16)
     return pipeline("FluxInpaintPipeline", call, 2, transformer=model, vae=vae())
 
 
 def sd3_inpaint() -> Made:
-    # the pipeline takes models of 16 channels, and of 33 that are given the mask
+    # the pipeline accepts models of 16 channels, and of 33 channels with the mask
     model = transformer("SD3Transformer2DModel", in_channels=16, out_channels=16)
-    call = prompts(1, 5, 16, pooled=12) | repaint(16)
+    call = prompts(1, 5, 16, pooled=12) | inpaint(16)
     return pipeline("StableDiffusion3InpaintPipeline", call, 3, transformer=model, vae=vae(channels=16))
 
 
@@ -117,7 +117,7 @@ def qwen_image_inpaint() -> Made:
         latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4,
     )
-    call = prompts(1, 5, 16, masks=("prompt_embeds_mask", "negative_prompt_embeds_mask")) | repaint(32)
+    call = prompts(1, 5, 16, masks=("prompt_embeds_mask", "negative_prompt_embeds_mask")) | inpaint(32)
     model = transformer("QwenImageTransformer2DModel")
     return pipeline("QwenImageInpaintPipeline", call, transformer=model, vae=encoder.eval())
 
@@ -125,7 +125,7 @@ def qwen_image_inpaint() -> Made:
 def z_image_inpaint() -> Made:
     call = {"prompt_embeds": [noise(5, 16)], "negative_prompt_embeds": [noise(5, 16)], "guidance_scale": 3.0}
     model = transformer("ZImageTransformer2DModel")
-    return pipeline("ZImageInpaintPipeline", call | repaint(32), transformer=model, vae=vae(channels=16))
+    return pipeline("ZImageInpaintPipeline", call | inpaint(32), transformer=model, vae=vae(channels=16))
 
 
 def qwen_image() -> Made:

@@ -1,4 +1,4 @@
-"""What a tiny model of one class is made of: the arguments of its constructor and of its calls."""
+"""The constructor arguments and the inputs of one tiny model."""
 
 import importlib
 from collections.abc import Callable
@@ -15,14 +15,14 @@ Inputs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One class of transformer, or one more way of running it.
+    """One class of transformer, or another configuration of it.
 
     Attributes:
         config: arguments of the constructor.
         inputs: arguments of a call at a noise level in (0, 1], in the convention of the class's pipeline. Tensors are
-            drawn again at each call, so the test's seed says which.
-        module: where the class is, if ``diffusers`` does not export it.
-        embedders: modules inside lists that are no part of a block: they embed what is not predicted.
+            random at each call; the test sets the seed.
+        module: the module of the class, if ``diffusers`` does not export it.
+        embedders: modules inside lists that are not part of a block: embedders, which also run on predicted steps.
     """
 
     config: dict[str, Any]
@@ -32,12 +32,12 @@ class Row:
 
 
 def build(name: str, row: Row) -> nn.Module:
-    """The tiny model of the class that ``name`` begins with, of random weights none of which is zero."""
+    """The tiny model of the class at the start of ``name``, with random weights and no parameter that is all zero."""
     cls = getattr(importlib.import_module(row.module), name.split(":")[0])
     model: nn.Module = cls(**row.config).eval().requires_grad_(False)
     for parameter in model.parameters():
         if not parameter.any():
-            parameter.normal_(std=0.1)  # zero at the start of training: such layers would hide what is behind them
+            parameter.normal_(std=0.1)  # zero at the start of training; such layers would hide errors
     return model
 
 
@@ -53,7 +53,7 @@ noise = torch.randn
 
 
 def thousand(t: float, *shape: int) -> Tensor:
-    """The time as most pipelines pass it: 1000 at pure noise."""
+    """The time as in most pipelines: 1000 at pure noise."""
     return torch.full(shape or (1,), 1000.0 * t)
 
 
@@ -63,11 +63,11 @@ def unit(t: float, *shape: int) -> Tensor:
 
 
 def growing(t: float, *shape: int) -> Tensor:
-    """0 at pure noise, 1 at the image."""
+    """The time as 0 at pure noise and 1 at the image."""
     return torch.full(shape or (1,), 1.0 - t)
 
 
 def prompt_lengths(batch: int, tokens: int) -> Inputs:
-    """An argument that Qwen-Image needs besides the mask, up to diffusers 0.36."""
+    """The argument that Qwen-Image needs besides the mask, up to diffusers 0.36."""
     wanted = "txt_seq_lens" in signature(diffusers.QwenImageTransformer2DModel.forward).parameters
     return {"txt_seq_lens": [tokens] * batch} if wanted else {}

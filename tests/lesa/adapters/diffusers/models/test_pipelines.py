@@ -1,4 +1,4 @@
-"""Whole pipelines of diffusers with their own schedulers and guidance."""
+"""Pipelines of diffusers with their own schedulers and guidance."""
 
 from typing import Any
 
@@ -17,12 +17,13 @@ INSTALLED = [name for name in PIPELINES if hasattr(diffusers, name.split(":")[0]
 
 
 def generate(pipeline: Any, call: dict[str, Any]) -> torch.Tensor:
+    """The result of a call with a fixed seed."""
     torch.manual_seed(0)
     return torch.as_tensor(pipeline(**call, generator=torch.Generator().manual_seed(0), return_dict=False)[0])
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_with_true_features_a_pipeline_gives_the_unchanged_output(name, all_blocks_skipped):
+def test_a_pipeline_with_true_features_gives_the_result_without_lesa(name, blocks_skipped_in_all_models):
     pipeline, call = PIPELINES[name]()
     untouched, recorder = generate(pipeline, call), Recorder()
     with Attachment(pipeline, recorder):
@@ -33,7 +34,7 @@ def test_with_true_features_a_pipeline_gives_the_unchanged_output(name, all_bloc
 
 
 @pytest.mark.parametrize("name", INSTALLED)
-def test_a_pipeline_predicts_the_planned_steps_and_is_reproducible(name, support):
+def test_a_pipeline_predicts_the_planned_steps_and_is_repeatable(name, support):
     pipeline, call = PIPELINES[name]()
     untouched = generate(pipeline, call)
     with lesa.enable(pipeline, Taylor(1), PLAN) as handle:
@@ -43,7 +44,9 @@ def test_a_pipeline_predicts_the_planned_steps_and_is_reproducible(name, support
         components = {record.component for record in handle.records}
         for branch in {record.branch for record in handle.records}:
             records = [record for record in handle.records if record.branch == branch]
-            firsts = {min(record.full) for record in records}  # of each transformer, full in any plan
+            firsts = {
+                min(record.full) for record in records
+            }  # the first step of each transformer, which is always full
             predicted = sorted(step for record in records for step in record.predicted)
             full = sorted(step for record in records for step in record.full)
             assert predicted == [s for s in PLAN.predicted_steps if s >= _skipped(call) and s not in firsts]
@@ -56,5 +59,5 @@ def test_a_pipeline_predicts_the_planned_steps_and_is_reproducible(name, support
 
 
 def _skipped(call: dict[str, Any]) -> int:
-    """Steps at the beginning of the schedule that image to image leaves out."""
+    """The number of first steps that image to image skips."""
     return STEPS - int(STEPS * call.get("strength", 1.0))

@@ -1,4 +1,4 @@
-"""Tiny video models, by the same rules as the image models."""
+"""Tiny video models. A new model is one more row, as small as its constructor allows."""
 
 import importlib
 from functools import partial
@@ -91,7 +91,7 @@ COSMOS = {
     "max_size": (4, 16, 16),
     "patch_size": (1, 2, 2),
     "extra_pos_embed_type": "learnable",
-    "concat_padding_mask": False,  # would ask for torchvision
+    "concat_padding_mask": False,  # would need torchvision
 }
 
 
@@ -148,7 +148,7 @@ def ltx2(t: float) -> Inputs:
 
 
 def half_clean(t: float, tokens: int, clean: int) -> torch.Tensor:
-    """Times of each token [2, tokens]: the first are given, at time 0, as in image to video."""
+    """Times of each token [2, tokens]: the first ``clean`` tokens are at time 0, as in image to video."""
     times = thousand(t, 2, tokens)
     times[:, :clean] = 0
     return times
@@ -258,7 +258,7 @@ def anyflow_far(t: float) -> Inputs:
 
 
 def _far_mask() -> object:
-    """The causal mask over chunks, which the pipeline makes."""
+    """The causal mask over chunks, as in the pipeline."""
     module = importlib.import_module("diffusers.models.transformers.transformer_anyflow_far")
     return module._build_anyflow_far_causal_block_mask(
         chunk_partition=[2, 2],
@@ -274,7 +274,7 @@ def _far_mask() -> object:
 
 
 def wan_animate2(t: float) -> Inputs:
-    """A denoising step; keys and values of the reference, which an earlier pass leaves there, are noise."""
+    """A denoising step with random keys and values, which an earlier call would have stored."""
     module = importlib.import_module("diffusers.models.transformers.transformer_wan_animate_2")
     cache = module.WanAnimate2KVCache(2)
     for layer in cache.layer_caches:

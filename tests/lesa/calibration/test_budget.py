@@ -199,7 +199,7 @@ def test_merging_updates_the_output_errors():
 
 def test_calibrations_with_and_without_an_output_head_are_not_merged():
     a, b = calibration(seed=0), calibration(seed=1)
-    a.streams["transformer", "cond"].head = OutputErrorGram.from_gram(random_gram())
+    a.streams["transformer", "cond"].output_errors = OutputErrorGram.from_gram(random_gram())
     for one, other in ((a, b), (b, a)):
         with pytest.raises(ValueError, match=r"knows the model.s output head"):
             one.merge(other)

@@ -252,7 +252,7 @@ def test_an_invalid_report_is_refused_and_named_before_anything_is_written(tmp_p
 )
 def test_a_calibration_with_inconsistent_tensors_is_refused(tmp_path, change):
     made = calibration()
-    made.streams["transformer", "cond"].head = lesa.OutputErrorGram.from_gram(random_gram())
+    made.streams["transformer", "cond"].output_errors = lesa.OutputErrorGram.from_gram(random_gram())
     made.save(tmp_path)
     path = tmp_path / "calibration.safetensors"
     with safe_open(path, "pt") as file:
@@ -490,5 +490,5 @@ def test_an_inconsistent_training_checkpoint_is_refused(tmp_path, change):
     file = read_tensors(path, kind="training checkpoint")
     change(file.tensors, file.description)
     write_tensors(path, file.tensors, file.description, kind="training checkpoint")
-    with pytest.raises(ValueError, match=r"training\.safetensors.*remove it to start anew"):
+    with pytest.raises(ValueError, match=r"training\.safetensors.*remove it to start again"):
         training_state().restore(path, {"seed": 1})

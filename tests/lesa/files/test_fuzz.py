@@ -26,7 +26,7 @@ MAX_ALLOCATION = 1 << 26  # bytes that one allocation may have while a file of a
 
 def calibration_file(folder):
     made = calibration(STEPS)
-    made.streams["transformer", "cond"].head = lesa.OutputErrorGram.from_gram(random_gram(STEPS))
+    made.streams["transformer", "cond"].output_errors = lesa.OutputErrorGram.from_gram(random_gram(STEPS))
     made.plan(2)
     made.save(folder)
     return folder / "calibration.safetensors"

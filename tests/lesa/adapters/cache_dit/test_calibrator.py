@@ -110,7 +110,7 @@ def test_a_feature_whose_coefficient_is_zero_for_some_steps_is_kept():
     plan = StepPlan.paper(
         50, interval=7
     )  # FoCa's coefficient of step 9 is zero after step 16 and nonzero again after step 23
-    stream, line = Stream(Tables(FoCa(), 50), schedule(50)), torch.arange(50.0)
+    history, line = GrowingHistory(Tables(FoCa(), 50), schedule(50)), torch.arange(50.0)
     for step in range(50):
         if plan.is_full(step):
             history.keep(step, line[step : step + 1])

@@ -319,7 +319,7 @@ MALICIOUS = {
         lambda mark: b"\x80\x02" + GLOBAL_OS + b"q\x00h\x00X\x02\x00\x00\x00id\x85R.",
         "posix.system",
     ),
-    "text as a function": (lambda mark: b"\x80\x02X\x09\x00\x00\x00os.system)R.", "a str called"),
+    "text as a function": (lambda mark: b"\x80\x02X\x09\x00\x00\x00os.system)R.", "to call a str"),
     "an extension": (lambda mark: b"\x80\x02\x82\x01.", "EXT1"),
     "a persistent id": (lambda mark: b"\x80\x02X\x04\x00\x00\x00fileQ.", "not in the file"),
     "attributes of a result": (lambda mark: pickle.dumps(Attributes(), 2), "attributes of a str"),

@@ -106,7 +106,7 @@ PICKLES = {
     "a shape of many dimensions": (many_dimensions, "20001 dimensions"),
     "a long name, repeated": (one_name_many_times, "longer than 256 characters"),
     "long keys, compared repeatedly": (long_keys, "longer than 256 characters"),
-    "arguments, copied repeatedly": (many_arguments, "called with 20000 values"),
+    "arguments, copied repeatedly": (many_arguments, "with 20000 values"),
     "a number in text of 200,000 digits": (lambda: b"I" + b"9" * 200_000 + b"\n", "instruction INT"),
     "a number of 200,000 bytes": (
         lambda: b"\x8b" + struct.pack("<i", 200_000) + bytes(200_000),

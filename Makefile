@@ -79,7 +79,7 @@ test-full: $(READY)
 
 test-versions: $(READY) $(RELEASES:=/.ready)
 	set -e; for release in "" $(RELEASES); do \
-		echo "== $${release:-.venv}"; PYTHONPATH=$${release:+$(CURDIR)/$$release} $(BIN)/python -m pytest tests/lesa/adapters tests/lesa/api/test_handle.py; \
+		echo "== $${release:-.venv}"; PYTHONPATH=$${release:+$(CURDIR)/$$release} $(BIN)/python -m pytest tests/lesa/adapters tests/lesa/api; \
 	done
 
 support: $(READY)

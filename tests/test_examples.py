@@ -38,5 +38,5 @@ def failures(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(path, failures):
+def test_every_example_runs(path, failures):
     assert failures[str(path)] is None, failures[str(path)]

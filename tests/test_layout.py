@@ -114,7 +114,7 @@ def test_every_folder_is_in_the_list_of_folders():
 
 
 @pytest.mark.parametrize("package", ["lesa", "lesa_kernels"])
-def test_no_files_import_each_other_in_a_circle(package):
+def test_there_are_no_circular_imports(package):
     assert circles(graph(package)) == []
 
 

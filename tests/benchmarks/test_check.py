@@ -45,7 +45,7 @@ def failures(problems, expected=1.0, slower=check.SLOWER):
     return list(check.compare_ratios(problems, {"sum": expected}, slower, SECONDS))
 
 
-def test_a_ratio_is_the_median_of_rounds_and_its_spread_half_the_distance_of_the_quartiles(clock):
+def test_a_ratio_is_the_median_and_its_spread_half_the_quartile_distance(clock):
     steps = iter([0.01] * 5 + [0.005, 0.01, 0.02, 0.01, 0.04] * 3 + [0.01] * 99)
     (make,) = problem(clock, lambda: next(steps)).values()
     found = ratios.measure(*make(), "cpu", seconds=SECONDS)
@@ -89,7 +89,7 @@ def test_on_another_kind_of_machine_a_ratio_may_double(clock):
     assert len(failures(problem(clock, 0.021), slower=check.SLOWER_ELSEWHERE)) == 1
 
 
-def test_a_kernel_made_25_percent_slower_fails_by_name_and_an_unchanged_one_passes(clock, monkeypatch):
+def test_a_kernel_25_percent_slower_fails_and_an_unchanged_one_passes(clock, monkeypatch):
     """The real calls: what the gate times is the kernel, and the reference beside it."""
     problems = {
         "combine": lambda: (combine.predictions(SMOKE, "cpu", 1), REFERENCE),
@@ -124,6 +124,6 @@ def test_a_count_that_changed_is_named():
     assert list(check.compare_exactly("counts", was, was)) == []
 
 
-def test_every_function_launches_as_few_kernels_as_expected():
+def test_every_function_launches_the_expected_kernels():
     expected = json.loads(check.EXPECTATIONS.read_text())["launches"]
     assert list(check.compare_exactly("launches", launches(), expected)) == []

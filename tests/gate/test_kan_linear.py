@@ -29,13 +29,13 @@ def test_no_register_spills(cases):
     assert {name for name, code in cases.items() if code["stack"] or code["spills"]} == set()
 
 
-def test_registers_and_shared_memory(cases, capability):
+def test_registers_and_shared_memory_are_within_limits(cases, capability):
     for name, code in cases.items():
         assert code["registers"] <= REGISTERS, name
         assert code["shared"] <= SHARED[capability], name
 
 
-def test_products_run_on_tensor_cores_where_they_should(cases):
+def test_large_16_bit_products_run_on_tensor_cores(cases):
     """float32 is multiplied as float32, and few rows are no work for a tensor core."""
     for name, code in cases.items():
         assert (code["tensor_core"] > 0) == on_tensor_cores(name), name

@@ -83,7 +83,7 @@ def test_tensors_on_two_devices_are_refused(name, argument):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_all_on_meta_give_the_shapes_of_the_result(name):
+def test_meta_tensors_give_the_shapes_of_the_result(name):
     expected, result = call(name), call(name, "meta")
     for real, fake in zip(*((r if isinstance(r, tuple) else (r,)) for r in (expected, result)), strict=True):
         assert fake.is_meta
@@ -149,7 +149,7 @@ def test_eps_must_be_a_number_of_at_least_zero(eps):
     ],
     ids=str,
 )
-def test_a_grid_that_does_not_exist_is_refused(change, message):
+def test_invalid_grids_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         bspline_basis(torch.ones(3), **change)
     if "grid_size" not in change:
@@ -167,7 +167,7 @@ def test_a_grid_that_does_not_exist_is_refused(change, message):
     [({"grid_eps": math.nan}, "grid_eps"), ({"grid_eps": -0.1}, "grid_eps"), ({"grid_eps": 1.1}, "grid_eps")],
     ids=str,
 )
-def test_options_of_a_layer_are_numbers_in_their_range(change, message):
+def test_layer_options_out_of_range_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         KANLinear(3, 2, **change)
     with pytest.raises(ValueError, match="in_features"):

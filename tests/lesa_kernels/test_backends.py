@@ -46,7 +46,7 @@ def without_native_code(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NATIVE)
-def test_torch_is_the_reference_and_nothing_else(name, monkeypatch):
+def test_the_torch_backend_runs_only_the_reference(name, monkeypatch):
     tensors = drawn(name)
     native = results(name, **tensors, backend="native")
     without_native_code(name, monkeypatch)
@@ -80,7 +80,7 @@ def test_the_torch_backend_calls_the_reference_unchanged():
 
 
 @pytest.mark.parametrize("name", HAVE_BACKENDS)
-def test_names_that_are_no_backend_and_devices_that_are_no_cpu_are_refused(name):
+def test_unknown_backends_and_native_on_other_devices_are_refused(name):
     for wrong in ("cuda", "cpu", None, ""):
         with pytest.raises(ValueError, match=r"backend must be one of 'auto', 'triton', 'native', 'torch', not"):
             call(name, backend=wrong)

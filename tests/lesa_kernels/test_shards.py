@@ -30,5 +30,5 @@ def work(rank, size, address):
     dist.destroy_process_group()
 
 
-def test_two_processes_with_half_the_tokens_each_predict_what_one_does(tmp_path):
+def test_two_processes_with_half_the_tokens_predict_the_same_as_one(tmp_path):
     mp.spawn(work, args=(2, f"file://{tmp_path}/store"), nprocs=2)

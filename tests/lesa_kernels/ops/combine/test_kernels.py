@@ -57,7 +57,7 @@ def test_kernel_serves_any_number_of_features_and_predictions(m, count, device) 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("channels", [(), (1, 13), (3, 1)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_kernel_handles_sizes_that_no_vector_divides(channels, dtype, device) -> None:
+def test_kernel_handles_sizes_that_are_no_multiple_of_a_vector(channels, dtype, device) -> None:
     history, coefficients, bias = inputs(3, 2, (3, 13), channels, dtype, device)
     assert_accurate(combine(history, coefficients, bias, backend="triton"), history, coefficients, bias)
 

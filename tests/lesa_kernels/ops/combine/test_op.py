@@ -102,7 +102,7 @@ def test_opcheck_of_all_operations(dtype, layout, triton, device) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["shared", "channel"])
-def test_compiled_without_graph_breaks_it_gives_the_same_gradients(layout, backend, device) -> None:
+def test_compiles_without_graph_breaks_to_the_same_gradients(layout, backend, device) -> None:
     def step(history, coefficients, bias):
         return combine(history * 2, coefficients, bias, backend=backend).sin()
 

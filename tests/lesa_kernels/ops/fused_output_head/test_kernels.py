@@ -73,7 +73,7 @@ def assert_accurate(result: Tensor, *arguments: Tensor | None, eps: float = 1e-6
     assert result.isfinite().all()
 
 
-def test_reference_is_the_definition() -> None:
+def test_reference_and_backends_match_the_definition() -> None:
     for tokens in ((), (5,), (3, 4)):
         arguments = inputs(tokens=tokens, dtype=torch.float64)
         expected = in_float64(*arguments)
@@ -109,7 +109,7 @@ def test_any_number_of_features_predictions_and_outputs(m, count, outputs, backe
 
 
 @pytest.mark.parametrize("outputs", [385, 600])
-def test_more_outputs_or_features_than_the_kernel_serves_are_the_reference(outputs, device) -> None:
+def test_too_many_outputs_or_features_run_on_the_reference(outputs, device) -> None:
     arguments = inputs(17, outputs=outputs, device=device)
     assert torch.equal(fused_output_head(*arguments, backend="triton"), reference.fused_output_head(*arguments, 1e-6))
 
@@ -117,7 +117,7 @@ def test_more_outputs_or_features_than_the_kernel_serves_are_the_reference(outpu
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", ["common-mean", "tiny", "huge", "constant", "zero"])
-def test_unusual_features(case, dtype, backend, device) -> None:
+def test_extreme_features_match_float64(case, dtype, backend, device) -> None:
     history, *rest = inputs(4, 2, 1, (17,), 192, dtype=dtype, device=device)
     values = {"common-mean": 100 + 0.1 * history, "tiny": 1e-4 * history, "huge": 1e4 * history}
     values |= {"constant": torch.full_like(history, 3), "zero": torch.zeros_like(history)}
@@ -128,7 +128,7 @@ def test_unusual_features(case, dtype, backend, device) -> None:
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("common", [0, 100])
-def test_features_without_their_means_give_the_same_outputs(common, backend, device) -> None:
+def test_centred_features_give_the_same_outputs(common, backend, device) -> None:
     history, *rest = inputs(4, 2, 2, (17,), 192, device=device)
     history += common
     centred = history - history.mean(-1, keepdim=True)
@@ -148,7 +148,7 @@ def test_eps_and_optional_arguments(backend, device) -> None:
     assert_accurate(fused_output_head(*arguments, eps=0.5, backend=backend), *arguments, eps=0.5)
 
 
-def test_modulation_may_be_in_the_dtype_of_the_history_and_shared_by_halves(backend, device) -> None:
+def test_modulation_may_have_the_dtype_of_the_history_and_be_shared(backend, device) -> None:
     history, coefficients, bias, multiplier, addend, *rest = inputs(dtype=torch.bfloat16, device=device)
     arguments = history, coefficients, bias, multiplier.bfloat16(), addend.bfloat16(), *rest
     assert_accurate(fused_output_head(*arguments, backend=backend), *arguments)
@@ -169,7 +169,7 @@ VIEWS = {
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("view", VIEWS)
-def test_history_and_the_others_may_be_any_view(view, backend, device) -> None:
+def test_all_arguments_may_be_any_view(view, backend, device) -> None:
     history = VIEWS[view](torch.randn(8, 2, 3, 64, device=device).bfloat16())
     m, samples, tokens, channels = history.shape
     _, coefficients, bias, multiplier, addend, weight, offset = inputs(
@@ -208,7 +208,7 @@ def test_shards_of_the_tokens_are_independent(backend, device) -> None:
         assert torch.equal(result, expected) if backend == "triton" else torch.allclose(result, expected, rtol=0.01)
 
 
-def test_cpu_tiles_cut_samples_and_tokens(monkeypatch) -> None:
+def test_cpu_tiles_of_any_size_match_float64(monkeypatch) -> None:
     monkeypatch.setattr(cpu, "FEW", 0)
     for tile in (1, 100, 1000, 5000, cpu.TILE):
         monkeypatch.setattr(cpu, "TILE", tile)

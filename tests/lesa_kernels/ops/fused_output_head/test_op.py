@@ -41,7 +41,7 @@ def test_only_wanted_gradients_are_computed(needed, device) -> None:
     assert [t.grad is not None for t in tensors] == [i in needed for i in range(7)]
 
 
-def test_gradients_stop_at_arguments_that_were_made_from_each_other() -> None:
+def test_arguments_may_depend_on_each_other() -> None:
     history, coefficients, bias, multiplier, _, weight, offset = inputs(**SMALL, dtype=torch.float64)
 
     def chained(multiplier):
@@ -60,7 +60,7 @@ def test_opcheck_of_the_operation(dtype, triton, device) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_without_graph_breaks_it_gives_the_same_gradients(backend, device) -> None:
+def test_compiles_without_graph_breaks_to_the_same_gradients(backend, device) -> None:
     def step(history, *rest):
         return fused_output_head(history * 2, *rest, backend=backend).sin()
 
@@ -109,7 +109,7 @@ def test_autocast_changes_nothing(dtype, backend, device, monkeypatch) -> None:
             assert torch.equal(a, b)
 
 
-def test_one_image_on_a_cpu_takes_few_calculations() -> None:
+def test_one_image_on_a_cpu_runs_four_operators() -> None:
     tensors = inputs(10, 6, 1, (16,), 96, 4)
     with torch.inference_mode(), torch.profiler.profile() as profile:
         fused_output_head(*tensors, centred=True)
@@ -122,7 +122,7 @@ def test_one_image_on_a_cpu_takes_few_calculations() -> None:
     ]
 
 
-def test_a_cpu_allocates_tiles_and_the_result(monkeypatch) -> None:
+def test_the_cpu_path_allocates_only_tiles_and_the_result(monkeypatch) -> None:
     monkeypatch.setattr(cpu, "TILE", 1 << 19)
     history, *rest = inputs(10, 6, 64, (64,), 96, 4)
     with torch.inference_mode(), torch.profiler.profile(profile_memory=True) as profile:

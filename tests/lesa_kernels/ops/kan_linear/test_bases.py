@@ -92,6 +92,6 @@ def test_knots_may_repeat():
 
 
 @pytest.mark.parametrize("wrong", [{"grid_size": 0}, {"order": -1}, {"grid_range": (1.0, 1.0)}])
-def test_impossible_grids_are_refused(wrong):
+def test_invalid_grids_are_refused(wrong):
     with pytest.raises(ValueError, match="grid"):
         bspline_basis(torch.zeros(3), **wrong)

@@ -87,7 +87,7 @@ def test_tiles_cover_the_result_without_gaps(tiles, dtype, rows, in_features, ou
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_on_knots_far_outside_and_all_equal(dtype, order, device):
+def test_accuracy_on_knots_far_outside_and_for_equal_inputs(dtype, order, device):
     low, high = -2.0, 2.0  # intervals of 1/2, so that knots are exact in every dtype
     knots = torch.from_numpy(knots_of(8, order, (low, high)))
     largest = 6e4 if dtype == torch.float16 else 1e30
@@ -224,7 +224,7 @@ def second_derivatives(tensors, dy, backend) -> list[Tensor]:
     return [total.detach(), *torch.autograd.grad(total, tensors)]
 
 
-def test_second_derivatives_after_the_kernel(device):
+def test_second_derivatives_with_the_triton_backend(device):
     tensors = arguments((5,), 4, 3, 8, torch.float32, device, spread=1.5)
     dy = torch.randn(5, 3, device=device)
     ours = second_derivatives(tensors, dy, "triton")
@@ -234,7 +234,7 @@ def test_second_derivatives_after_the_kernel(device):
 
 
 @pytest.mark.parametrize("needed", list(itertools.product((False, True), repeat=3))[1:], ids=str)
-def test_only_what_is_needed_is_computed(needed, device, monkeypatch):
+def test_only_wanted_gradients_are_computed(needed, device, monkeypatch):
     launched = []
     for name in ("input_gradient", "weight_gradients"):
         real = getattr(launch, name)

@@ -83,7 +83,7 @@ def test_outside_the_grid_only_silu_remains():
 
 
 @pytest.mark.parametrize("explicit", [False, True])
-def test_round_trips(explicit):
+def test_saved_pickled_and_copied_layers_give_the_same_outputs(explicit):
     layer = trained(4, 3)
     x = torch.randn(30, 4)
     if explicit:
@@ -142,7 +142,7 @@ def test_update_grid_keeps_a_function_that_the_new_grid_can_represent(grid_eps):
     torch.testing.assert_close(layer(inside), expected[x.abs().amax(1) < 1.5], rtol=0, atol=1e-6)
 
 
-def test_update_grid_changes_a_function_by_the_error_of_the_fit_and_no_more():
+def test_update_grid_changes_a_function_only_by_the_error_of_the_fit():
     layer = trained(3, 2)
     x = torch.randn(300, 3)
     before, old = layer(x).detach().numpy(), copy.deepcopy(layer.state_dict())
@@ -158,7 +158,7 @@ def test_update_grid_changes_a_function_by_the_error_of_the_fit_and_no_more():
     np.testing.assert_allclose(layer(x).detach().numpy() - before, change, atol=1e-5)
 
 
-def test_update_grid_twice_changes_nothing_more():
+def test_a_second_update_grid_changes_nothing():
     layer = trained(3, 2)
     x = torch.randn(500, 3)
     layer.update_grid(x)
@@ -194,7 +194,7 @@ def test_update_grid_refuses_inputs_without_a_range(x):
     torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
 
 
-def test_update_grid_never_holds_a_curve_for_every_edge():
+def test_update_grid_allocates_no_curves_of_all_edges_at_once():
     layer = KANLinear(20, 1000)
     sizes = []
 
@@ -234,7 +234,7 @@ def test_regularization_loss_of_zero_edges_is_finite(zeros, dtype):
 
 @pytest.mark.parametrize("explicit", [False, True])
 @pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
-def test_scipy_has_the_same_function_everywhere(order, explicit):
+def test_to_bsplines_gives_the_same_function_for_all_inputs(order, explicit):
     layer = trained(3, 2, spline_order=order, grid_range=(-2, 3)).double()
     if explicit:
         layer.update_grid(torch.randn(90, 3))
@@ -253,7 +253,7 @@ def test_scipy_has_the_same_function_everywhere(order, explicit):
 
 @pytest.mark.parametrize("order", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_spline_through_points_is_one_up_to_its_last_point(order, dtype):
+def test_interpolating_splines_are_exact_up_to_their_last_point(order, dtype):
     """scipy's interpolating splines have knots that repeat at both ends."""
     x = np.arange(8)[:, None] + 0.3 * np.random.default_rng(0).random((8, 2))
     y = np.random.default_rng(1).standard_normal((2, 8, 4))
@@ -267,7 +267,7 @@ def test_a_spline_through_points_is_one_up_to_its_last_point(order, dtype):
     np.testing.assert_allclose(layer(torch.from_numpy(x).to(dtype)).detach(), y.sum(0), atol=tolerance)
 
 
-def test_splines_that_are_no_layer_are_refused():
+def test_splines_that_do_not_form_a_layer_are_refused():
     knots, c = np.arange(12.0), np.ones((8, 2))
     spline = BSpline(knots, c, 3)
     for others in (

@@ -143,14 +143,14 @@ def test_fake_tensors_on_a_gpu_need_no_gpu():
     ],
     ids=str,
 )
-def test_wrong_arguments_say_what_is_wrong(change, message, backend):
+def test_wrong_arguments_are_named(change, message, backend):
     x, base, spline = arguments()
     call = {"x": x, "base_weight": base, "spline_weight": spline, "backend": backend} | change
     with pytest.raises(ValueError, match=message):
         kan_linear(**call)
 
 
-def test_without_triton():
+def test_kan_linear_works_without_triton():
     program = """
 import sys
 sys.modules["triton"] = None

@@ -80,7 +80,7 @@ def test_kernel_matches_float64(window, steps, dtype, scaled, device) -> None:
 @pytest.mark.parametrize(
     ("order", "grid_size", "grid_range"), [(1, 5, GRID), (2, 7, (-1.0, 4.0)), (3, 1, (0.5, 0.75)), (3, 40, GRID)]
 )
-def test_any_uniform_grid(order, grid_size, grid_range, backend, device) -> None:
+def test_any_uniform_grid_matches_float64(order, grid_size, grid_range, backend, device) -> None:
     tensors = inputs(2, 3, 2, (3, 40), grid_size=grid_size, order=order, device=device)
     scale = 0.5 + torch.rand(40, device=device)
     kwargs = {"order": order, "grid_range": grid_range}
@@ -90,7 +90,7 @@ def test_any_uniform_grid(order, grid_size, grid_range, backend, device) -> None
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("feature", [(1,), (7, 13), (3, 8), (2, 3, 343)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_any_size(feature, dtype, device) -> None:
+def test_any_feature_size_matches_float64(feature, dtype, device) -> None:
     tensors = inputs(2, 2, 2, feature, dtype=dtype, device=device)
     scale = 0.5 + torch.rand(feature[-1], device=device)
     for s in (scale, None):
@@ -159,7 +159,7 @@ def test_without_splines_it_is_the_step_of_the_paper(backend, window, steps, exp
 @pytest.mark.parametrize("backend", ["triton", "auto"])
 @settings(max_examples=12, deadline=None)
 @sizes
-def test_several_steps_are_single_ones_with_the_window_rolled(
+def test_several_steps_equal_single_steps_with_a_moving_window(
     backend, window, steps, experts, feature, scaled, device
 ) -> None:
     history, gates, *weights = inputs(window, steps, experts, feature, device=device)
@@ -292,7 +292,7 @@ def test_other_wrong_arguments_are_errors() -> None:
         kan_predict(*tensors, backend="cuda")
 
 
-def test_the_kernel_serves_what_it_can() -> None:
+def test_the_kernel_supports_the_tested_dtypes_and_orders() -> None:
     """Otherwise the comparisons above would compare the reference with itself."""
     history = torch.empty(8, 4, 8)
     assert all(op.kernel_serves(history.to(dtype), 12, order) for dtype in DTYPES for order in (1, 2, 3))

@@ -68,7 +68,7 @@ def test_only_wanted_gradients_are_computed(wanted) -> None:
         torch.testing.assert_close(tensors[i].grad, gradient)
 
 
-def test_sums_of_gradients_over_tokens_are_not_rounded_to_the_dtype_of_the_weights(monkeypatch) -> None:
+def test_gradients_are_summed_over_tokens_before_they_are_rounded(monkeypatch) -> None:
     tensors = leaves(1, 1, (300, 1), weights=torch.bfloat16)
     exact = torch.autograd.grad(predict(*(t.double() for t in tensors)).sum(), tensors[5])[0]
     monkeypatch.setattr(pieces, "GRADIENT_PIECE", 1)

@@ -28,7 +28,7 @@ def exact(history, coefficients, feature, bias):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("m", "feature"), [(1, (7,)), (5, (2, 3, 24)), (13, (3, 13)), (3, (40, 128)), (40, (8,))])
-def test_error_and_size_are_those_of_float64(m, feature, bias, dtype, backend, device):
+def test_error_and_squared_norm_match_float64(m, feature, bias, dtype, backend, device):
     given = inputs(m, feature, dtype, device, bias)
     torch.testing.assert_close(prediction_error(*given, backend=backend), exact(*given), rtol=1e-5, atol=1e-7)
 
@@ -63,7 +63,7 @@ def test_an_infinite_feature_gives_infinity_and_an_empty_one_zero():
     assert prediction_error(torch.zeros(2, 0), coefficients, torch.zeros(0)).tolist() == [0, 0]
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_match_finite_differences():
     given = [t.double().requires_grad_() for t in inputs(3, (2, 5))]
     assert torch.autograd.gradcheck(prediction_error, given)
 

@@ -1,4 +1,4 @@
-"""Without a GPU Triton kernels run in Triton's interpreter, which has to be chosen before Triton is first imported."""
+"""Without a GPU, Triton kernels run in Triton's interpreter, which must be selected before Triton is imported."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# the same examples in every run, and no clock: machines are shared and slow ones are not wrong
+# the same examples in every run, and no deadline: a slow or shared machine must not fail a test
 settings.register_profile(
     "lesa", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -15,13 +15,13 @@ settings.load_profile("lesa")
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
-    assert "triton" not in sys.modules, "triton was imported before its interpreter could be chosen"
+    assert "triton" not in sys.modules, "triton was imported before its interpreter could be selected"
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-# Few tests that take a minute each: begun last, they would leave all cores but one idle.
+# These few tests take a minute each. They start first, so that no core is idle at the end.
 LONG = ("tests/lesa/demo/", "tests/lesa/adapters/diffusers/test_what_users_do", "tests/gate/", "tests/benchmarks/")
 
 
@@ -39,7 +39,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh tensors are full of NaN, so that an element which no kernel writes is seen."""
+    """Fill new tensors with NaN, so that a test fails if a kernel leaves an element unwritten."""
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))

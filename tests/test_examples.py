@@ -1,4 +1,4 @@
-"""Every file in examples/ runs as it is: all in one process, which imports once, each in a folder of its own."""
+"""Every file in examples/ runs unchanged: all in one process, to import only once, each in a separate folder."""
 
 import json
 import os
@@ -28,7 +28,7 @@ for place, path in enumerate(paths):
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory):
-    """What went wrong with each."""
+    """The traceback of each example, or None."""
     folder = tmp_path_factory.mktemp("examples")
     results, environment = folder / "results.jsonl", os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", RUNNER, str(results), str(folder), *map(str, EXAMPLES)]

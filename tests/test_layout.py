@@ -1,4 +1,4 @@
-"""The architecture: each folder of ``lesa`` imports only folders above it in this list, and no files form a circle."""
+"""The architecture: each folder of ``lesa`` imports only folders above it in ``FOLDERS``; no circular imports."""
 
 import ast
 from pathlib import Path
@@ -25,9 +25,9 @@ FOLDERS = (
     "demo",
     "cli",
 )
-MATHEMATICS = ("tables", "statistics", "predictor", "forecasters")  # imports no pipeline library
+MATHEMATICS = ("tables", "statistics", "predictor", "forecasters")  # these import no pipeline library
 PIPELINES = ("diffusers", "cache_dit", "transformers", "accelerate")
-OUTSIDE = ("lesa/__init__.py", "lesa/__main__.py")  # join everything for users
+OUTSIDE = ("lesa/__init__.py", "lesa/__main__.py")  # these import from all folders
 
 
 def modules(package: str) -> dict[str, Path]:
@@ -40,7 +40,7 @@ def modules(package: str) -> dict[str, Path]:
 
 
 def imports(source: str, module: str, known: dict[str, Path], *, is_package: bool = False) -> set[str]:
-    """Every module that a file imports, wherever the import stands; of ours, the file that defines the name."""
+    """All modules that a file imports, also inside functions; for our packages, the file that defines the name."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -70,7 +70,7 @@ def folder(module: str) -> str:
 
 
 def upward(edges: dict[str, set[str]]) -> list[str]:
-    """Imports of a folder below, or of the public API of ``lesa``, which only the command line may use."""
+    """Imports of folders further down the list, or of ``lesa`` itself, which only the command line may import."""
     return [
         f"{name} imports {used}"
         for name, all_used in edges.items()
@@ -81,7 +81,7 @@ def upward(edges: dict[str, set[str]]) -> list[str]:
 
 
 def circles(edges: dict[str, set[str]]) -> list[str]:
-    """Files that import each other, also through others."""
+    """Files with circular imports, directly or through other files."""
     reached: dict[str, set[str]] = {}
 
     def reach(name: str) -> set[str]:
@@ -99,7 +99,7 @@ def circles(edges: dict[str, set[str]]) -> list[str]:
 
 
 def forbidden(edges: dict[str, set[str]]) -> list[str]:
-    """Imports of pipeline libraries and adapters by the mathematics and the kernels."""
+    """Imports of pipeline libraries or adapters by the mathematics or the kernels."""
     return [
         f"{name} imports {used}"
         for name, all_used in edges.items()
@@ -134,9 +134,9 @@ def test_the_kernels_import_nothing_of_lesa():
 
 def test_an_import_in_the_wrong_direction_is_found():
     edges = graph("lesa")
-    turned = edges | {"lesa.tables.plan": edges["lesa.tables.plan"] | {"lesa.api.enable"}}
-    assert upward(turned) == ["lesa.tables.plan imports lesa.api.enable"]
-    assert "lesa.tables.plan" in circles(turned)
+    wrong = edges | {"lesa.tables.plan": edges["lesa.tables.plan"] | {"lesa.api.enable"}}
+    assert upward(wrong) == ["lesa.tables.plan imports lesa.api.enable"]
+    assert "lesa.tables.plan" in circles(wrong)
     assert forbidden(edges | {"lesa.tables.plan": {"diffusers"}}) == ["lesa.tables.plan imports diffusers"]
 
 
@@ -158,7 +158,7 @@ def test_a_file_of_more_than_300_lines_says_why_in_its_first_lines(package):
 
 @pytest.mark.parametrize("package", ["lesa", "lesa_kernels"])
 def test_tests_mirror_the_packages(package):
-    """Every folder of tests is one of the package, but those that describe models of others."""
+    """Every folder of tests is a folder of the package, except those that describe models of other libraries."""
     described = {"adapters/diffusers/models"}
     ours = {path.parent.relative_to(ROOT / package).as_posix() for path in modules(package).values()}
     tested = {

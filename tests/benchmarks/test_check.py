@@ -1,4 +1,4 @@
-"""The regression check fails for a kernel that is 25 % slower, and for nothing else. Only calls move its clock."""
+"""The regression check fails for a kernel that is 25 % slower, and for nothing else. The clock is a fake one."""
 
 import json
 import types
@@ -18,14 +18,14 @@ SECONDS = 0.001
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until somebody adds to ``now``."""
+    """A fake clock: time passes only where a test adds to ``now``."""
     clock = types.SimpleNamespace(now=0.0)
     monkeypatch.setattr(clocks, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 
-def takes(clock, seconds, function=lambda *_: torch.zeros(())):
-    """The function, and so much time; ``seconds`` may be a number or a function that gives the next one."""
+def timed(clock, seconds, function=lambda *_: torch.zeros(())):
+    """``function``, made to take ``seconds``: a number, or a function that returns the next duration."""
 
     def run(*arguments, **options):
         clock.now += seconds() if callable(seconds) else seconds
@@ -35,8 +35,8 @@ def takes(clock, seconds, function=lambda *_: torch.zeros(())):
 
 
 def problem(clock, ours, theirs=0.01):
-    """Makes a problem of which our side and the reference take so long."""
-    functions = {OURS: takes(clock, ours), REFERENCE: takes(clock, theirs)}
+    """A problem whose kernel takes ``ours`` seconds and whose reference takes ``theirs``."""
+    functions = {OURS: timed(clock, ours), REFERENCE: timed(clock, theirs)}
     made = Problem("sum", "forward", "a shape", 1, lambda: (), functions, lambda *_: 0.0, torch.float32)
     return {"sum": lambda: (made, REFERENCE)}
 
@@ -90,18 +90,18 @@ def test_on_another_kind_of_machine_a_ratio_may_double(clock):
 
 
 def test_a_kernel_25_percent_slower_fails_and_an_unchanged_one_passes(clock, monkeypatch):
-    """The real calls: what the gate times is the kernel, and the reference beside it."""
+    """With the real calls: the check times the kernel and its reference."""
     problems = {
         "combine": lambda: (combine.predictions(SMOKE, "cpu", 1), REFERENCE),
         "Taylor": lambda: (taylor.taylor(SMOKE, "cpu"), REFERENCE),
     }
     kernel = cpu.combine
-    monkeypatch.setattr(reference, "combine", takes(clock, 0.02, reference.combine))
-    monkeypatch.setattr(cpu, "combine", takes(clock, 0.01, kernel))
+    monkeypatch.setattr(reference, "combine", timed(clock, 0.02, reference.combine))
+    monkeypatch.setattr(cpu, "combine", timed(clock, 0.01, kernel))
     expected = {name: ratio.value for name, ratio in check.measure_ratios(problems, SECONDS).items()}
     assert expected == {name: pytest.approx(0.5) for name in problems}
     assert list(check.compare_ratios(problems, expected, check.SLOWER, SECONDS)) == []
-    monkeypatch.setattr(cpu, "combine", takes(clock, 0.0125, kernel))
+    monkeypatch.setattr(cpu, "combine", timed(clock, 0.0125, kernel))
     found = list(check.compare_ratios(problems, expected, check.SLOWER, SECONDS))
     assert [line.split(",")[0] for line in found] == [
         f"{name}: 25% slower than expected beside its reference (0.625" for name in problems

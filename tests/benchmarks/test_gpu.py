@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py runs from end to end where there is no GPU, so that it does where there is one."""
+"""benchmarks/gpu.py runs from start to end without a GPU, in its smoke mode."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def result(tmp_path_factory):
         "1e9",
         "--out",
         str(out),
-    ]  # whatever it takes
+    ]  # no time limit
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
     return json.loads(out.read_text())

@@ -24,7 +24,7 @@ def test_every_benchmark_checks_its_providers_on_a_tiny_shape():
 
 
 class FakeCuda:
-    """A stream whose work takes 10 ms a call once the backlog is over."""
+    """A fake CUDA stream: it waits 5 s for the backlog; a call then takes the time that a test adds to ``now``."""
 
     def __init__(self):
         self.log, self.now = [], 0.0
@@ -90,10 +90,10 @@ def test_a_census_counts_operators_and_bytes():
     x = torch.ones(1 << 20)
 
     def call():
-        y = x + x  # 4 MiB, held
-        z = y * x  # 4 MiB more
+        y = x + x  # allocates 4 MiB
+        z = y * x  # allocates 4 MiB more
         del y
-        return z - x  # and in place of the first
+        return z - x  # reuses the memory of y
 
     counted = census(call)
     assert counted.operators == 3

@@ -1,4 +1,4 @@
-"""The shipped configurations of the kernels of ``combine``: every dtype and layout, at the extremes of m and P."""
+"""Configurations of the kernels of ``combine`` to compile: all dtypes and layouts, smallest and largest m and P."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -82,5 +82,5 @@ def _case(
                 constants[argument] = None
             else:
                 types[argument] = "i32"
-    # to the compiler fp16 is like bf16
+    # fp16 compiles like bf16, so it is only compiled by make gate
     return Case(name, kernel, types, constants, (*tokens, *tables), options, rare=dtype == "fp16")

@@ -1,4 +1,4 @@
-"""Compiles all kernels once, in a process without the interpreter, with Triton's cache in a folder of its own."""
+"""Compiles all kernels once, in a separate process without the interpreter and with a new Triton cache."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# make gate sets others as well, and then every case is compiled
+# make gate sets LESA_GATE to several GPUs; every case is then compiled, rare ones too
 CAPABILITIES = [int(c) for c in os.environ.get("LESA_GATE", "90").split(",")]
 FEW = [] if "LESA_GATE" in os.environ else ["--few"]
 
@@ -20,7 +20,7 @@ FEW = [] if "LESA_GATE" in os.environ else ["--few"]
 def compiled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[str, Any]]:
-    """What the machine code of an operation's cases shows: ``compiled("combine")["name of case"]``."""
+    """The measured properties of an operation's machine code: ``compiled("combine")["name of case"]``."""
     pytest.importorskip("triton")
     results: dict[str, dict[str, Any]] = {}
 

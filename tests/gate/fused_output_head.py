@@ -1,4 +1,4 @@
-"""The shipped configurations of ``head``: the ends of FLUX, video models and DiT, and extremes."""
+"""Configurations of ``fused_output_head`` to compile: those of FLUX, video models and DiT, and extreme sizes."""
 
 from collections.abc import Iterator
 
@@ -11,24 +11,24 @@ PRECISION = {"bf16": "ieee", "fp16": "tf32", "fp32": "ieee"}
 
 
 def cases() -> Iterator[Case]:
-    yield head("flux", "bf16", channels=3072, outputs=64, count=6)
-    yield head("flux-10", "bf16", channels=3072, outputs=64, count=9, rare=True)
-    yield head("flux-own", "bf16", channels=3072, outputs=64, count=6, modulation="bf16")
-    yield head("video", "bf16", channels=3072, outputs=64, count=6, m=10, rare=True)
-    yield head("dit", "bf16", channels=1152, outputs=32, count=4)
-    yield head("flux", "fp16", channels=3072, outputs=64, count=6)
-    yield head("flux", "fp32", channels=3072, outputs=64, count=6)
-    yield head("dit", "fp32", channels=1152, outputs=32, count=4, rare=True)
-    yield head("demo", "fp32", channels=96, outputs=4, count=6, m=10)
-    yield head("one", "bf16", channels=3072, outputs=64, count=1, m=1)
-    yield head("many", "bf16", channels=3072, outputs=64, count=9, m=16)
-    yield head("wide", "bf16", channels=3072, outputs=384, count=6)
-    yield head("widest", "bf16", channels=3072, outputs=384, count=9, m=16)
-    yield head("ragged", "bf16", channels=1000, outputs=64, count=6)
-    yield head("odd", "bf16", channels=999, outputs=64, count=6)
+    yield case("flux", "bf16", channels=3072, outputs=64, count=6)
+    yield case("flux-10", "bf16", channels=3072, outputs=64, count=9, rare=True)
+    yield case("flux-own", "bf16", channels=3072, outputs=64, count=6, modulation="bf16")
+    yield case("video", "bf16", channels=3072, outputs=64, count=6, m=10, rare=True)
+    yield case("dit", "bf16", channels=1152, outputs=32, count=4)
+    yield case("flux", "fp16", channels=3072, outputs=64, count=6)
+    yield case("flux", "fp32", channels=3072, outputs=64, count=6)
+    yield case("dit", "fp32", channels=1152, outputs=32, count=4, rare=True)
+    yield case("demo", "fp32", channels=96, outputs=4, count=6, m=10)
+    yield case("one", "bf16", channels=3072, outputs=64, count=1, m=1)
+    yield case("many", "bf16", channels=3072, outputs=64, count=9, m=16)
+    yield case("wide", "bf16", channels=3072, outputs=384, count=6)
+    yield case("widest", "bf16", channels=3072, outputs=384, count=9, m=16)
+    yield case("ragged", "bf16", channels=1000, outputs=64, count=6)
+    yield case("odd", "bf16", channels=999, outputs=64, count=6)
 
 
-def head(
+def case(
     model: str,
     dtype: str,
     channels: int,

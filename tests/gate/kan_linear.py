@@ -1,4 +1,4 @@
-"""Everything that kan_linear launches for a cubic on five intervals, all sizes multiples of 16."""
+"""All kernels of ``kan_linear`` for cubic splines on five intervals, with all sizes multiples of 16."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ UNSPECIALISED = ("rows", "rows_per_split", "splits")
 def _case(
     name: str, kernel: Any, dtype: str, config: dict[str, int], unaligned: tuple[str, ...] = (), **other: Any
 ) -> Case:
-    """``other`` holds the compile-time constants, and the type of a pointer that is not to ``dtype``."""
+    """``other``: the compile-time constants, and the types of pointers to another dtype than ``dtype``."""
     options = {k: v for k, v in config.items() if k.startswith("num_")}
     types = {k: v for k, v in other.items() if isinstance(v, str)}
     constants = {k: v for k, v in (config | other).items() if k not in options | types}
@@ -26,7 +26,7 @@ def _case(
         elif argument not in constants:
             types[argument] = "fp32"
     aligned = tuple(a for a, t in types.items() if t != "fp32" and a not in UNSPECIALISED + unaligned)
-    return Case(name, kernel, types, constants, aligned, options, rare=dtype == "fp16")  # to the compiler like bf16
+    return Case(name, kernel, types, constants, aligned, options, rare=dtype == "fp16")  # compiles like bf16
 
 
 def cases() -> Iterator[Case]:
@@ -46,10 +46,10 @@ def cases() -> Iterator[Case]:
         dw, config = gradient_kernels.weight_gradient_kernel, launch.WEIGHT_GRADIENT[size]
         yield _case(f"dw-base-{dtype}", dw, dtype, config, **silu, SPLINE=False, dw_ptr="*fp32")
         yield _case(f"dw-spline-{dtype}", dw, dtype, config, **cubic, SPLINE=True, dw_ptr="*fp32")
-        if dtype != "fp32":  # with a single split the result itself is written
+        if dtype != "fp32":  # a single split writes the result directly, in its dtype
             yield _case(f"dw-base-whole-{dtype}", dw, dtype, config, **silu, SPLINE=False)
             yield _case(f"dw-spline-whole-{dtype}", dw, dtype, config, **cubic, SPLINE=True)
-        if dtype != "fp16":  # 11 bases, and no size a multiple of 16; to the compiler fp16 is like bf16
+        if dtype != "fp16":  # 11 bases, no size a multiple of 16; fp16 compiles like bf16
             odd = {"ORDER": 3, "C": 11, "G": launch.BASES, "unaligned": SIZES}
             yield _case(f"large-odd-{dtype}", kernels.forward_kernel, dtype, launch.ODD[size], **odd)
             dx = launch.ODD_INPUT_GRADIENT[size]
@@ -58,7 +58,7 @@ def cases() -> Iterator[Case]:
         yield _case(
             f"sum-{dtype}", gradient_kernels.sum_splits_kernel, dtype, {"BLOCK": launch.SUM_BLOCK}, partial_ptr="*fp32"
         )
-    for order in (1, 2):  # the interpreter runs Python and accepts what the compiler does not
+    for order in (1, 2):  # compiled too, since the interpreter accepts code that the compiler refuses
         other = {"ORDER": order, "C": 8, "G": launch.BASES}
         yield _case(f"large-order-{order}-bf16", kernels.forward_kernel, "bf16", launch.LARGE[2], **other)
         yield _case(

@@ -1,4 +1,4 @@
-"""The shipped configurations of ``kan_predict``: cubic splines on five intervals, as in the paper's KANs."""
+"""Configurations of ``kan_predict`` to compile: cubic splines on five intervals, as in the paper's KANs."""
 
 from lesa_kernels.ops.kan_predict import kernels
 from tests.gate.worker import Case
@@ -13,7 +13,7 @@ def cases() -> list[Case]:
         *(predict(dtype, k, p, scaled=True) for dtype in VEC for k in (4, 8) for p in (1, 6)),
         predict("bf16", 8, 1, scaled=False),
         predict("bf16", 8, 6, scaled=False),
-        predict("bf16", 16, 16, scaled=True),  # as many open steps as the kernel is used for
+        predict("bf16", 16, 16, scaled=True),  # the most open steps that the kernel supports
         fold(8),
     ]
 
@@ -29,7 +29,7 @@ def predict(dtype: str, k: int, p: int, *, scaled: bool) -> Case:
         constants=shape if scaled else shape | {"scale": None},
         aligned=tuple(pointers),
         options={"num_warps": WARPS},
-        rare=dtype == "fp16" or (k == 4 and p == 1),  # to the compiler fp16 is like bf16
+        rare=dtype == "fp16" or (k == 4 and p == 1),  # fp16 compiles like bf16
     )
 
 

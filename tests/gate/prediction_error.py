@@ -1,4 +1,4 @@
-"""The shipped configurations of ``prediction_error``: every dtype, few and many features, aligned and not."""
+"""Configurations of ``prediction_error`` to compile: all dtypes, few and many features, aligned and unaligned."""
 
 from collections.abc import Iterator
 

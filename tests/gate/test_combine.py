@@ -1,4 +1,4 @@
-"""What the machine code of ``combine`` shows, where no GPU is needed to see it."""
+"""Checks of the machine code of ``combine``; no GPU is needed."""
 
 import re
 
@@ -30,9 +30,13 @@ def test_no_register_spills_and_no_atomics(compiled) -> None:
 
 def test_registers_allow_two_blocks_and_one_prediction_needs_few(forward, dots) -> None:
     for case, row in {**forward, **dots}.items():
-        assert row["registers"] <= 255, case  # at most 176 in Triton 3.7.1; 65536 / 128 / 255 = 2 blocks
-    assert forward["forward-bf16-shared-P1-m8"]["registers"] <= 48  # 32: 16 blocks, all threads of an SM
-    assert forward["forward-bf16-shared-P6-m8"]["registers"] <= 144  # 96
+        assert row["registers"] <= 255, (
+            case
+        )  # 176 at most with Triton 3.7.1; with 255, two blocks of 128 threads fit (65536 registers)
+    assert (
+        forward["forward-bf16-shared-P1-m8"]["registers"] <= 48
+    )  # measured: 32, so that 16 blocks use all threads of an SM
+    assert forward["forward-bf16-shared-P6-m8"]["registers"] <= 144  # measured: 96
 
 
 def test_features_are_read_once_in_16_bytes_for_any_number_of_predictions(forward) -> None:
@@ -40,15 +44,19 @@ def test_features_are_read_once_in_16_bytes_for_any_number_of_predictions(forwar
         layout, count, m = numbers(case)
         if layout != "channel" and not re.search("odd|m32", case):
             assert row["loads_128"] == m, case
-            # the rest are coefficients and biases, one scalar each
+            # the other loads are coefficients and biases, one scalar each
             assert row["loads"] == m + count * (m + 1), case
             assert row["loads_narrow"] == 0, case
 
 
 def test_coefficients_of_channels_are_read_16_bytes_at_a_time(forward) -> None:
-    for dtype, vectors in (("bf16", 2), ("fp16", 2), ("fp32", 1)):  # of float32 coefficients to one of the feature's
+    for dtype, vectors in (
+        ("bf16", 2),
+        ("fp16", 2),
+        ("fp32", 1),
+    ):  # loads of float32 coefficients per load of the feature
         row = forward.get(f"forward-{dtype}-channel-P6-m8")
-        if row or dtype != "fp16":  # which is not always compiled
+        if row or dtype != "fp16":  # fp16 is not always compiled
             assert row["loads"] == row["loads_128"] == 8 + vectors * 6 * (8 + 1)
 
 

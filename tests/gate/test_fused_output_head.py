@@ -1,10 +1,10 @@
-"""What the machine code of ``head`` shows, where no GPU is needed to see it."""
+"""Checks of the machine code of ``fused_output_head``; no GPU is needed."""
 
 import os
 
 import pytest
 
-# predictions of a program times blocks of outputs: what it stores
+# stores of a program: predictions times blocks of outputs
 WIDE_STORES = {"flux-bf16": 6, "flux-own-bf16": 6, "one-bf16": 1, "flux-fp32": 6, "wide-bf16": 6}
 
 
@@ -21,16 +21,16 @@ def test_no_register_spills_and_no_atomics(rows) -> None:
 
 def test_sixteen_bit_features_are_projected_on_tensor_cores(rows) -> None:
     for case, row in rows.items():
-        # float32 is multiplied in float32
+        # float32 products do not use tensor cores
         assert (row["tensor_core"] > 0) == (not case.endswith("fp32")), case
 
 
 def test_features_are_read_once_and_16_bytes_at_a_time(rows) -> None:
-    stages = 3  # every load stands once in the loop, and twice before it
+    stages = 3  # software pipelining: every load occurs once in the loop and twice before it
     for case, m, outputs in (("flux-bf16", 8, 64), ("dit-bf16", 8, 32), ("one-bf16", 1, 64)):
-        weights = outputs * 64 // (128 * 8)  # loads of a thread for a block of 64 channels
+        weights = outputs * 64 // (128 * 8)  # loads per thread for a block of 64 channels
         assert rows[case]["loads_128"] == stages * (m + weights), case
-    own = rows["flux-own-bf16"]["loads_128"]  # a modulation in bf16 is read in the same way
+    own = rows["flux-own-bf16"]["loads_128"]  # a bf16 modulation is read in 16 bytes as well
     assert own == rows["flux-bf16"]["loads_128"] + stages * 6
 
 
@@ -40,13 +40,13 @@ def test_no_load_of_aligned_features_is_narrow(rows) -> None:
 
 
 def test_two_programs_share_a_multiprocessor(rows) -> None:
-    """Four warps of 255 registers twice; shared memory within the 99 KB that all GPUs since sm_80 have."""
+    """At most 255 registers let two programs of four warps fit; all GPUs since sm_80 have 99 KB of shared memory."""
     for case, row in rows.items():
         assert row["registers"] <= 255, case
         assert row["shared"] <= 99 * 1024, case
-    assert 2 * rows["flux-bf16"]["shared"] <= 160 * 1024  # 63 KB
-    assert rows["dit-bf16"]["registers"] <= 224  # 168
-    assert rows["one-bf16"]["registers"] <= 112  # 72
+    assert 2 * rows["flux-bf16"]["shared"] <= 160 * 1024  # measured: 63 KB
+    assert rows["dit-bf16"]["registers"] <= 224  # measured: 168
+    assert rows["one-bf16"]["registers"] <= 112  # measured: 72
 
 
 def test_predictions_are_written_16_bytes_at_a_time(rows) -> None:

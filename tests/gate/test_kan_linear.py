@@ -1,11 +1,11 @@
-"""What the machine code of kan_linear shows, on a machine without a GPU."""
+"""Checks of the machine code of ``kan_linear``; no GPU is needed."""
 
 from typing import Any
 
 import pytest
 
-# Compiled with Triton 3.7.1 for sm_80, 90 and 100 the tensor-core kernels take 71 to 210 registers a thread and the
-# others up to 157. 255 is where ptxas begins to spill; what matters is that these programs of 256 threads fit an SM.
+# With Triton 3.7.1 for sm_80, 90 and 100 the tensor-core kernels use 71 to 210 registers per thread, the others up to
+# 157. ptxas spills above 255; below 256 a program of 256 threads fits on an SM.
 REGISTERS = 240
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_CORE = ("large", "medium", "dx", "dw")
@@ -36,24 +36,24 @@ def test_registers_and_shared_memory_are_within_limits(cases, capability):
 
 
 def test_large_16_bit_products_run_on_tensor_cores(cases):
-    """float32 is multiplied as float32, and few rows are no work for a tensor core."""
+    """float32 products do not use tensor cores, and neither do kernels for few rows."""
     for name, code in cases.items():
         assert (code["tensor_core"] > 0) == on_tensor_cores(name), name
 
 
 def test_no_atomics(cases, capability):
     for name, code in cases.items():
-        # sm_100 allocates and frees the memory of its tensor cores with four atomics on shared memory.
+        # On sm_100, tensor-core memory is allocated and freed with four atomics on shared memory.
         assert code["atomics"] == (4 if capability == 100 and on_tensor_cores(name) else 0), name
 
 
 def test_accesses_are_of_16_bytes(cases):
-    """Weights, dy and results. Only tiles of x with a few inputs a row are narrower, and never a single number."""
+    """Of weights, dy and results. Only tiles of x with few inputs per row are narrower, and at least 4 bytes."""
     for name, code in cases.items():
         if "odd" in name:
             continue
         if name.startswith("one-row"):
-            assert code["loads"] - code["loads_128"] <= 1, name  # a thread needs one number of x
+            assert code["loads"] - code["loads_128"] <= 1, name  # a thread reads one element of x
             continue
         assert code["loads_narrow"] == 0, name
         assert code["loads_128"] >= 0.5 * code["loads"], name
@@ -62,8 +62,8 @@ def test_accesses_are_of_16_bytes(cases):
 
 
 def test_weights_are_read_in_16_bytes_for_any_number_of_inputs(cases):
-    """The C = 8 weights of an input are 16 bytes: the splines of LESA's gate, of 51 inputs, are read like any other."""
-    spline_loads = 4 * 512 // 128 // 8  # of a tile of 4 outputs and 512 weights, by 128 threads
+    """The 8 weights of an input take 16 bytes, so that reads are aligned for the 51 inputs of LESA's gate, too."""
+    spline_loads = 4 * 512 // 128 // 8  # a tile of 4 outputs and 512 weights, read by 128 threads
     found = {name: code["loads_128"] for name, code in cases.items() if name.startswith("few-rows-odd")}
     assert "few-rows-odd-bf16" in found
     assert set(found.values()) == {spline_loads}

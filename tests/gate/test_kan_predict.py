@@ -1,4 +1,4 @@
-"""What the machine code of ``kan_predict`` shows, where no GPU is needed to see it."""
+"""Checks of the machine code of ``kan_predict``; no GPU is needed."""
 
 import os
 import re
@@ -12,7 +12,7 @@ VEC = {"bf16": 8, "fp16": 8, "fp32": 4}
 
 @dataclass(frozen=True)
 class Shape:
-    """What the name of a case says."""
+    """The parameters in the name of a case."""
 
     dtype: str
     window: int
@@ -22,7 +22,7 @@ class Shape:
 
 @pytest.fixture
 def predict(compiled):
-    """What the code of ``predict_kernel`` shows, by shape."""
+    """The measured properties of ``predict_kernel``, by shape."""
     cases = {}
     for name, row in compiled("kan_predict").items():
         if found := re.fullmatch(r"(\w+) K=(\d+) P=(\d+) (\w+)", name):
@@ -42,15 +42,15 @@ def test_no_shared_memory_is_used(predict) -> None:
 
 
 def test_registers_allow_enough_blocks(predict) -> None:
-    """At most, in Triton 3.7.1 on sm_80, 90 and 100: 80 in 16 bits and 52 in 32 for one step, 208 and 96 for six."""
+    """Maxima with Triton 3.7.1 on sm_80, 90 and 100: one step 80 (16 bits) and 52 (32 bits), six steps 208 and 96."""
     for shape, row in predict.items():
         wide, several = VEC[shape.dtype] == 8, shape.steps > 1
         bound = {(False, False): 80, (True, False): 120, (False, True): 144, (True, True): 255}[wide, several]
-        assert row["registers"] <= bound, shape  # 65536 / 128 / 255 = 2 blocks
+        assert row["registers"] <= bound, shape  # with 255, two blocks of 128 threads fit (65536 registers)
 
 
 def test_tokens_are_read_16_bytes_at_a_time_and_once(predict) -> None:
-    """A feature is loaded in two places, before the loop over the window and for the next one in it."""
+    """The code loads features in two places: before the loop over the window, and in it for the next iteration."""
     for shape, row in predict.items():
         scale = shape.scaled * VEC[shape.dtype] * 4 // 16
         assert row["loads_128"] == 2 + scale, shape
@@ -58,11 +58,14 @@ def test_tokens_are_read_16_bytes_at_a_time_and_once(predict) -> None:
 
 
 def test_all_other_loads_are_of_coefficients(predict) -> None:
-    """A feature looks up two scalars and ORDER + 1 weights an element for every open step; a step has one bias."""
+    """For each feature and open step: two scalars, and ORDER + 1 weights per element. A step has one bias."""
     for shape, row in predict.items():
-        open_steps = min(shape.window, shape.steps), min(shape.window, shape.steps - 1)  # of a feature, of a prediction
-        look_ups = sum(open_steps) * (2 + (ORDER + 1) * VEC[shape.dtype])
-        assert row["loads"] - row["loads_128"] == look_ups + 1, shape
+        open_steps = (
+            min(shape.window, shape.steps),
+            min(shape.window, shape.steps - 1),
+        )  # for a feature, for a prediction
+        lookups = sum(open_steps) * (2 + (ORDER + 1) * VEC[shape.dtype])
+        assert row["loads"] - row["loads_128"] == lookups + 1, shape
 
 
 def test_predictions_are_written_16_bytes_at_a_time(predict) -> None:

@@ -1,9 +1,9 @@
-"""Compiles kernels for a GPU that need not be there, and prints what the machine code shows, one JSON line a case.
+"""Compiles kernels for a GPU that need not be present; prints properties of the machine code, one JSON line per case.
 
     python -m tests.gate.worker 90 combine kan_linear
-    python -m tests.gate.worker 90 --few combine       without what shows little that others do not
+    python -m tests.gate.worker 90 --few combine       without the rare cases
 
-Runs in a process of its own, since Triton's interpreter cannot be switched off once it is on.
+It runs in a separate process, since Triton's interpreter cannot be switched off once it is on.
 """
 
 import importlib
@@ -27,8 +27,8 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 class Case:
     """One shipped configuration of one kernel.
 
-    ``types`` gives the run-time arguments' types, such as ``"*bf16"`` or ``"i32"``; those in ``constants`` are
-    compile-time ones; ``aligned`` names the pointers (16 bytes) and integers (multiples of 16) that may be relied on.
+    ``types``: types of the run-time arguments, such as ``"*bf16"`` or ``"i32"``. ``constants``: the compile-time
+    arguments. ``aligned``: pointers aligned to 16 bytes, and integers that are multiples of 16.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Case:
     constants: dict[str, Any]
     aligned: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    rare: bool = False  # shows little that other cases do not
+    rare: bool = False  # much like another case; left out with --few
 
 
 def inspect(case: Case, capability: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The device that kernels are tested on: the GPU if there is one, else the CPU through Triton's interpreter."""
+"""The device for kernel tests: the GPU if there is one, else the CPU with Triton's interpreter."""
 
 import pytest
 import torch

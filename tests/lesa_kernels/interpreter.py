@@ -1,8 +1,8 @@
-"""Repairs to Triton's interpreter, so that bf16 kernels mean the same on a CPU as on a GPU.
+"""Patches for Triton's interpreter, so that bf16 kernels give the same results on a CPU as on a GPU.
 
-Left alone it truncates where a GPU rounds to nearest even, and does bf16 arithmetic on the bit patterns
-(https://github.com/triton-lang/triton/pull/11585). It also gets its overflow checks switched on, so that an address
-computed in 32 bits is an error without a tensor of 2^31 elements.
+Without them the interpreter truncates where a GPU rounds to nearest even, and does bf16 arithmetic on the bit patterns
+(https://github.com/triton-lang/triton/pull/11585). The overflow checks are switched on, too, so that tests find
+addresses computed in 32 bits without a tensor of 2^31 elements.
 """
 
 import dataclasses

@@ -12,15 +12,15 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 @contextlib.contextmanager
 def memcheck(*tensors: Tensor) -> Iterator[None]:
-    """Every lane of a load or store must fall into one of the tensors, or into one that was allocated meanwhile.
+    """Fail if a lane of a load or store is outside of ``tensors`` and of those allocated inside the context.
 
-    Lanes that are masked off and have no ``other`` are NaN, as on a GPU they may be anything.
+    Masked lanes of a load without ``other`` become NaN, since on a GPU their value is undefined.
     """
     known = list(tensors)
     masked_load, masked_store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
     new_empty = Tensor.new_empty
 
-    def remember(*args, **kwargs):
+    def record(*args, **kwargs):
         known.append(new_empty(*args, **kwargs))
         return known[-1]
 
@@ -49,5 +49,5 @@ def memcheck(*tensors: Tensor) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpreterBuilder, "create_masked_load", load)
         patch.setattr(InterpreterBuilder, "create_masked_store", store)
-        patch.setattr(torch.Tensor, "new_empty", remember)
+        patch.setattr(torch.Tensor, "new_empty", record)
         yield

@@ -1,4 +1,4 @@
-"""The B-splines of scipy."""
+"""B-splines computed by scipy, as an independent reference."""
 
 import numpy as np
 from scipy.interpolate import BSpline

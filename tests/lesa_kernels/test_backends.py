@@ -1,4 +1,4 @@
-"""``backend=`` means the same in every operation: "torch" is the reference, "auto" chooses by device."""
+"""``backend=`` of every operation: "torch" runs the reference, "auto" chooses by device."""
 
 import importlib
 
@@ -8,7 +8,7 @@ import torch
 from lesa_kernels import backend
 from tests.lesa_kernels.test_arguments import OPERATIONS, call
 
-HAVE_BACKENDS = ["combine", "gram_row", "fused_output_head", "kan_linear", "kan_predict", "prediction_error"]
+WITH_BACKENDS = ["combine", "gram_row", "fused_output_head", "kan_linear", "kan_predict", "prediction_error"]
 NATIVE = {
     "combine": "combine.cpu",
     "gram_row": "combine.cpu",
@@ -79,7 +79,7 @@ def test_the_torch_backend_calls_the_reference_unchanged():
         assert torch.equal(OPERATIONS[name][0](**tensors, backend="torch"), reference(**given)), name
 
 
-@pytest.mark.parametrize("name", HAVE_BACKENDS)
+@pytest.mark.parametrize("name", WITH_BACKENDS)
 def test_unknown_backends_and_native_on_other_devices_are_refused(name):
     for wrong in ("cuda", "cpu", None, ""):
         with pytest.raises(ValueError, match=r"backend must be one of 'auto', 'triton', 'native', 'torch', not"):

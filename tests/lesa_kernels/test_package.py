@@ -13,7 +13,7 @@ MODULES = [info.name for info in pkgutil.walk_packages(lesa_kernels.__path__, "l
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_function_shadows_a_module_of_its_name(name):
-    """``import lesa_kernels.ops.combine.cpu as x`` walks attributes from the top."""
+    """``import lesa_kernels.ops.combine.cpu as x`` reads one attribute after another, so none may be a function."""
     if name.rpartition(".")[2] in ("kernels", "launch"):
         pytest.importorskip("triton")
     module = importlib.import_module(name)
@@ -28,7 +28,7 @@ def test_every_operation_has_the_same_files():
     for operation in operations:
         for file in ("reference", "op"):
             assert f"lesa_kernels.ops.{operation}.{file}" in MODULES
-    for operation in operations - {"gram_row"}:  # which uses a kernel of combine
+    for operation in operations - {"gram_row"}:  # gram_row uses a kernel of combine
         for file in ("kernels", "launch"):
             assert f"lesa_kernels.ops.{operation}.{file}" in MODULES
 

@@ -16,7 +16,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["triton", "torch" if torch.cuda.is_available() else "native"]
 SIZE = 4096  # elements of a feature in one dimension
 FEATURE = (2, 3, 24)
-# what coefficients [P, m, *channels] may be for that feature; the last is left to the reference
+# shapes of coefficients [P, m, *channels] for that feature; the last has no kernel and runs on the reference
 CHANNELS = {"shared": (), "shared-ones": (1, 1, 1), "channel": (1, 1, 24), "sample": (2, 1, 1), "token": (1, 3, 1)}
 
 
@@ -27,7 +27,7 @@ def inputs(m: int, count: int, feature, channels=(), dtype=torch.float32, device
 
 
 def assert_accurate(result: Tensor, history: Tensor, coefficients: Tensor, bias: Tensor | None) -> None:
-    """At most twice the reference's error in the same dtype, plus a floor of a few float32 roundings of the terms."""
+    """The error is at most twice that of the reference in the same dtype, plus a few float32 roundings of the terms."""
     exact = reference.combine(history.double(), coefficients.double(), None if bias is None else bias.double())
     size = reference.combine(history.double().abs(), coefficients.double().abs(), None)
     eager = reference.combine(history, coefficients, bias)
@@ -174,7 +174,7 @@ def test_a_bias_that_cancels_the_sum_is_added_before_rounding() -> None:
 
 
 def test_cpu_path_is_as_accurate_as_the_graph_of_the_released_predictor() -> None:
-    """Both round what is small beside the last feature before they add it; which falls better is a matter of chance."""
+    """Both round the change before they add it to the last feature, so which error is smaller is random."""
     ratios = []
     for gate in torch.linspace(0.05, 2, 64).bfloat16():
         history = torch.randn(8, 4 * SIZE).bfloat16()
@@ -224,7 +224,7 @@ def test_tiles_cover_a_prediction_without_gaps(dtype, predictions, monkeypatch) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels", [(), (1, SIZE)], ids=["shared", "channel"])
 def test_cpu_path_with_out_keeps_no_feature_sized_temporary(channels, dtype) -> None:
-    """The largest tensor it makes does not grow with the feature."""
+    """The size of the largest temporary does not depend on the size of the feature."""
     largest = []
     for size in (2 * cpu.UNCONVERTED_TILES * cpu.COLUMNS, 4 * cpu.UNCONVERTED_TILES * cpu.COLUMNS):
         feature = (size // SIZE, SIZE) if channels else (size,)
@@ -268,10 +268,10 @@ def test_kernels_stay_inside_their_tensors(layout, feature, device) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter checks for overflow, a GPU does not")
 def test_offsets_beyond_32_bits_do_not_overflow(device) -> None:
-    """6 GiB of addresses, of which a few pages are touched; the interpreter raises where 32 bits overflow."""
+    """6 GiB of virtual memory, of which a few pages are used; the interpreter raises where 32 bits overflow."""
     from lesa_kernels.ops.combine import kernels
 
-    segments, length, block = 5, 1 << 29, 16  # the last segment begins at 2^31
+    segments, length, block = 5, 1 << 29, 16  # the last segment starts at element 2^31
     history = torch.empty(2, segments * length, dtype=torch.int8)
     out = torch.empty_like(history)
     for segment in range(segments):
@@ -309,7 +309,7 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    # an entry of None in sys.modules makes find_spec raise, a missing package makes it return None
+    # with None in sys.modules find_spec raises, while for a missing package it returns None
     program = program.replace(
         "import torch, lesa",
         "import importlib.util as u; find = u.find_spec\n"

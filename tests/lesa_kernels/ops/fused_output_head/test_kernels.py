@@ -16,9 +16,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["triton", "torch" if torch.cuda.is_available() else "native"]
 
 
-@pytest.fixture(params=[*BACKENDS, f"{BACKENDS[1]}, in passes"])
+@pytest.fixture(params=[*BACKENDS, f"{BACKENDS[1]}, tiled"])
 def backend(request, monkeypatch) -> str:
-    """A CPU has two ways; here all sizes take the one for large ones too."""
+    """The CPU has two code paths. "tiled" uses the one for large inputs for all sizes."""
     if request.param not in BACKENDS:
         monkeypatch.setattr(cpu, "FEW", 0)
     return request.param.partition(",")[0]
@@ -42,7 +42,7 @@ def inputs(
 
 
 def by_modules(history, coefficients, bias, multiplier, addend, weight, projection_bias, eps=1e-6) -> Tensor:
-    """What a model would do in the history's dtype."""
+    """The same computation by PyTorch's modules, in the dtype of the history, as in a model."""
     rows = len(coefficients), multiplier.shape[1], *(1,) * (history.ndim - 3), history.shape[-1]
     scale, shift = (t.to(history.dtype).view(rows) for t in (multiplier, addend))
     x = combine(history, coefficients, bias, backend="torch")
@@ -50,7 +50,7 @@ def by_modules(history, coefficients, bias, multiplier, addend, weight, projecti
 
 
 def in_float64(history, coefficients, bias, multiplier, addend, weight, projection_bias, eps=1e-6) -> Tensor:
-    """From the definition, by other means than the reference."""
+    """The definition in float64, written independently of the reference."""
     h, c, scale, shift, w = (t.double() for t in (history, coefficients, multiplier, addend, weight))
     x = torch.tensordot(c, h, 1)
     if bias is not None:
@@ -69,7 +69,9 @@ def assert_accurate(result: Tensor, *arguments: Tensor | None, eps: float = 1e-6
     assert result.shape == exact.shape
     assert result.dtype == arguments[0].dtype
     error, allowed = ((y.double() - exact).norm() for y in (result, eager))
-    assert not error > 2 * allowed + 1e-6 * exact.norm()  # where fp16 overflows in modules, anything finite is better
+    assert (
+        not error > 2 * allowed + 1e-6 * exact.norm()
+    )  # the modules may overflow in fp16: then any finite result is accepted
     assert result.isfinite().all()
 
 
@@ -88,8 +90,8 @@ def test_reference_and_backends_match_the_definition() -> None:
     "shape",
     [
         {"channels": 64, "outputs": 16},
-        {"channels": 72, "outputs": 6},  # a block of channels that is not full
-        {"channels": 71, "outputs": 5},  # and nothing aligned
+        {"channels": 72, "outputs": 6},  # the last block of channels is not full
+        {"channels": 71, "outputs": 5},  # and rows are not aligned
         {"modulated": 1},
         {"tokens": (3, 5), "samples": 1},
         {"tokens": ()},
@@ -204,7 +206,7 @@ def test_shards_of_the_tokens_are_independent(backend, device) -> None:
     for part in (slice(0, 16), slice(16, 37), slice(5, 6)):
         shard, its_means = history[:, :, part].contiguous(), means[:, :, part].contiguous()
         result, expected = fused_output_head(shard, *rest, means=its_means, backend=backend), whole[:, :, part]
-        # a matrix product on a CPU may add up in another order for another number of rows
+        # on a CPU the order of summation of a matrix product may depend on the number of rows
         assert torch.equal(result, expected) if backend == "triton" else torch.allclose(result, expected, rtol=0.01)
 
 
@@ -228,9 +230,9 @@ def test_means_are_those_of_the_tokens_in_float32() -> None:
 
 
 def test_addresses_are_64_bit(device) -> None:
-    """Features 2^31 elements apart: virtual memory, of which only what is touched exists."""
+    """Features that are 2^31 elements apart, in virtual memory of which only a few pages are used."""
     if device.type == "cuda":
-        pytest.skip("there the memory would be real")
+        pytest.skip("a GPU would allocate all of this memory")
     apart, arguments = 1 << 31, inputs(2, 2, 1, (3,), 64, dtype=torch.bfloat16)
     room = torch.empty(apart + 3 * 64, dtype=torch.bfloat16)
     history = room.as_strided((2, 1, 3, 64), (apart, 3 * 64, 64, 1))
@@ -251,12 +253,12 @@ def test_no_access_is_out_of_bounds(shape, device, monkeypatch) -> None:
     from lesa_kernels.ops.fused_output_head import launch
     from tests.lesa_kernels.memcheck import memcheck
 
-    def remembered(*arguments):
+    def recorded(*arguments):
         table = linear(*arguments)
         return table.new_empty(table.shape).copy_(table)
 
     linear = launch.functional.linear
-    monkeypatch.setattr(launch.functional, "linear", remembered)
+    monkeypatch.setattr(launch.functional, "linear", recorded)
     history, coefficients, _, multiplier, addend, weight, offset = inputs(*shape, dtype=torch.bfloat16)
     means = token_means(history)
     with memcheck(history, coefficients, multiplier, weight, means):

@@ -20,7 +20,7 @@ def test_bases_equal_those_of_scipy(order, grid_size, grid_range):
     knots = knots_of(grid_size, order, grid_range)
     width = knots[1] - knots[0]
     between = np.linspace(knots[0] - 2.03 * width, knots[-1] + 2 * width, 509)
-    on = knots if order else knots[:0]  # scipy's steps of order 0 are closed on both sides
+    on = knots if order else knots[:0]  # scipy includes both ends of an interval in order 0
     x = np.concatenate([between, on, [-1e6, 1e6]])
     bases = bspline_basis(torch.from_numpy(x), grid_size=grid_size, order=order, grid_range=grid_range)
     assert bases.shape == (len(x), grid_size + order)
@@ -81,7 +81,7 @@ def test_gradients_of_the_reference(order):
         return bspline_basis(x, grid_size=4, order=order, grid_range=(-1.3, 1.1))
 
     assert torch.autograd.gradcheck(bases, x)
-    assert order == 2 or torch.autograd.gradgradcheck(bases, x)  # the second derivatives of order 2 jump
+    assert order == 2 or torch.autograd.gradgradcheck(bases, x)  # second derivatives of order 2 are not continuous
 
 
 def test_knots_may_repeat():

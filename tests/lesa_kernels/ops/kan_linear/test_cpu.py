@@ -22,7 +22,7 @@ def small_tiles(monkeypatch):
 
 
 def some_knots(in_features: int, bases: int, order: int) -> torch.Tensor:
-    """Different ones for each input, and at both ends of the first input repeated ones."""
+    """Different knots for each input; those of the first input repeat at both ends."""
     knots = torch.rand(in_features, bases + order + 1, dtype=torch.float64).sort(-1).values * 10 - 5
     knots[0, : order + 1], knots[0, -order - 1 :] = knots[0, 0], knots[0, -1].clone()
     return knots
@@ -43,7 +43,9 @@ def slopes(grid: cpu.Grid, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("grid_size", [1, 5, 40])
 def test_bases_and_slopes_equal_those_of_scipy(order, grid_size):
     knots = knots_of(grid_size, order, (-3.0, 2.0))
-    x = np.linspace(knots[0] - 1.0123, knots[-1] + 1.0234, 331)  # none on a knot, where slopes of order 1 jump
+    x = np.linspace(
+        knots[0] - 1.0123, knots[-1] + 1.0234, 331
+    )  # none on a knot, where slopes of order 1 are not continuous
     columns = torch.from_numpy(x)[None]
     for explicit in (None, torch.from_numpy(knots)[None]):
         grid = cpu.Grid(grid_size + order, order, (-3.0, 2.0), explicit)

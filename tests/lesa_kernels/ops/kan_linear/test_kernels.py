@@ -17,12 +17,12 @@ from lesa_kernels.ops.kan_linear import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-FORWARD = {"small": 2**62, "medium": 0, "large": 0, "odd": 0}  # outputs up to which the small kernel serves
+FORWARD = {"small": 2**62, "medium": 0, "large": 0, "odd": 0}  # up to this number of outputs the small kernel is used
 
 
 @pytest.fixture
 def tiles(monkeypatch, request):
-    """Makes the heuristics choose these tiles."""
+    """Force the choice of these tiles."""
     monkeypatch.setattr(launch, "SMALL_OUTPUTS", FORWARD[request.param])
     monkeypatch.setattr(launch, "has_wide_rows", lambda *sizes: request.param != "odd")
     monkeypatch.setattr(launch, "NUM_SMS", 0 if request.param == "large" else 2**62)
@@ -46,8 +46,8 @@ def relative(error: Tensor, exact: Tensor) -> float:
     return (error.double().norm() / exact.norm().clamp(min=1e-30)).item()
 
 
-def assert_as_good_as_eager(tensors, dy, **options) -> None:
-    """Output and gradients: at most twice eager's error against float64, plus half a unit of rounding."""
+def assert_as_accurate_as_reference(tensors, dy, **options) -> None:
+    """Errors of output and gradients against float64: at most twice those of the reference plus half a rounding."""
     ours = layer_and_gradients(tensors, dy, backend="triton", **options)
     eager = layer_and_gradients(tensors, dy, backend="torch", **options)
     exact = layer_and_gradients([t.double() for t in tensors], dy.double(), backend="torch", **options)
@@ -67,7 +67,7 @@ def assert_as_good_as_eager(tensors, dy, **options) -> None:
 def test_error_against_float64(tiles, dtype, shape, in_features, out_features, grid_size, order, device):
     tensors = arguments(shape, in_features, out_features, grid_size + order, dtype, device)
     dy = torch.randn(*shape, out_features, device=device).to(dtype)
-    assert_as_good_as_eager(tensors, dy, order=order)
+    assert_as_accurate_as_reference(tensors, dy, order=order)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -78,25 +78,27 @@ def test_error_against_float64(tiles, dtype, shape, in_features, out_features, g
     indirect=["tiles"],
 )
 def test_tiles_cover_the_result_without_gaps(tiles, dtype, rows, in_features, out_features, device, monkeypatch):
-    """More rows, inputs and outputs than a tile has, in every kernel, and several splits."""
+    """More rows, inputs and outputs than a tile has, for every kernel, and several splits."""
     monkeypatch.setattr(launch, "ROWS_PER_SPLIT", 64)
     tensors = arguments((rows,), in_features, out_features, 8, dtype, device)
-    assert_as_good_as_eager(tensors, torch.randn(rows, out_features, device=device).to(dtype))
+    assert_as_accurate_as_reference(tensors, torch.randn(rows, out_features, device=device).to(dtype))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_accuracy_on_knots_far_outside_and_for_equal_inputs(dtype, order, device):
-    low, high = -2.0, 2.0  # intervals of 1/2, so that knots are exact in every dtype
+    low, high = -2.0, 2.0  # intervals of 1/2, so that knots are exact in all dtypes
     knots = torch.from_numpy(knots_of(8, order, (low, high)))
     largest = 6e4 if dtype == torch.float16 else 1e30
     x = torch.cat([knots, torch.tensor([-largest, -50.0, 50.0, 1000.0]), torch.full((5,), 0.3)])
     _, base, spline = arguments((1,), 1, 2, 8 + order, dtype, device)
-    base[0] = 0  # so that the largest x do not hide the splines
+    base[0] = 0  # otherwise the base terms of the largest x would hide the splines
     dy = torch.randn(len(x), 2, device=device).to(dtype)
     dy[len(knots) : len(knots) + 4, 1] /= largest
-    assert_as_good_as_eager([x[:, None].to(device, dtype), base, spline], dy, order=order, grid_range=(low, high))
+    assert_as_accurate_as_reference(
+        [x[:, None].to(device, dtype), base, spline], dy, order=order, grid_range=(low, high)
+    )
 
 
 @pytest.mark.parametrize("tiles", FORWARD, indirect=True)
@@ -127,8 +129,8 @@ def test_inputs_in_any_memory_layout(dtype, device):
     surrounded = torch.full_like(big, torch.nan)
     surrounded[:, 3:7] = big[:, 3:7]
     for x in (surrounded[:, 3:7], big[:1, :4].expand(6, 4), big[:, ::4], big.T[:4].T, big[::2, :4].repeat(2, 1)):
-        assert_as_good_as_eager([x, *weights], dy)
-    assert_as_good_as_eager([big[0, :4], *weights], torch.ones((), dtype=dtype, device=device).expand(5))
+        assert_as_accurate_as_reference([x, *weights], dy)
+    assert_as_accurate_as_reference([big[0, :4], *weights], torch.ones((), dtype=dtype, device=device).expand(5))
 
 
 @pytest.mark.parametrize("sizes", list(itertools.product((0, 2), repeat=3))[:-1], ids=str)
@@ -144,7 +146,7 @@ def test_empty_inputs_give_empty_outputs(sizes, device):
 def test_rows_may_be_further_apart_than_32_bits_address(device):
     x, base, spline = arguments((2,), 3, 2, 8, torch.float16, device)
     apart = torch.empty(2**31 + 16, dtype=x.dtype, device=device).as_strided((2, 3), (2**31, 1))
-    apart.copy_(x)  # 4 GB of addresses, a few bytes of memory
+    apart.copy_(x)  # 4 GB of virtual memory, of which a few pages are used
     assert torch.equal(kan_linear(apart, base, spline, backend="triton"), kan_linear(x, base, spline, backend="triton"))
 
 
@@ -175,7 +177,7 @@ def test_splits_cover_every_row_once(rows, monkeypatch):
 
 
 def model64(x: np.ndarray, base: np.ndarray, spline: np.ndarray, order: int) -> np.ndarray:
-    """The layer from its formula in float64, on scipy's splines."""
+    """The formula of the layer in float64, with scipy's splines."""
     bases = scipy_bases(x, knots_of(spline.shape[-1] - order, order, (-3.0, 3.0)), order)
     return np.einsum("oi,bi->bo", base, x / (1 + np.exp(-x))) + np.einsum("oig,big->bo", spline, bases)
 
@@ -217,7 +219,7 @@ def test_gradients_of_the_reference(order, explicit):
 def second_derivatives(tensors, dy, backend) -> list[Tensor]:
     tensors = [t.detach().requires_grad_() for t in tensors]
     x, base, spline = tensors
-    # A weight that depends on another argument, whose part must not be counted twice
+    # The base weight depends on x: its part of the gradient must not be counted twice
     y = kan_linear(x, base * x.mean(), spline, backend=backend)
     gradients = torch.autograd.grad((y.square() * dy.to(y.dtype)).sum(), tensors, create_graph=True)
     total = sum(g.square().mean() for g in gradients)

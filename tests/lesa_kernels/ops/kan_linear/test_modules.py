@@ -27,7 +27,7 @@ def model64(state: dict[str, torch.Tensor], x: torch.Tensor, order: int = 3) -> 
 
 
 def trained(*sizes: int, **options) -> KANLinear:
-    """A layer whose splines are of the size that training gives them."""
+    """A layer with spline weights of the size that they have after training."""
     layer = KANLinear(*sizes, **options)
     with torch.no_grad():
         layer.spline_weight.normal_(std=0.5)
@@ -53,7 +53,7 @@ def test_the_state_dict_has_the_keys_of_efficient_kan():
 
 
 def test_knots_computed_in_float32_count_as_uniform():
-    """efficient-kan's own: ``arange(-k, G + k + 1) * h + low`` in float32."""
+    """As efficient-kan computes them: ``arange(-k, G + k + 1) * h + low`` in float32."""
     layer = trained(4, 3, grid_range=(-3, 3))
     state = layer.state_dict()
     state["grid"] = (torch.arange(-3, 9) * 1.2 - 3).expand(4, -1).contiguous()
@@ -70,7 +70,7 @@ def test_rounded_knots_are_used_as_they_are():
     exact = model64(rounded, x)
     np.testing.assert_allclose(layer(x).detach(), exact, atol=1e-5)
     uniform = rounded | {"grid": torch.from_numpy(knots_of(5, 3, (-3.0, 3.0))).expand(4, -1)}
-    assert np.abs(model64(uniform, x) - exact).max() > 1e-3  # the uniform knots would be another function
+    assert np.abs(model64(uniform, x) - exact).max() > 1e-3  # uniform knots would give another function
     assert KANLinear(4, 3, grid_range=(-3, 3)).has_uniform_grid
 
 
@@ -128,7 +128,7 @@ def test_autocast_with_explicit_knots():
 
 @pytest.mark.parametrize("grid_eps", [0.02, 1.0])
 def test_update_grid_keeps_a_function_that_the_new_grid_can_represent(grid_eps):
-    """Cubics are splines on any knots. They are fitted once, where the data are, and moved to other data there."""
+    """Cubic polynomials are splines on any knots, so a fit is exact and stays so on the knots of other data."""
     layer = KANLinear(2, 3, grid_eps=grid_eps, grid_range=(-3, 3)).double()
     x = torch.rand(400, 2, dtype=torch.float64) * 5 - 2.5
     curves = torch.stack([x**3 / 9 - x, 0.3 * x**2 + 1, x], dim=-1)  # [batch, in, out]

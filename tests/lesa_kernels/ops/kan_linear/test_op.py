@@ -98,7 +98,9 @@ def test_export_keeps_one_operation(backend, device):
 @pytest.mark.parametrize("backend", ["auto", "triton", "torch"])
 def test_autocast_casts_all_three_together(backend, dtype, device):
     tensors = arguments(device, gradients=True)
-    tensors[0] = tensors[0].detach().to(torch.bfloat16).requires_grad_()  # as an earlier autocast layer leaves it
+    tensors[0] = (
+        tensors[0].detach().to(torch.bfloat16).requires_grad_()
+    )  # like the output of an earlier layer under autocast
     with torch.autocast(device.type, dtype):
         y = kan_linear(*tensors, backend=backend)
     expected = kan_linear(*(t.to(dtype) for t in tensors), backend=backend)

@@ -16,19 +16,19 @@ X = torch.linspace(-2, 2, 40)[:, None] * torch.tensor([1.0, -0.7, 0.3])
 
 
 def moved() -> KANLinear:
-    """A layer whose knots are no longer those of its constructor."""
+    """A layer whose grid was updated."""
     layer = trained(3, 2)
     layer.update_grid(torch.randn(200, 3) * 0.7)
     return layer
 
 
 def by_reference(layer: KANLinear, x: Tensor) -> Tensor:
-    """What the state says, by its explicit knots."""
+    """The output of the reference with the layer's parameters and knots."""
     return kan_linear(x, layer.base_weight, layer.scaled_spline_weight, grid=layer.grid, backend="torch")
 
 
 def assert_follows_its_state(layer: KANLinear, x: Tensor = X) -> None:
-    """Output and gradients, of first and second order."""
+    """Output, first and second gradients equal those of the reference for the layer's state."""
     x = x.clone().requires_grad_()
     leaves = [x, *layer.parameters()]
     for function in (layer, lambda x: by_reference(layer, x)):
@@ -49,7 +49,7 @@ def copy_everything(source: KANLinear, target: KANLinear) -> None:
 
 
 def copy_data(source: KANLinear, target: KANLinear) -> None:
-    """As many averages of weights do; autograd does not count it."""
+    """Copy through ``.data``, as many weight averages do; autograd's version counter does not see it."""
     for tensors in (lambda m: m.parameters(), lambda m: m.buffers()):
         for ours, theirs in zip(tensors(target), tensors(source), strict=True):
             ours.data.copy_(theirs.data)
@@ -161,7 +161,7 @@ def test_transforms_of_torch_func_follow_the_knots():
 
 
 def test_float64_layers_have_exact_uniform_knots_on_every_backend(monkeypatch):
-    layer = trained(3, 2, grid_range=(-1, 0.9)).double()  # whose knots were rounded to float32
+    layer = trained(3, 2, grid_range=(-1, 0.9)).double()  # the knots had been rounded to float32
     x = torch.randn(50, 3, dtype=torch.float64)
     expected = kan_linear(x, layer.base_weight, layer.scaled_spline_weight, grid_range=(-1, 0.9), backend="torch")
     torch.testing.assert_close(layer(x), expected, rtol=1e-13, atol=1e-13)
@@ -169,50 +169,50 @@ def test_float64_layers_have_exact_uniform_knots_on_every_backend(monkeypatch):
     torch.testing.assert_close(layer(x), expected, rtol=1e-13, atol=1e-13)
 
 
-class Looks:
+class Comparisons:
     """Counts how often knots are compared."""
 
     def __init__(self, monkeypatch):
-        self.count, look = 0, uniform.is_uniform
+        self.count, compare = 0, uniform.is_uniform
 
         def counted(*arguments):
             self.count += 1
-            return look(*arguments)
+            return compare(*arguments)
 
         monkeypatch.setattr(uniform, "is_uniform", counted)
 
 
 def test_on_a_gpu_knots_are_compared_once_for_each_version(monkeypatch):
-    """Comparing waits for the device; the version that PyTorch counts says whether the knots may have changed."""
+    """Comparing waits for the GPU, so knots are only compared again after PyTorch's version counter has changed."""
     monkeypatch.setattr(uniform, "is_visible", lambda grid: False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    looks, layer = Looks(monkeypatch), trained(3, 2)
+    comparisons, layer = Comparisons(monkeypatch), trained(3, 2)
     for way in (copy_everything, load, assign, replace_data):
         for other in (moved(), trained(3, 2)):
             for _ in range(2):
                 layer(X).sum().backward()
-            before = looks.count
+            before = comparisons.count
             way(other, layer)
             assert_follows_its_state(layer)
             assert_follows_its_state(layer)
-            assert looks.count == before + 1
+            assert comparisons.count == before + 1
 
 
 def test_on_a_gpu_knots_that_cannot_be_compared_take_the_general_code(monkeypatch):
     layer = trained(3, 2)
     monkeypatch.setattr(uniform, "is_visible", lambda grid: False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    asked = (3, (-1.0, 1.0))
-    looks = Looks(monkeypatch)
-    assert not uniform.runs_uniform(layer.grid, *asked)  # a graph is being captured
+    uniform_grid = (3, (-1.0, 1.0))
+    comparisons = Comparisons(monkeypatch)
+    assert not uniform.runs_uniform(layer.grid, *uniform_grid)  # a graph is being captured
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with torch.inference_mode():
         grid = layer.grid.clone()
-    assert not uniform.runs_uniform(grid, *asked)  # writes to inference tensors are not counted
-    assert looks.count == 0
-    assert uniform.runs_uniform(layer.grid, *asked)
+    assert not uniform.runs_uniform(grid, *uniform_grid)  # inference tensors have no version counter
+    assert comparisons.count == 0
+    assert uniform.runs_uniform(layer.grid, *uniform_grid)
     assert not uniform.runs_uniform(layer.grid, 3, (-1.0, 2.0))
-    assert uniform.runs_uniform(layer.grid, *asked)
+    assert uniform.runs_uniform(layer.grid, *uniform_grid)
 
 
 def test_nothing_is_cached_for_a_deleted_layer(monkeypatch):

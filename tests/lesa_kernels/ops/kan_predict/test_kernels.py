@@ -19,7 +19,7 @@ GRID = (-3.0, 3.0)
 def inputs(
     window: int, steps: int, experts: int, feature, *, grid_size=5, order=3, dtype=torch.float32, device="cpu"
 ) -> tuple[Tensor, ...]:
-    """The six tensors; features are well outside the grid, too, and predictions stay of their size."""
+    """The six tensors. Some features are far outside of the grid; predictions are about as large as the features."""
     small = 1 / (2 * window)
     return (
         3 * torch.randn(window, *feature, device=device).to(dtype),
@@ -34,7 +34,7 @@ def inputs(
 def oracle(
     history, gates, linear_weight, base_weight, spline_weight, bias, scale=None, *, order=3, grid_range=GRID
 ) -> Tensor:
-    """The equations of the reference, expert by expert and in float64, with scipy's splines."""
+    """The equations of the reference in float64, expert by expert, with scipy's splines."""
     h, gates, linear, base, spline, shift = (
         t.double().cpu().numpy() for t in (history, gates, linear_weight, base_weight, spline_weight, bias)
     )
@@ -56,7 +56,7 @@ def oracle(
 
 
 def assert_accurate(result: Tensor, tensors, scale=None, *, order=3, grid_range=GRID) -> None:
-    """At most twice the error of the reference in the same dtype, plus a floor of a few float32 roundings."""
+    """The error is at most twice that of the reference in the same dtype, plus a few float32 roundings."""
     exact = oracle(*tensors, scale, order=order, grid_range=grid_range)
     eager = reference.kan_predict(*tensors, scale, order=order, grid_range=grid_range).double().cpu()
     assert result.shape == exact.shape
@@ -101,7 +101,7 @@ def test_any_feature_size_matches_float64(feature, dtype, device) -> None:
 @pytest.mark.parametrize("backend", ["triton", "auto"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_features_on_knots_and_far_outside_the_grid(order, backend, device) -> None:
-    """On every knot, beside it, beyond the extended grid, and so far away that an integer could not count intervals."""
+    """On and beside every knot, beyond the extended grid, and where the number of the interval overflows an integer."""
     knots = torch.from_numpy(knots_of(6, order, GRID)).float()  # integers, exact in float32
     far = torch.tensor([30.0, 1e4, 1e12, 1e30])
     values = torch.cat([knots, knots.nextafter(far[3]), knots.nextafter(-far[3]), far[:2], -far[:2]])
@@ -239,7 +239,7 @@ def test_kernels_stay_inside_their_tensors(feature, device) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter checks for overflow, a GPU does not")
 def test_offsets_beyond_32_bits_do_not_overflow(device) -> None:
-    """5 GiB of addresses each way, of which a few pages are touched: row 4 of five begins at element 2^31."""
+    """Two tensors of 5 GiB virtual memory, of which a few pages are used: row 4 of five starts at element 2^31."""
     from lesa_kernels.ops.kan_predict import kernels
 
     length, vec, used = 1 << 29, 8, 16
@@ -293,6 +293,6 @@ def test_other_wrong_arguments_are_errors() -> None:
 
 
 def test_the_kernel_supports_the_tested_dtypes_and_orders() -> None:
-    """Otherwise the comparisons above would compare the reference with itself."""
+    """Otherwise the tests above would compare the reference with itself."""
     history = torch.empty(8, 4, 8)
     assert all(op.kernel_serves(history.to(dtype), 12, order) for dtype in DTYPES for order in (1, 2, 3))

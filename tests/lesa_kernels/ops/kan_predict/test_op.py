@@ -15,7 +15,7 @@ GRID = (-3.0, 3.0)
 
 
 def leaves(window=3, steps=2, feature=(5, 8), *, dtype=torch.float32, weights=torch.float32, device="cpu"):
-    """The seven tensors, all requiring gradients."""
+    """The seven tensors, all of which require gradients."""
     history, *others = inputs(window, steps, 2, feature, device=device)
     others.append(0.5 + torch.rand(feature[-1], device=device))
     return [history.to(dtype).requires_grad_(), *(t.to(weights).requires_grad_() for t in others)]
@@ -44,7 +44,7 @@ def test_gradients_match_finite_differences(order, backend) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_gradients_match_float64(dtype, backend, device) -> None:
-    """At most twice the error of the reference's gradients in the same dtype; the weights' ones are not rounded."""
+    """The error is at most twice that of the reference's gradients in the same dtype."""
     tensors = leaves(4, 3, dtype=dtype, device=device)
     grad = torch.randn(3, 5, 8, device=device).to(dtype)
     results = torch.autograd.grad(predict(*tensors, backend=backend), tensors, grad)
@@ -73,11 +73,11 @@ def test_gradients_are_summed_over_tokens_before_they_are_rounded(monkeypatch) -
     exact = torch.autograd.grad(predict(*(t.double() for t in tensors)).sum(), tensors[5])[0]
     monkeypatch.setattr(pieces, "GRADIENT_PIECE", 1)
     result = torch.autograd.grad(predict(*tensors).sum(), tensors[5])[0]
-    torch.testing.assert_close(result, exact, rtol=2**-7, atol=0)  # one rounding
+    torch.testing.assert_close(result, exact, rtol=2**-7, atol=0)  # the sum is rounded once
 
 
 def test_arguments_may_depend_on_each_other() -> None:
-    """A gradient with respect to one argument does not run through another that was computed from it."""
+    """The gradient of one argument has no part of another argument that was computed from it."""
     x = torch.randn(3, 5, 8, requires_grad=True)
     _, *others, _ = leaves()
     results = []

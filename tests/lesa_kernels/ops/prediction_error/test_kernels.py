@@ -10,7 +10,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def inputs(m, feature, dtype=torch.float32, device="cpu", bias=True):
-    """A feature, and kept ones that a combination makes it of up to about a tenth."""
+    """A history, coefficients, and a feature that differs from their combination by about a tenth."""
     history = torch.randn(m, *feature, device=device).to(dtype)
     coefficients = torch.randn(m, device=device)
     shift = torch.tensor(0.5, device=device) if bias else None

@@ -1,6 +1,6 @@
-"""Real transformers with random weights, and a denoising loop that drives them: what a pipeline does, without text.
+"""Real transformers with random weights, and a denoising loop around them: a pipeline without text encoder and VAE.
 
-Sizes are the published ones, or tiny with the same structure. Models are built on the device, in its dtype.
+Sizes are those of the published models, or tiny with the same structure. Models are built on the device in their dtype.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ class Architecture:
     """One model at one size of image or video.
 
     Attributes:
-        build: (blocks, dtype's inputs) -> transformer and the arguments of its forward but time and latents.
-        blocks: as published, counted as the deepest list of blocks; the others shrink in proportion.
-        unit: what the model is called with at noise level 1.
-        blocks_measured: so many fit into the time on a large GPU; the rest is extrapolated, and marked so.
+        build: (blocks, tiny) -> the transformer and the arguments of its forward except the timestep.
+        blocks: number of blocks of the published model in its longest list; other lists shrink in proportion.
+        unit: the value of the timestep at noise level 1.
+        blocks_measured: the blocks that are run in the available time on a large GPU; the others are extrapolated.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _wan(blocks: int, tiny: bool) -> tuple[nn.Module, Inputs]:
     }
 
 
-# The latents of a video are frames, height and width of the VAE's grid; 2 x 2 of them make a token.
+# Latents of a video: frames, height and width after the VAE; a token is a patch of 2 x 2.
 ARCHITECTURES = {
     made.name: made
     for made in (
@@ -124,14 +124,14 @@ ARCHITECTURES = {
 
 
 class Loop:
-    """A pipeline as far as the adapter sees one: a transformer, a scheduler, and a call that denoises.
+    """A minimal pipeline for the adapter: a transformer, a scheduler, and a denoising loop.
 
     Args:
-        architecture: what to build.
-        blocks: how deep.
-        device, dtype: where and in what.
-        tiny: with the structure of the published model but not its size.
-        steps: of a generation.
+        architecture: the model to build.
+        blocks: number of blocks.
+        device, dtype: of the model.
+        tiny: build a tiny model with the structure of the published one.
+        steps: number of denoising steps.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Loop:
 
         torch.manual_seed(0)
         usual = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # 20 billion parameters in float32 first would be 80 GB
+        torch.set_default_dtype(dtype)  # building in float32 first would take 80 GB for 20 billion parameters
         try:
             with torch.device(device):
                 self.transformer, inputs = architecture.build(blocks, tiny)
@@ -158,7 +158,7 @@ class Loop:
 
     @torch.no_grad()
     def __call__(self, steps: int | None = None) -> Tensor:
-        """The latents after the first ``steps`` steps; None: after all."""
+        """The latents after the first ``steps`` steps; None: after all steps."""
         self.scheduler.set_timesteps(self.steps, device=self.device)
         latents = self.inputs["hidden_states"]
         for t in self.scheduler.timesteps[:steps]:
@@ -169,15 +169,17 @@ class Loop:
                 velocity = self.transformer(**arguments, return_dict=False)[0]
             latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
         if self.transformer.is_cache_enabled:
-            self.transformer._reset_stateful_cache()  # as every pipeline does at the end of a call
+            self.transformer._reset_stateful_cache()  # as pipelines do at the end of a call
         return latents
 
     @contextmanager
     def counted_full_steps(self) -> Iterator[list[None]]:
-        """A list that grows when the last of the deepest list of blocks runs, whoever decides on that."""
+        """A list with an item for each run of the last block of the longest list, for any cache."""
         runs: list[None] = []
         lists = [module for module in self.transformer.children() if isinstance(module, nn.ModuleList)]
-        inside = next(iter(max(lists, key=len)[-1].children()))  # a block that is skipped is still called
+        inside = next(
+            iter(max(lists, key=len)[-1].children())
+        )  # a hook on a submodule: a skipped block is still called
         hook = inside.register_forward_pre_hook(lambda *_: runs.append(None))
         try:
             yield runs

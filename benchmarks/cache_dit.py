@@ -1,10 +1,10 @@
-"""Forecasters inside cache-dit, beside its own calibrators: quality, time and memory of a predicted step.
+"""Our forecasters in cache-dit compared with its calibrators: quality, time and memory of a predicted step.
 
     python -m benchmarks.cache_dit --out benchmarks/results/cache_dit.json
 
-Two models: the demo's, which is trained, for quality; and a wider FLUX with random weights, whose features are large
-enough to be measured. cache-dit runs the first block at every step and the others at the full steps of a mask; a
-calibrator predicts what the others add, to the image's and the text's tokens. All methods take turns in one process.
+Two models: the trained demo model for quality, and a wider FLUX with random weights, whose features are large enough
+for measurements. cache-dit runs the first block at every step and the others at the full steps of a mask. A calibrator
+predicts the change by the other blocks, for image and text tokens. All methods take turns in one process.
 """
 
 import argparse
@@ -51,13 +51,13 @@ OURS: dict[str, lesa.Forecaster] = {
 
 @dataclass(frozen=True)
 class Model:
-    """A pipeline to measure on.
+    """A model to measure on.
 
     Attributes:
-        load: makes it; cache-dit patches it, so every method has a fresh one.
-        call: arguments of a round.
-        rounds: the first one warms up and is not timed.
-        image: what the tokens of a result are, in [-1, 1]; None: quality is not measured.
+        load: makes a pipeline; every method gets a new one, since cache-dit patches it.
+        call: the arguments of a round, by its number.
+        rounds: timed rounds; one more warms up.
+        image: converts the tokens of a result to an image in [-1, 1]; None: quality is not measured.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Model:
 
 @dataclass
 class Calls:
-    """What the calls of ``approximate`` of one generation took."""
+    """Time and memory of the calls of ``approximate`` in one generation."""
 
     seconds: list[float] = field(default_factory=list)
     censuses: list[Census] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Calls:
 
 
 def demo(batch: int, rounds: int) -> Model:
-    """The trained model; each round draws other digits."""
+    """The trained demo model; each round draws other digits."""
 
     def call(number: int) -> dict[str, Any]:
         seeds = range(number * batch, (number + 1) * batch)
@@ -126,7 +126,7 @@ def wide(rounds: int) -> Model:
 
 @contextmanager
 def enabled(pipeline: FluxPipeline, plan: lesa.StepPlan, calibrator: Any) -> Iterator[None]:
-    """cache-dit with a calibrator; its steps are the plan's."""
+    """cache-dit with a calibrator and the full steps of the plan."""
     cache_dit.enable_cache(
         pipeline,
         cache_config=cache_dit.DBCacheConfig(
@@ -145,7 +145,7 @@ def enabled(pipeline: FluxPipeline, plan: lesa.StepPlan, calibrator: Any) -> Ite
 
 @contextmanager
 def watched(*, count_after: int | None = None) -> Iterator[Calls]:
-    """The calls of ``approximate`` of every calibrator, timed; those after the first ``count_after`` are counted."""
+    """Time all calls of ``approximate``; after the first ``count_after`` calls also count operators and bytes."""
     calls = Calls()
     originals = {kind: kind.approximate for kind in CalibratorBase.__subclasses__()}
 
@@ -172,7 +172,7 @@ def watched(*, count_after: int | None = None) -> Iterator[Calls]:
 
 
 def storages(thing: Any, seen: set[int] | None = None) -> dict[int, int]:
-    """The bytes of every storage of a tensor that can be reached from a calibrator, by its address."""
+    """The sizes in bytes of all tensor storages that a calibrator refers to, by address."""
     seen = set() if seen is None else seen
     if id(thing) in seen or isinstance(thing, (lesa.StepPlan, str, int, float)) or callable(thing):
         return {}
@@ -215,12 +215,12 @@ def measure(model: Model) -> list[dict[str, Any]]:
                 seconds[method] += calls.seconds
                 whole[method] += [end - start for start, end in map(steps.__getitem__, model.plan.predicted_steps)]
     rows = []
-    streams = 2  # a predicted step is one call for the image's tokens and one for the text's
+    streams = 2  # a predicted step makes one call for image tokens and one for text tokens
     for (by, name), make in methods.items():
         pipeline, earlier = pipelines[by, name], streams * (len(model.plan.predicted_steps) - 1)
         with enabled(pipeline, model.plan, make(pipeline)), watched(count_after=earlier) as calls:
             pipeline(**model.call(0))
-        # of the last step, when histories are full; the image's tokens, which are most
+        # the last step, when histories are full, for the image tokens, which are the largest stream
         last = max(calls.censuses, key=lambda c: c.allocated, default=None)
         per_step = [sum(pair) for pair in zip(*[iter(seconds[by, name])] * streams, strict=True)]
         rows.append(

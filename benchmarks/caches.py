@@ -1,4 +1,4 @@
-"""Our forecasters and what others make of the same plan, each as a context manager around a denoising loop."""
+"""Our forecasters and other caches with the same plan, each as a context manager around a denoising loop."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +18,7 @@ FULL_SAMPLER = "full sampler"
 
 
 class StepByStep(Driver):
-    """The released predictor as a driver: a window of features, eager operators, every prediction written back."""
+    """The released predictor as a driver: eager operators on a window of features and predictions."""
 
     def __init__(self, predictor: LesaPredictor, plan: StepPlan) -> None:
         self.predictor, self.plan = predictor, plan
@@ -34,14 +34,14 @@ class StepByStep(Driver):
     def keep(self, head: str, feature: Tensor) -> None:
         if self.loop is None:
             self.loop = ClosedLoop(self.predictor, self.times, feature.device.type, feature.dtype)
-        self._remember(feature.clone())
+        self._append(feature.clone())
 
     def predict(self, head: str) -> Tensor:
         assert self.loop is not None, "the first step is full"
-        self._remember(self.loop(self.window, self.step))
+        self._append(self.loop(self.window, self.step))
         return self.window[-1]
 
-    def _remember(self, feature: Tensor) -> None:
+    def _append(self, feature: Tensor) -> None:
         self.window = [*self.window, feature][-self.predictor.config.history :]
 
     def reset(self, session: object = None) -> None:
@@ -49,7 +49,7 @@ class StepByStep(Driver):
 
 
 def methods(loop: Loop) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-    """Each puts itself in for as long as its context lasts."""
+    """The methods by name; each is enabled while its context is active."""
     torch.manual_seed(0)
     predictor = LesaPredictor(LesaConfig(loop.steps, hidden_dim=256)).requires_grad_(False)
     plan = StepPlan.paper(loop.steps, INTERVAL)
@@ -57,13 +57,13 @@ def methods(loop: Loop) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
         FULL_SAMPLER: nullcontext,
         "LESA": lambda: lesa.enable(loop, predictor, plan),
         "Taylor 2": lambda: lesa.enable(loop, Taylor(2), plan),
-        "step-by-step eager predictor": lambda: _observed(loop, predictor, plan),
+        "step-by-step eager predictor": lambda: _step_by_step(loop, predictor, plan),
         "diffusers TaylorSeer (lite)": lambda: _taylorseer(loop),
         "cache-dit": lambda: _cache_dit(loop, plan),
     }
 
 
-def _observed(loop: Loop, predictor: LesaPredictor, plan: StepPlan) -> AbstractContextManager[Any]:
+def _step_by_step(loop: Loop, predictor: LesaPredictor, plan: StepPlan) -> AbstractContextManager[Any]:
     from lesa.adapters.diffusers import Attachment
 
     return Attachment(loop, StepByStep(predictor, plan))
@@ -91,7 +91,7 @@ def _taylorseer(loop: Loop) -> Iterator[None]:
 
 @contextmanager
 def _cache_dit(loop: Loop, plan: StepPlan) -> Iterator[None]:
-    """One block always runs, as it must there, the others by a mask."""
+    """cache-dit: the first block always runs, as it requires, the others by a mask."""
     import cache_dit
     from cache_dit.caching.block_adapters import FakeDiffusionPipeline
 
@@ -112,5 +112,5 @@ def _cache_dit(loop: Loop, plan: StepPlan) -> Iterator[None]:
         yield
     finally:
         cache_dit.disable_cache(loop.transformer)
-        if hasattr(FakeDiffusionPipeline, "_is_cached"):  # a mark on the class that outlives the transformer
+        if hasattr(FakeDiffusionPipeline, "_is_cached"):  # cache-dit sets it on the class and does not remove it
             del FakeDiffusionPipeline._is_cached

@@ -1,4 +1,4 @@
-"""What a call does, counted instead of timed: operators, launches, bytes. The same in every run on every machine."""
+"""Counts operators, launches and bytes of a call. Counts do not vary between runs, unlike times."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # two lines of chatter for every profile otherwise
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise every profile prints two lines
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -15,10 +15,10 @@ from torch.profiler import ProfilerActivity, profile
 @dataclass(frozen=True)
 class Census:
     """Attributes:
-    operators: that PyTorch dispatches, those inside of others as well.
+    operators: number of operators that PyTorch dispatches, nested ones included.
     allocated: bytes of all allocations.
-    peak: the most bytes held at once, on top of what was there before.
-    launches: of kernels on a GPU; 0 on a CPU.
+    peak: the most bytes allocated at the same time, in addition to what was allocated before.
+    launches: number of kernel launches on a GPU; 0 on a CPU.
     """
 
     operators: int
@@ -28,7 +28,7 @@ class Census:
 
 
 def census(call: Callable[[], Any]) -> Census:
-    """Of the second call; the first may set things up."""
+    """Counts of the second call; the first one may initialise caches."""
     cuda = torch.cuda.is_available()
     call()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
@@ -59,7 +59,7 @@ def census(call: Callable[[], Any]) -> Census:
 
 @contextmanager
 def counted_launches() -> Iterator[list[str]]:
-    """The names of the Triton kernels that are launched in Triton's interpreter."""
+    """The names of the kernels that are launched in Triton's interpreter."""
     from triton.runtime import interpreter
 
     names: list[str] = []

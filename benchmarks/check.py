@@ -1,9 +1,9 @@
-"""The regression gate: ``make bench-check`` compares this checkout with what was written down, ``make bench-expect``.
+"""The regression check: ``make bench-check`` compares this checkout with the baseline that ``make bench-expect`` wrote.
 
-Ratios of our times to the references' may grow by ``SLOWER``; one that grew is measured again, since a machine that
-hiccups once rarely does so three times. Operators, bytes, launches and machine code have to be the same. What was
-written down on another kind of machine, or with other versions, says little here: such ratios may double, such counts
-are not compared, and a line says so. Make expectations of your own with ``--write``.
+The ratio of a kernel's time to its reference's may grow by the factor ``SLOWER``. A ratio that grew more is measured
+again, since a machine is rarely disturbed three times in a row. Operators, bytes, launches and machine code must be
+equal. A baseline of another kind of machine or of other versions is less exact: then ratios may double, counts are not
+compared, and a message is printed. ``--write`` writes a new baseline.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from lesa.reports.environment import describe_environment
 
 EXPECTATIONS = Path(__file__).parent / "expectations.json"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Repeated measurements on a busy machine of two cores stayed within 8 % of each other, most within 4 %; a kernel that
-# got 25 % slower has to be seen.
+# Repeated measurements on a busy machine of two cores differed by 8 % at most, and mostly by less than 4 %. A kernel
+# that became 25 % slower must be detected.
 SLOWER = 1.15
 SLOWER_ELSEWHERE = 2.0
 ATTEMPTS = 3
@@ -36,7 +36,7 @@ Make = Callable[[], tuple[Problem, str]]
 
 
 def machine() -> str:
-    """The kind of machine that ratios and counts hold on."""
+    """The kind of machine, the key of ratios and counts in the baseline."""
     name = describe_environment()["device"]
     return name if DEVICE == "cuda" else f"{name}, {torch.backends.cpu.get_cpu_capability()}, one thread"
 
@@ -46,14 +46,14 @@ def torch_version() -> str:
 
 
 def measure_ratios(problems: dict[str, Make], seconds: float = ratios.SECONDS) -> dict[str, ratios.Ratio]:
-    """All of them."""
+    """The ratio of each problem, by name."""
     return {name: _ratio(make, seconds) for name, make in tqdm(problems.items(), desc="ratios", delay=2)}
 
 
 def compare_ratios(
     problems: dict[str, Make], expected: dict[str, float], slower: float, seconds: float = ratios.SECONDS
 ) -> Iterator[str]:
-    """A line for each ratio that grew by more than the factor ``slower``, in each of several measurements."""
+    """A message for each ratio that grew by more than the factor ``slower`` in all of several measurements."""
     for name, make in tqdm(problems.items(), desc="ratios", delay=2):
         if name not in expected:
             yield f"{name}: nothing is expected of it yet; make bench-expect"
@@ -72,7 +72,7 @@ def compare_ratios(
 
 
 def compare_exactly(what: str, found: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
-    """A line for each difference."""
+    """A message for each difference."""
     for name in sorted(found.keys() | expected.keys()):
         was, now = expected.get(name), found.get(name)
         if was == now:
@@ -85,7 +85,7 @@ def compare_exactly(what: str, found: dict[str, Any], expected: dict[str, Any]) 
 
 
 def check(expected: dict[str, Any], parts: list[str]) -> list[str]:
-    """What is not as expected."""
+    """A message for each difference from the baseline."""
     found: list[str] = []
     if "launches" in parts:
         found += compare_exactly("launches", exact.launches(), expected["launches"])
@@ -110,7 +110,7 @@ def check(expected: dict[str, Any], parts: list[str]) -> list[str]:
 
 
 def write(path: Path, parts: list[str]) -> None:
-    """Write down how it is now; what other machines wrote stays."""
+    """Write a new baseline for this machine; those of other machines stay."""
     expected: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if "launches" in parts:
         expected["launches"] = exact.launches()
@@ -133,7 +133,7 @@ def _ratio(make: Make, seconds: float) -> ratios.Ratio:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ["launches", "counts", "ratios", "code"]
-    parser.add_argument("--write", action="store_true", help="write down how it is instead")
+    parser.add_argument("--write", action="store_true", help="write a new baseline instead")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART", help=", ".join(parts))
     parser.add_argument("--expectations", type=Path, default=EXPECTATIONS, metavar="PATH")
     options = parser.parse_args()

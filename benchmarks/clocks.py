@@ -1,10 +1,10 @@
-"""Two clocks: what a call takes of the device, and what its caller waits for.
+"""Two clocks: the time of a call on the device, and the time that its caller waits.
 
-    device   CUDA events around calls that were queued behind a backlog, so that the host is never waited for
-    wall     a counter of the host around calls and a synchronisation
+    device   CUDA events around calls that are queued behind other work, so that the device never waits for the host
+    wall     the host's clock around calls and a synchronisation
 
-Event pairs on an idle stream measure the host's gaps instead, for everything below some 100 us. On a CPU both clocks
-are one.
+On an idle stream, events around calls shorter than about 100 us would measure the host's gaps. On a CPU both clocks are
+the same.
 """
 
 import statistics
@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 import torch
 
-MOST_QUEUED = 20  # calls behind one backlog; a stream takes about a thousand launches before the host has to wait
-BACKLOG_CYCLES_PER_SECOND = 2.0e9  # of an SM, about
+MOST_QUEUED = 20  # calls queued at once; a stream holds about a thousand launches before the host has to wait
+BACKLOG_CYCLES_PER_SECOND = 2.0e9  # approximate clock rate of an SM
 LONGEST_BACKLOG = 0.05  # seconds
 
 
 class Clock(Protocol):
-    """``start()``, the calls, then ``stop()`` gives the seconds in between."""
+    """``start()``, then the calls, then ``stop()``, which returns the seconds in between."""
 
     def start(self) -> None: ...
 
@@ -29,7 +29,7 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """What the caller waits for, with the device idle before and after."""
+    """The time that the caller waits; the device is idle before and after."""
 
     def __init__(self, device: str) -> None:
         self._synchronize: Callable[[], Any] = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -45,7 +45,7 @@ class WallClock:
 
 
 class DeviceClock:
-    """What the device works, between two events behind a backlog of ``backlog`` seconds."""
+    """The time on the device between two events, queued behind ``backlog`` seconds of other work."""
 
     def __init__(self, backlog: float, cuda: Any = torch.cuda) -> None:
         self._cuda = cuda
@@ -65,7 +65,7 @@ class DeviceClock:
 
 
 class Timer:
-    """A clock as pytest-benchmark wants one: a function that is called before the calls and after them."""
+    """A clock for pytest-benchmark: a function that is called before and after the timed calls."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -81,7 +81,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median over rounds, and the fifths at both ends."""
+    """Seconds of one call: the median of the rounds, and their 20 % and 80 % quantiles."""
 
     median: float
     low: float
@@ -93,7 +93,7 @@ class Timing:
 
 
 def one_round(call: Callable[[], Any], clock: Clock, iterations: int) -> float:
-    """Seconds of a call, the mean of ``iterations``."""
+    """Seconds per call, the mean of ``iterations`` calls."""
     clock.start()
     for _ in range(iterations):
         call()
@@ -101,7 +101,7 @@ def one_round(call: Callable[[], Any], clock: Clock, iterations: int) -> float:
 
 
 def make_clock(call: Callable[[], Any], kind: str, device: str) -> tuple[Clock, int, float]:
-    """The clock ``kind`` for this call, how many calls a round should have, and about how long a call takes."""
+    """The clock ``kind`` for this call, the number of calls in a round, and an estimate of the seconds per call."""
     wall = WallClock(device)
     one_round(call, wall, 1)
     estimate = max(1e-7, one_round(call, wall, 1))
@@ -114,7 +114,7 @@ def make_clock(call: Callable[[], Any], kind: str, device: str) -> tuple[Clock, 
 
 
 def measure(call: Callable[[], Any], kind: str, device: str, *, budget: float = 0.3, least: int = 5) -> Timing:
-    """Time a call for about ``budget`` seconds, in at least ``least`` rounds, or two of a longer call."""
+    """Time a call for about ``budget`` seconds in at least ``least`` rounds; two rounds for a call longer than that."""
     clock, iterations, estimate = make_clock(call, kind, device)
     least = min(least, 2) if estimate > budget else least
     rounds = max(least, min(200, int(budget / (iterations * estimate))))
@@ -122,7 +122,7 @@ def measure(call: Callable[[], Any], kind: str, device: str, *, budget: float = 
 
 
 def summary(seconds: list[float]) -> Timing:
-    """Of the rounds of one call."""
+    """The timing from the seconds of each round."""
     if len(seconds) == 1:
         return Timing(seconds[0], seconds[0], seconds[0], 1)
     fifths = statistics.quantiles(seconds, n=5, method="inclusive")
@@ -130,7 +130,7 @@ def summary(seconds: list[float]) -> Timing:
 
 
 def copy_bandwidth(device: str, nbytes: int, *, budget: float = 0.3) -> float:
-    """Bytes read and written in a second by a copy of ``nbytes``: the limit for everything that moves features."""
+    """Bytes read and written per second by a copy of ``nbytes``: the upper limit for operations on features."""
     source = torch.ones(nbytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * nbytes / measure(lambda: target.copy_(source), "device", device, budget=budget).median

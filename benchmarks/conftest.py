@@ -1,7 +1,7 @@
-"""``pytest benchmarks``: every provider of a problem is found right, then timed. ``make bench`` runs it.
+"""``pytest benchmarks`` checks and times every provider of every problem. ``make bench`` runs it.
 
-Groups are operation, direction, shape and clock, so that a table compares providers. What a machine cannot hold or
-would take long for is measured on fewer tokens, and its name says so. ``--benchmark-json`` writes everything,
+A group is an operation, a direction, a shape and a clock, so that a table compares providers. Shapes that are too large
+for a machine get fewer tokens, and their names then have the number. ``--benchmark-json`` writes everything,
 ``--condensed`` the few numbers that are committed.
 """
 
@@ -24,21 +24,25 @@ from lesa.reports.environment import describe_environment
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLOCKS = ("device", "wall") if DEVICE == "cuda" else ("wall",)
 PACKAGES = ("torch", "triton", "diffusers", "cache-dit", "inkan")
-SECONDS = 0.2  # of rounds, for each benchmark
-L2_BYTES = 64 * 2**20  # of the largest GPUs; inputs take turns until they exceed it twice
+SECONDS = 0.2  # total time of the rounds of a benchmark
+L2_BYTES = 64 * 2**20  # of the largest GPUs; enough inputs are used in turn to exceed it twice
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lesa")
     default = 100_000 if DEVICE == "cuda" else 32
-    group.addoption("--largest", type=float, default=default, metavar="MIB", help="of kept features (%(default)s)")
-    group.addoption("--smoke", action="store_true", help="one tiny shape, to see that everything runs")
-    group.addoption("--condensed", type=Path, metavar="PATH", help="write what is committed: medians, bytes, errors")
+    group.addoption(
+        "--largest", type=float, default=default, metavar="MIB", help="largest size of the history (%(default)s)"
+    )
+    group.addoption("--smoke", action="store_true", help="one tiny shape, to test that everything runs")
+    group.addoption(
+        "--condensed", type=Path, metavar="PATH", help="write the numbers that are committed: medians, bytes, errors"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for option, usual, ours in (("benchmark_max_time", 1.0, SECONDS), ("benchmark_min_rounds", 5, 3)):
-        if float(getattr(config.option, option)) == usual:  # nobody asked for something else
+        if float(getattr(config.option, option)) == usual:  # the option was not given
             setattr(config.option, option, ours)
     keep_freed_memory()
     config.option.benchmark_columns = ["median", "iqr", "rounds"]
@@ -54,7 +58,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def fitting(largest: float) -> list[Shape]:
-    """The shapes with at most ``largest`` MiB of kept features; of those that are then alike only the first."""
+    """The shapes, cut to at most ``largest`` MiB of history; of shapes that are then equal only the first."""
     if DEVICE == "cuda":
         largest = min(largest, torch.cuda.get_device_properties(0).total_memory / 2**20 / 6)
     shapes = [shape.within(largest * 2**20) for shape in SHAPES.values()]
@@ -93,7 +97,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture
 def bench(benchmark: Any, clock: str) -> Callable[[Problem, str], None]:
-    """``bench(problem, provider)`` asserts the result, times the call and notes what it moved."""
+    """``bench(problem, provider)`` checks the result, times the call and records bytes and operators."""
 
     def run(problem: Problem, provider: str) -> None:
         if provider not in problem.functions:
@@ -114,7 +118,7 @@ def bench(benchmark: Any, clock: str) -> Callable[[Problem, str], None]:
 
 
 def time_call(benchmark: Any, call: Callable[[], Any], clock: str, group: str) -> None:
-    """Into pytest-benchmark's table: its own loop on a CPU, ours with its two clocks on a GPU."""
+    """Time a call for pytest-benchmark's table: with its own loop on a CPU, with our two clocks on a GPU."""
     benchmark.group = group if DEVICE == "cpu" else f"{group}/{clock}"
     if DEVICE == "cpu":
         call()
@@ -122,6 +126,6 @@ def time_call(benchmark: Any, call: Callable[[], Any], clock: str, group: str) -
         return
     used, iterations, estimate = make_clock(call, clock, DEVICE)
     timer = Timer(used if clock == "device" else WallClock(DEVICE))
-    benchmark._timer = timer  # private, and the only way to another clock; the package is pinned
+    benchmark._timer = timer  # a private attribute, but the only way to set another clock; the package is pinned
     rounds = max(5, min(200, int(SECONDS / (iterations * estimate))))
     benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=1)

@@ -1,4 +1,4 @@
-"""Numbers that are the same in every run: operators and bytes, launches, and what the machine code shows."""
+"""Numbers that are equal in every run: operators, bytes, launches, and properties of the machine code."""
 
 import json
 import os
@@ -22,7 +22,7 @@ CAPABILITY = 90
 
 
 def counts(device: str) -> dict[str, dict[str, int]]:
-    """Operators and bytes of one call of ours, for every problem whose ratio is measured."""
+    """Operators and bytes of one call of our implementation, for every problem with a ratio."""
     result = {}
     for name, make in problems(device).items():
         problem, _ = make()
@@ -52,7 +52,7 @@ def launches() -> dict[str, list[str]]:
 
 
 def machine_code() -> dict[str, dict[str, int]]:
-    """Registers, instructions and widths of accesses of every shipped configuration, compiled for sm_90."""
+    """Registers, instructions and access widths of the shipped configurations, compiled for sm_90."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.gate.worker", str(CAPABILITY), *OPERATIONS]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)

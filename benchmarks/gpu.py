@@ -1,11 +1,11 @@
-"""Everything that a GPU can show, in one command and under 8 minutes on an H200-class card.
+"""All measurements on a GPU, with one command and in less than 8 minutes on an H200.
 
     python -m benchmarks.gpu --out benchmarks/results/gpu.json
 
-Sections follow each other by what they are worth, each group in a process of its own, since a kernel that writes where
-it must not takes its process's device along. Rows are written as they come, so that nothing is lost, and what the time
-does not allow is left out with a line that says so. A provider that fails is a row that says why. The exit status is 1
-if anything failed. ``--smoke`` runs all of it with tiny sizes, on a CPU in Triton's interpreter.
+The most important sections come first. Each group of sections runs in a separate process, since an invalid write of a
+kernel makes the GPU unusable for its process. Rows are saved while they are measured. A section without time left is
+skipped with a message. A provider that fails gives a row with the reason. The exit status is 1 if anything failed.
+``--smoke`` runs everything with tiny sizes, also on a CPU in Triton's interpreter.
 """
 
 import argparse
@@ -34,15 +34,18 @@ from lesa.reports.environment import describe_environment
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "triton", "diffusers", "cache-dit", "inkan")
 CLOCK_SECONDS = 0.06  # for each clock of each provider
-COMPILED = ("FLUX.1-dev 1024", "256 to 256")  # compiling takes seconds, so only these references
+COMPILED = (
+    "FLUX.1-dev 1024",
+    "256 to 256",
+)  # compiling takes seconds, so only the references of these shapes are compiled
 LIMITS = {"kernels": 130.0, "kan": 50.0, "loops": 180.0, "tests": 100.0, "sanitizer": 40.0}  # seconds
-LOOP_SECONDS = 25.0  # of each architecture, at least
+LOOP_SECONDS = 25.0  # an architecture is skipped if less than this is left
 
 Row = dict[str, Any]
 
 
 class Run:
-    """What is measured where, until when, and what came of it so far."""
+    """The device, the time limits, and the results so far."""
 
     def __init__(self, out: Path | None, *, smoke: bool, budget: float) -> None:
         self.out, self.smoke = out, smoke
@@ -55,7 +58,7 @@ class Run:
 
     @property
     def left(self) -> float:
-        """Seconds, of this section."""
+        """Seconds left for this section."""
         return min(self._end, self._section_end) - time.monotonic()
 
     def skip(self, line: str) -> None:
@@ -63,7 +66,7 @@ class Run:
         self.result["skipped"].append(line)
 
     def fail(self, what: str, error: BaseException) -> str:
-        """Note it and go on."""
+        """Record a failure and return its message."""
         line = f"{what}: {type(error).__name__}: {str(error).strip()[:500]}"
         print(f"FAILED {line}", flush=True)
         self.result["failed"].append(line)
@@ -89,13 +92,13 @@ class Run:
         self.save()
 
     def save(self) -> None:
-        """What there is so far."""
+        """Write the results so far."""
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(json.dumps(self.result, indent=1) + "\n")
 
     def elsewhere(self, sections: list[str]) -> None:
-        """These sections in a process of their own; what it wrote becomes part of this result."""
+        """Run these sections in a separate process and add its results."""
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder) / "part.json"
             command = [sys.executable, "-m", "benchmarks.gpu", "--here", *sections, "--out", str(part)]
@@ -113,7 +116,7 @@ class Run:
 
 
 def bandwidth(run: Run) -> list[Row]:
-    """Of a copy, by the size of what is copied."""
+    """The rate of a copy, for several sizes."""
     sizes = [1 << 16] if run.smoke else [1 << power for power in (20, 22, 24, 26, 28, 30)]
     return [
         {"bytes": 2 * size, "gb_per_s": copy_bandwidth(run.device, size, budget=CLOCK_SECONDS) / 1e9} for size in sizes
@@ -131,7 +134,7 @@ def kernels(run: Run) -> Iterator[Row]:
         shapes = [shape.within(largest) for shape in shapes]
     first = True
     for shape in tqdm(shapes, desc="kernels", delay=2):
-        few = shape.within(shape.nbytes)  # an eighth: arithmetic, not bytes, bounds it
+        few = shape.within(shape.nbytes)  # 1/8 of the tokens: limited by arithmetic, not by bytes
         makers: list[Callable[[str], Any]] = [
             lambda backend, s=shape: combine.predictions(s, run.device, 1, backend),
             lambda backend, s=shape: combine.predictions(s, run.device, s.coming, backend),
@@ -172,20 +175,20 @@ def kan(run: Run) -> Iterator[Row]:
 
 
 def problem_rows(run: Run, make: Callable[[str], Any], *, compiled: bool) -> Iterator[Row]:
-    """A row for each provider: found right, then timed by both clocks, its bytes and launches counted."""
+    """A row for each provider: its result is checked, its time measured by both clocks, bytes and launches counted."""
     from benchmarks.census import census
     from benchmarks.problems import problem as providers
 
     try:
         problem = make("auto")
         if run.smoke and run.device == "cpu" and find_spec("triton"):
-            make("triton").ready(providers.OURS)  # the kernel itself, in the interpreter
+            make("triton").ready(providers.OURS)  # checks the Triton kernel in the interpreter
     except Exception as error:
         run.fail("a problem", error)
         return
     l2 = torch.cuda.get_device_properties(0).L2_cache_size if run.device == "cuda" else 0
     sets = max(1, min(16, 1 + 2 * l2 // problem.nbytes))
-    compiled = compiled and not problem.operation.startswith("kan_predict")  # a minute of compiling
+    compiled = compiled and not problem.operation.startswith("kan_predict")  # compiling it takes a minute
     for provider in problem.functions:
         if provider == providers.COMPILED and not compiled:
             continue
@@ -209,13 +212,13 @@ def problem_rows(run: Run, make: Callable[[str], Any], *, compiled: bool) -> Ite
             row["failed"] = run.fail(f"{problem.group}, {provider}", error)
             yield row
             if run.device == "cuda":
-                torch.cuda.synchronize()  # raises where the device is lost to this process
+                torch.cuda.synchronize()  # raises if the GPU is no longer usable in this process
             continue
         yield row
 
 
 def loops(run: Run) -> Iterator[Row]:
-    """Denoising loops of real architectures with random weights."""
+    """Denoising loops of real architectures, with random weights."""
     if not find_spec("diffusers"):
         run.skip("denoising loops: diffusers is not installed")
         return
@@ -242,12 +245,12 @@ def loop_rows(run: Run, architecture: Any) -> Iterator[Row]:
     dtype = torch.float32 if run.device == "cpu" else torch.bfloat16
     loop = Loop(architecture, blocks, run.device, dtype, tiny=run.smoke, steps=steps)
     step_seconds, block_seconds = full_step(loop, run.device, 2)
-    # a full sampler's steps are all alike: where fifty take too long a few stand for them
+    # all steps of the full sampler cost the same: where all take too long, only a few are measured
     sampled = steps if steps * step_seconds < LOOP_SECONDS else 3
     missing = 0.0 if run.smoke else block_seconds * (architecture.blocks / blocks - 1)
     common: Row = {"architecture": architecture.name, "steps": steps, "blocks": blocks}
     common |= {"published_blocks": blocks if run.smoke else architecture.blocks}
-    whole = 0.0  # the full sampler's seconds
+    whole = 0.0  # seconds of the full sampler
     for name, enabled in methods(loop).items():
         if name == "cache-dit" and not find_spec("cache_dit"):
             run.skip(f"{architecture.name}: cache-dit is not installed")
@@ -258,7 +261,7 @@ def loop_rows(run: Run, architecture: Any) -> Iterator[Row]:
                 peak = peak_bytes(lambda: loop(1), run.device)
             else:
                 with enabled(), loop.counted_full_steps() as runs:
-                    if name != "cache-dit":  # it counts steps until the last, so half a generation would confuse it
+                    if name != "cache-dit":  # its step counter needs complete generations
                         loop(min(steps, 6))
                     runs.clear()
                     seconds = wall(loop, run.device)
@@ -286,7 +289,7 @@ def loop_rows(run: Run, architecture: Any) -> Iterator[Row]:
 
 
 def full_step(loop: Any, device: str, rounds: int) -> tuple[float, float]:
-    """Seconds of a full step, and of its blocks alone."""
+    """Seconds of a full step, and of its blocks only."""
     clock, inside = WallClock(device), []
     lists = [module for module in loop.transformer.children() if isinstance(module, torch.nn.ModuleList)]
     hooks = [m.register_forward_pre_hook(lambda *_: clock.start()) for blocks in lists for m in blocks]
@@ -308,7 +311,7 @@ def wall(call: Callable[[], Any], device: str) -> float:
 
 
 def peak_bytes(call: Callable[[], Any], device: str) -> int | None:
-    """The most that a call holds on a GPU, on top of what was there before."""
+    """The peak of the memory that a call allocates on a GPU, in addition to what was allocated before."""
     if device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -320,13 +323,13 @@ def peak_bytes(call: Callable[[], Any], device: str) -> int | None:
 
 
 def tests(run: Run) -> list[Row]:
-    """The kernels' own tests, without the interpreter on a GPU."""
+    """The tests of the kernels; on a GPU without the interpreter."""
     target = "tests/lesa_kernels/test_shards.py" if run.smoke else "tests/lesa_kernels"
     return command_row(run, "tests", [sys.executable, "-m", "pytest", target, "-v"])
 
 
 def sanitizer(run: Run) -> list[Row]:
-    """compute-sanitizer's memcheck on every kernel; in a smoke run the same calls without it."""
+    """compute-sanitizer's memcheck on every kernel; on a CPU the same calls without it."""
     command = [sys.executable, "-m", "benchmarks.sanitize", *(["--few"] if run.smoke else [])]
     if run.device == "cuda":
         found = shutil.which("compute-sanitizer", path=f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin")
@@ -341,7 +344,7 @@ def sanitizer(run: Run) -> list[Row]:
 
 
 def command_row(run: Run, name: str, command: list[str], **environment: str) -> list[Row]:
-    """How a command of its own process ended."""
+    """Run a command and return a row with its status."""
     limit = max(1.0, run.left)
     try:
         done = subprocess.run(
@@ -370,15 +373,17 @@ SMOKE_GROUPS = (tuple(SECTIONS),)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status."""
+    """Run the sections and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="the JSON file")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that everything runs")
-    parser.add_argument("--budget", type=float, default=470.0, metavar="SECONDS", help="(%(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to test that everything runs")
+    parser.add_argument("--budget", type=float, default=470.0, metavar="SECONDS", help="time limit (%(default)s)")
     parser.add_argument(
-        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION", help="of these"
+        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION", help="run these sections only"
     )
-    parser.add_argument("--here", nargs="+", choices=SECTIONS, metavar="SECTION", help="in this process")
+    parser.add_argument(
+        "--here", nargs="+", choices=SECTIONS, metavar="SECTION", help="run these sections in this process"
+    )
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         if not options.smoke:

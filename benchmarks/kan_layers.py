@@ -1,11 +1,11 @@
-"""A KAN layer beside others on a CPU: time of a forward pass and of a training step, and what is kept for backward.
+"""KAN layers of several libraries on a CPU: times of a forward pass and a training step, and bytes kept for backward.
 
     python -m benchmarks.kan_layers --out benchmarks/results/kan_layers.json
 
-All layers get the same float32 weights and inputs, and those that compute the same function must agree before anything
-is timed: with the output and with the gradient of the input. They take turns in one process; a ratio is the median over
-rounds of the other's time to ours of the same round. nn.Linear is another function and stands for the least that a
-layer can cost. pykan makes tensors [rows, in, out], so it takes part where these are small.
+All layers get the same float32 weights and inputs. Before anything is timed, output and input gradient of layers that
+compute the same function are compared. Layers run in turns in one process; a ratio is the median over rounds of another
+layer's time to ours in the same round. nn.Linear computes another function and is a lower limit of the cost. pykan
+makes tensors [rows, in, out], so it is measured only where these are small.
 """
 
 import argparse
@@ -42,7 +42,7 @@ PYKAN_NUMBERS = 1 << 21
 
 @dataclass
 class Layer:
-    """One that takes part: its name, what it is, and how it is called."""
+    """A layer to compare: its name, its module, and how it is called."""
 
     name: str
     same_function: bool
@@ -51,7 +51,7 @@ class Layer:
 
 
 def layers(rows: int, in_features: int, out_features: int, grid_size: int, compiled: bool = True) -> list[Layer]:
-    """Ours first; all but nn.Linear with the same weights. Those that need a compiler only if ``compiled``."""
+    """Ours first; all except nn.Linear have the same weights. ``compiled``: include those that need a compiler."""
     ours = KANLinear(in_features, out_features, grid_size, ORDER, grid_range=RANGE)
     with torch.no_grad():
         ours.spline_weight.normal_(std=in_features**-0.5)
@@ -65,7 +65,7 @@ def layers(rows: int, in_features: int, out_features: int, grid_size: int, compi
     for layer in (inkan, eager):
         layer.load_state_dict({"weight": packed}, strict=False)
     if compiled:
-        torch._dynamo.reset()  # each shape is compiled for itself, as it would be in a program that has one
+        torch._dynamo.reset()  # compile each shape separately, as in a program with only one
         made.append(Layer("the same, torch.compile", True, efficient, torch.compile(efficient)))
         made.append(Layer("inkan", True, inkan, inkan))
     made.append(Layer("inkan, compile_basis=False", True, eager, eager))
@@ -78,7 +78,7 @@ def layers(rows: int, in_features: int, out_features: int, grid_size: int, compi
 
 def pykan_layer(ours: KANLinear) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in its formulas
+        warnings.simplefilter("ignore")  # pykan's source has invalid escape sequences
         from kan.KANLayer import KANLayer
     layer = KANLayer(ours.in_features, ours.out_features, num=ours.grid_size, k=ORDER, grid_range=list(RANGE))
     with torch.no_grad():
@@ -102,7 +102,7 @@ def assert_same_function(made: list[Layer], x: Tensor) -> None:
 
 
 def kept_bytes(layer: Layer, x: Tensor) -> int:
-    """What a forward pass keeps for the backward pass, without parameters, buffers and the input itself."""
+    """Bytes that a forward pass keeps for the backward pass, without parameters, buffers and the input."""
     own = {t.untyped_storage().data_ptr() for t in (x, *layer.module.parameters(), *layer.module.buffers())}
     kept: dict[int, int] = {}
 

@@ -1,10 +1,10 @@
-"""What each step of optimisation brought, from the released predictor to one pass over the kept features.
+"""The effect of each optimisation, from the released predictor to one pass over the history.
 
     python -m benchmarks.optimisations --out benchmarks/results/optimisations.json
 
-All make the outputs of the six predicted steps between two full ones, LESA's predictor on the paper's plan for N = 7,
-after the full step 23. They take turns in one process; a row's figure is the median over rounds. The bytes are what
-each has to move, counted in features, as ``docs/performance.md`` derives them.
+All stages compute the same outputs: the six predicted steps after the full step 23, by LESA's predictor on the paper's
+plan for N = 7. They run in turns in one process; times are medians over the rounds. ``docs/performance.md`` derives the
+bytes that each has to move.
 """
 
 import argparse
@@ -29,7 +29,7 @@ STAGES = (interval.CLOSED_LOOP, interval.KNOWN_GATES, interval.STEP_BY_STEP, int
 
 
 def stages(shape: Shape, rounds: int = ROUNDS) -> list[dict[str, Any]]:
-    """A row for each way of making the same outputs."""
+    """A row for each implementation of the same outputs."""
     problem = interval.interval(shape, "cpu")
     calls = {name: problem.ready(name) for name in STAGES}
     clock = WallClock("cpu")

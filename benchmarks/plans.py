@@ -1,9 +1,8 @@
-"""Which full steps, and which forecaster on them: the demo model at every budget, and on other schedules and solvers.
+"""Compares plans and forecasters on the demo model: for every budget, and on other schedules and solvers.
 
     python -m benchmarks.plans --out benchmarks/results/plans.json
 
-Images of seeds that no calibration has seen, in dB of peak signal to noise ratio against the full sampler of the same
-seed, schedule and solver.
+PSNR in dB against the full sampler with the same seed, schedule and solver, on seeds not used for calibration.
 """
 
 import argparse
@@ -35,11 +34,11 @@ HELD_OUT = range(512)
 BUDGETS = range(5, 18)
 BATCH = 256
 
-Sampler = tuple[FluxPipeline, dict[str, Any]]  # and arguments of a request
+Sampler = tuple[FluxPipeline, dict[str, Any]]  # the pipeline, and the arguments of a request
 
 
 def samplers() -> dict[str, Sampler]:
-    """Schedules, guidance and solvers, each with the demo's weights."""
+    """Schedules, guidance scales and solvers, all with the demo's weights."""
     base = load_pipeline()
 
     def with_scheduler(scheduler: Any, **options: Any) -> Sampler:
@@ -75,7 +74,7 @@ def calibrate(sampler: Sampler, seeds: range) -> Calibration:
 
 
 class Judge:
-    """PSNR of forecasters and plans on one sampler."""
+    """Measures the PSNR of forecasters and plans on one sampler."""
 
     def __init__(self, sampler: Sampler, seeds: range) -> None:
         self.sampler, self.seeds = sampler, seeds
@@ -119,7 +118,7 @@ def budgets(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
 
 
 def other_samplers(seeds: range) -> list[dict[str, Any]]:
-    """The best plan of a calibration on each sampler, beside the paper's plan with as many full steps."""
+    """The best plan of a calibration on each sampler, and the paper's plan with as many full steps."""
     rows = []
     for name, sampler in tqdm(samplers().items(), desc="samplers"):
         calibration, judge = calibrate(sampler, CALIBRATION[:32]), Judge(sampler, seeds)
@@ -141,7 +140,7 @@ def other_samplers(seeds: range) -> list[dict[str, Any]]:
 
 
 def fewer_samples(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
-    """The default at 10 full steps, plan and table from few samples."""
+    """The default forecaster with plan and table from few samples."""
     judge = Judge(sampler, seeds)
     rows = []
     for count in (4, 16, 96):
@@ -155,7 +154,7 @@ def fewer_samples(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
 
 
 def resampled(seeds: range) -> list[dict[str, Any]]:
-    """A calibration in 50 steps used in fewer, beside one of its own."""
+    """A calibration for 50 steps used for fewer steps, and a calibration for those steps."""
     pipeline = load_pipeline()
     known = calibrate((pipeline, {}), CALIBRATION[:32])
     rows = []

@@ -1,7 +1,7 @@
-"""How long our functions take beside their references, in one process and in turns.
+"""Ratios of our functions' times to those of their references, measured in turns in one process.
 
-A machine that is busy for a while is busy for both, so their ratio holds where neither time would. One thread is used
-on a CPU, since what other threads wait for is somebody else's.
+Other work on the machine slows both sides down, so the ratio is more stable than the times. On a CPU one thread is
+used, since waiting for other threads depends on other work, too.
 """
 
 import statistics
@@ -17,13 +17,13 @@ from benchmarks.shapes import SHAPES, Shape
 
 SECONDS = 2.0  # for each ratio
 LEAST_ROUNDS = 15
-ROUND = 0.01  # seconds at least of each side of a round
-SETS = 3  # inputs that take turns: where one of them lies in memory can be worth 10 %
+ROUND = 0.01  # least seconds of each side in a round
+SETS = 3  # number of inputs, used in turn: their location in memory can change the time by 10 %
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Ours over the reference: the median over rounds, and half the distance between the quartiles beside it."""
+    """Our time over the reference's: the median of the rounds, and half the quartile distance relative to it."""
 
     value: float
     spread: float
@@ -31,7 +31,7 @@ class Ratio:
 
 
 def problems(device: str) -> dict[str, Callable[[], tuple[Problem, str]]]:
-    """By name what makes a problem, and whom ours is compared with."""
+    """By name, a function that makes the problem and names the provider to compare with."""
     flux, demo = SHAPES["FLUX.1-dev 1024"], SHAPES["demo"]
     bf16 = flux if device == "cuda" else flux.within(8 * 2**20)
     fp32 = replace(bf16, dtype=torch.float32, name=f"{bf16.name}, fp32")
@@ -66,7 +66,7 @@ def problems(device: str) -> dict[str, Callable[[], tuple[Problem, str]]]:
 
 
 def measure(problem: Problem, other: str, device: str, *, seconds: float = SECONDS) -> Ratio:
-    """Ours over another provider's time, both found right first."""
+    """The ratio of our time to another provider's; both results are checked first."""
     with torch.inference_mode(problem.direction == "forward"):
         calls = [problem.ready(name, sets=SETS)[0] for name in (OURS, other)]
         sides = []

@@ -1,8 +1,8 @@
-"""What comes after a calibration on the demo model: trying the best few plans, and training LESA in three ways.
+"""After a calibration of the demo model: plans refined by sampling, and LESA trained in several ways.
 
     python -m benchmarks.refining --out benchmarks/results/refining.json
 
-Images of seeds that no calibration has seen, in dB of peak signal to noise ratio against the full sampler.
+PSNR in dB against the full sampler, on seeds that were not used for calibration.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SEEDS = HELD_OUT[:256]
 
 
 def refined(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
-    """The plan of the smallest predicted error, and the one of six that made the best samples of 16 prompts."""
+    """The plan with the smallest predicted error, and the best of six plans on samples of 16 prompts."""
     calibration, judge = calibrate(sampler, CALIBRATION), Judge(sampler, seeds)
     pipeline, options = sampler
     call = request(labels_of(CALIBRATION[:16]).tolist(), CALIBRATION[:16], **options)
@@ -37,7 +37,7 @@ def refined(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
 
 
 def trained(sampler: Sampler, seeds: range) -> list[dict[str, Any]]:
-    """LESA by the paper's two stages and from inner products."""
+    """LESA trained by the paper's two stages and from inner products, beside least squares."""
     calibration, judge = calibrate(sampler, CALIBRATION), Judge(sampler, seeds)
     trajectories, gram = collect_digits(sampler[0]), next(iter(calibration.streams.values())).gram
     rows = []

@@ -1,4 +1,4 @@
-"""Every kernel once, on small and ragged shapes: for compute-sanitizer, which needs minutes for large ones.
+"""Runs every kernel once on small and odd shapes, for compute-sanitizer, which takes minutes for large ones.
 
 compute-sanitizer --tool memcheck python -m benchmarks.sanitize
 """

@@ -1,8 +1,8 @@
-"""How cost grows with tokens, steps, kept features and batch: ``python -m benchmarks.scaling --out ...``.
+"""Growth of the cost with tokens, steps, kept features and batch: ``python -m benchmarks.scaling --out ...``.
 
-Each curve is a function of one size, the others fixed; its exponent is the slope of a straight line through the upper
-half of the points in logarithms, where the constant costs of a call no longer bend it. One thread. Features are narrow
-(64 channels), so that a million tokens are 128 MB in bf16; a combination does not know channels from tokens.
+Each curve varies one size and keeps the others. Its exponent is the slope of a straight line through the larger half of
+the points on logarithmic axes, where the constant cost of a call is small. One thread. Features have 64 channels only,
+so that a million tokens take 128 MB in bf16; the cost of a combination depends on tokens times channels only.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from lesa.reports.environment import describe_environment
 from lesa_kernels import combine, fused_output_head, gram_row
 
 CHANNELS, OUTPUTS, KEPT, COMING = 64, 16, 8, 6
-SECONDS = 0.3  # of each point
+SECONDS = 0.3  # for each point
 
 
 @dataclass(frozen=True)
 class Curve:
-    """``make(size)`` gives the call that is timed."""
+    """``make(size)`` returns the call to time."""
 
     what: str
     over: str
@@ -41,7 +41,7 @@ class Curve:
 
 
 def features(kept: int, tokens: int, batch: int = 1) -> Tensor:
-    """[kept, batch, tokens, channels]: one row of random numbers again and again, since values cost nothing."""
+    """[kept, batch, tokens, channels]: repeated random numbers, since times do not depend on values."""
     row = torch.randn(4096).bfloat16()
     return row.repeat(-(-kept * batch * tokens * CHANNELS // 4096))[: kept * batch * tokens * CHANNELS].view(
         kept, batch, tokens, CHANNELS
@@ -65,7 +65,7 @@ def a_gram_row(tokens: int = 1 << 14, kept: int = KEPT) -> Callable[[], Any]:
 
 
 def a_table(forecaster: Callable[[int], Any]) -> Callable[[int], Callable[[], Any]]:
-    """Of a generation of so many steps, a fifth of them full."""
+    """The table of a generation with this number of steps, a fifth of them full."""
 
     def make(steps: int) -> Callable[[], Any]:
         made, times = forecaster(steps), torch.linspace(1, 0, steps + 1, dtype=torch.float64)
@@ -83,8 +83,8 @@ def least_squares(steps: int) -> LeastSquares:
     return LeastSquares(gram)
 
 
-class Nothing(nn.Module):
-    """A transformer without work, so that a loop around it costs what the runtime costs."""
+class EmptyTransformer(nn.Module):
+    """A transformer that computes nothing, so that a loop around it measures the cost of the runtime."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,8 +99,8 @@ class Nothing(nn.Module):
 
 
 def a_runtime(steps: int) -> Callable[[], Any]:
-    """A generation around a transformer that does nothing: what the hooks and decisions cost."""
-    transformer, feature = Nothing(), torch.randn(1, 16, 16)
+    """A generation with a transformer that computes nothing: the cost of hooks and decisions."""
+    transformer, feature = EmptyTransformer(), torch.randn(1, 16, 16)
     times = torch.linspace(1, 0, steps + 1)
     lesa.enable(transformer, Taylor(1), StepPlan(steps, range(0, steps, 5)), times=times)
 
@@ -131,7 +131,7 @@ CURVES = (
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-    """Of a power law through the upper half of the points."""
+    """The exponent of a power law through the larger half of the points."""
     half = min(len(sizes) // 2, len(sizes) - 2)
     x, y = ([math.log(v) for v in given[half:]] for given in (sizes, values))
     return float(np.polyfit(x, y, 1)[0])

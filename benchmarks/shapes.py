@@ -1,4 +1,4 @@
-"""The features of the models that everything is measured on."""
+"""The shapes of the models' features that the benchmarks use."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class Shape:
     """A feature [batch, tokens, channels], the width of the projection after it, and how a prediction uses it.
 
     Attributes:
-        kept: full features that a prediction looks back on, as long as LESA's window.
+        kept: number of features in the history, the length of LESA's window.
         coming: predicted steps between two full ones, 6 for the paper's N = 7.
     """
 
@@ -30,19 +30,19 @@ class Shape:
 
     @property
     def nbytes(self) -> int:
-        """Of one feature."""
+        """Bytes of one feature."""
         return self.batch * self.tokens * self.channels * self.dtype.itemsize
 
     def within(self, nbytes: float) -> "Shape":
-        """This shape with so few tokens that the kept features take at most ``nbytes``; the name says so."""
+        """This shape with fewer tokens, so that the history takes at most ``nbytes``; the name then has the number."""
         if self.kept * self.nbytes <= nbytes:
             return self
         tokens = max(64, int(self.tokens * nbytes / (self.kept * self.nbytes)) // 64 * 64)
         return dataclasses.replace(self, name=f"{self.name} ({tokens} tokens)", tokens=tokens)
 
 
-# Tokens: latents of the size given, in the model's patches. HunyuanVideo has 17 latent frames at 480 x 640 (65 frames)
-# and 33 at 720 x 1280 (129 frames), Wan 21 (81 frames).
+# Numbers of tokens: latents in the model's patches. HunyuanVideo has 17 latent frames at 480 x 640 (65 frames) and 33
+# at 720 x 1280 (129 frames), Wan has 21 (81 frames).
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -55,4 +55,6 @@ SHAPES = {
         Shape("demo", 256, 16, 96, 4, dtype=torch.float32),
     )
 }
-SMOKE = Shape("smoke", 1, 96, 64, 16, dtype=torch.float32, kept=4, coming=3)  # the interpreter has no bf16 products
+SMOKE = Shape(
+    "smoke", 1, 96, 64, 16, dtype=torch.float32, kept=4, coming=3
+)  # Triton's interpreter has no bf16 products

@@ -1,4 +1,4 @@
-"""What happens once: Gram matrices, tables, and a short training."""
+"""Work that is done once per model or schedule: Gram matrices, tables, and a short training."""
 
 import functools
 
@@ -16,7 +16,7 @@ TIMES = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
 
 @functools.cache
 def features() -> torch.Tensor:
-    """[steps, *feature]: every element on a curve of its own, so that there is something to predict."""
+    """[steps, *feature]: every element follows a different smooth curve, so that prediction is possible."""
     a, b, c = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
     return torch.stack([a + b * t.cos() + c * t.sin() for t in 3 * TIMES[:-1].float()])
 

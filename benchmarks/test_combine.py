@@ -1,4 +1,4 @@
-"""Predictions from the kept features, and a Taylor prediction beside the two projects that make the same one."""
+"""Predictions from the history, and a Taylor prediction compared with cache-dit and diffusers."""
 
 import functools
 
@@ -7,7 +7,7 @@ import pytest
 from benchmarks.conftest import DEVICE
 from benchmarks.problems import combine, taylor
 
-one_problem = functools.lru_cache(maxsize=1)  # providers come one after the other: their inputs are made once
+one_problem = functools.lru_cache(maxsize=1)  # consecutive tests differ in the provider only, so inputs are made once
 predictions = one_problem(combine.predictions)
 gradients = one_problem(combine.gradients)
 taylors = one_problem(taylor.taylor)

@@ -1,4 +1,4 @@
-"""What happens between two full steps, and a whole denoising loop of the demo beside other caches."""
+"""The work between two full steps, and a denoising loop of the demo compared with other caches."""
 
 import functools
 from importlib.util import find_spec

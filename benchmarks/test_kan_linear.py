@@ -1,4 +1,4 @@
-"""A KAN layer beside inkan, which computes the same function, and the linear layer that it is not."""
+"""A KAN layer compared with inkan, which computes the same function, and with a linear layer as lower limit."""
 
 import functools
 

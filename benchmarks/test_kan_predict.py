@@ -1,4 +1,4 @@
-"""LESA with a KAN on the features: bound by arithmetic, so a GPU gets an eighth of the tokens and a CPU very few."""
+"""LESA with a KAN on the features. It is limited by arithmetic: a GPU gets 1/8 of the tokens, a CPU only 64."""
 
 import functools
 

@@ -1,11 +1,11 @@
-"""What training keeps and what it takes at the size of FLUX, and what bf16 and subsets of tokens cost in quality.
+"""Memory and time of training at the size of FLUX, and the loss of quality by bf16 and by subsets of tokens.
 
     python -m benchmarks.training_cost --out benchmarks/results/training_cost.json
 
-Time is that of one prompt's features [50, tokens, 3072] in bf16 going through one epoch of a stage, for the paper's
-plan N = 7 and gates of width 256, beside a loop written as the released code trains: a stacked window, a linear layer
-over it and an update for each predicted step, everything in bf16. Quality is the PSNR of held-out digits of the demo
-model, for predictors trained on what the settings keep.
+Time: one epoch of a stage on the features of one prompt, [50, tokens, 3072] bf16, for the paper's plan N = 7 and gates
+of width 256. It is compared with a loop like that of the released code: for each predicted step a stacked window, a
+linear layer and an optimizer update, all in bf16. Quality: the PSNR of held-out digits of the demo model, for
+predictors that were trained on the kept tokens.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from lesa.training.two_stage import STAGES, _train_on
 
 STEPS, CHANNELS, INTERVAL = 50, 3072, 7
 PLAN = lesa.StepPlan.paper(STEPS, INTERVAL)
-TOKENS = (512, 4096)  # 4096: all of a 1024 x 1024 image
+TOKENS = (512, 4096)  # 4096: all tokens of a 1024 x 1024 image
 RELEASED_TOKENS = 512
 HELD_OUT = HELD_OUT_SEEDS[:128]
 KEPT: list[tuple[int | None, torch.dtype]] = [
@@ -47,7 +47,7 @@ def times() -> Tensor:
 
 
 def features(tokens: int) -> Tensor:
-    """One sample whose steps change slowly, as those of a model do, [1, steps, tokens, channels] bf16."""
+    """One sample [1, steps, tokens, channels] bf16 that changes slowly over the steps, like features of a model."""
     start, end = torch.randn(2, tokens, CHANNELS)
     weights = torch.linspace(0, 1, STEPS)
     return torch.stack([torch.lerp(start, end, w).bfloat16() for w in weights]).unsqueeze(0)
@@ -73,7 +73,7 @@ def ours(tokens: int, *, closed: bool, rounds: int) -> float:
 
 
 def released(tokens: int, *, closed: bool) -> float:
-    """The same epoch as the released code has it."""
+    """The same epoch, implemented like the released code."""
     predictor = lesa.LesaPredictor(lesa.LesaConfig(STEPS)).bfloat16()
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=1e-4)
     true, offsets = list(features(tokens).unbind(1)), (times()[:-1, None] - times()).bfloat16()
@@ -132,7 +132,7 @@ def quality() -> list[dict[str, Any]]:
 
     full, rows = sample(), []
     for tokens, dtype in KEPT:
-        # a call for each digit, so that each keeps tokens of its own
+        # one call per digit, so that tokens are chosen for each digit
         calls = [call_of(range(seed, seed + 1)) for seed in CALIBRATION_SEEDS]
         recorded = lesa.collect(pipeline, calls, tokens=tokens, dtype=dtype, progress=False)
         joined = lesa.Trajectories(
@@ -163,7 +163,9 @@ def full_tokens(recorded: lesa.Trajectories) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--part", choices=("cost", "quality"), help="only one half; the other stays as it is in --out")
+    parser.add_argument(
+        "--part", choices=("cost", "quality"), help="measure only this part; the other stays unchanged in --out"
+    )
     options = parser.parse_args()
     parts = {"cost": cost, "quality": quality}
     chosen = list(parts) if options.part is None else [options.part]

@@ -1,9 +1,8 @@
-"""Generations side by side in one process, which take turns of some denoising steps.
+"""Runs several generations in one process, in turns of some denoising steps each.
 
-A machine that others use too is faster or slower from second to second, by more than what is to be measured. Long
-generations, one after the other, meet it in different moods; short turns of the full sampler on both sides of a
-generation tell in which one it was. Turns of one step would be unfair: who waits loses what it had in the processor's
-caches, and only the full sampler would have its own steps around each.
+The speed of a shared machine varies from second to second by more than the differences to measure. So a generation is
+compared with short turns of the full sampler directly before and after it. Turns of a single step would be unfair: the
+processor's caches are lost at each change, and only the full sampler would run next to its own steps.
 """
 
 import threading
@@ -12,19 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-Generation = Callable[[Callable[[], None]], object]  # is given what to call at the end of each step
-Step = tuple[float, float]  # its beginning and end, in seconds
+Generation = Callable[[Callable[[], None]], object]  # its argument must be called at the end of each step
+Step = tuple[float, float]  # start and end, in seconds
 
 
-class _GivenUpError(Exception):
-    """Another generation failed."""
+class _CancelledError(Exception):
+    """Another generation failed, so this one is cancelled."""
 
 
 class _Turns(threading.Thread):
-    """A generation in a thread of its own, which goes on for as many steps as it is given."""
+    """A generation in a separate thread, which runs a given number of steps at a time."""
 
     def __init__(self, generation: Generation, threads: int) -> None:
-        super().__init__(daemon=True)  # an interruption ends the process although some wait
+        super().__init__(daemon=True)  # so that an interrupt ends the process while threads wait
         self.steps: list[Step] = []
         self.failure: BaseException | None = None
         self._generation, self._threads = generation, threads
@@ -34,26 +33,26 @@ class _Turns(threading.Thread):
         self._begun = 0.0
 
     def give(self, steps: int) -> list[Step]:
-        """Wait until these steps are over, or until the generation failed."""
+        """Run this number of steps; return after the last one or when the generation fails."""
         done, self._left = len(self.steps), steps
         self._mine.release()
         self._theirs.acquire()
         return self.steps[done:]
 
     def finish(self, *, failed: bool) -> None:
-        """What comes after the last step."""
+        """Let the generation run to its end, or cancel it."""
         self._stopped, self._left = failed, -1
         self._mine.release()
         self.join()
 
     def run(self) -> None:
-        torch.set_num_threads(self._threads)  # a new thread has as many as there are cores
+        torch.set_num_threads(self._threads)  # the default of a new thread is the number of cores
         try:
             self._wait()
             self._generation(self._step_done)
-        except _GivenUpError:
+        except _CancelledError:
             pass
-        except BaseException as error:  # raised again by who gave the turn
+        except BaseException as error:  # take_turns raises it again
             self.failure = error
         self._theirs.release()
 
@@ -68,21 +67,21 @@ class _Turns(threading.Thread):
     def _wait(self) -> None:
         self._mine.acquire()
         if self._stopped:
-            raise _GivenUpError
+            raise _CancelledError
         self._begun = time.perf_counter()
 
 
 def take_turns(generations: Mapping[str, Generation], turns: Sequence[tuple[str, int]]) -> list[list[Step]]:
-    """The steps of every turn; a step begins where the one before ends, or where the turn begins.
+    """Start and end of the steps of every turn; a step starts at the end of the step before, or with the turn.
 
-    Each generation runs with as many threads for its operators as the caller has.
+    Operators of each generation use as many threads as those of the caller.
 
     Args:
-        generations: what to run, by name.
-        turns: names and steps, in this order; those of a name together are the steps of its generation.
+        generations: the generations, by name.
+        turns: names and numbers of steps, in this order; all turns of a name add up to its steps.
 
     Raises:
-        Exception: what a generation raised; the others are given up.
+        Exception: the exception of a generation; the others are cancelled.
     """
     running = {name: _Turns(generation, torch.get_num_threads()) for name, generation in generations.items()}
     for thread in running.values():

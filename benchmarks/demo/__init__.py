@@ -1,1 +1,1 @@
-"""The demo model: all methods on all plans, its denoising loop beside other caches, and its training."""
+"""The demo model: all methods on all plans, its denoising loop compared with other caches, and its training."""

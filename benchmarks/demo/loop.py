@@ -1,13 +1,13 @@
-"""How much of the ideal speed-up arrives: inside transformer calls and in the whole denoising loop, on the demo model.
+"""The share of the ideal speed-up that is reached in transformer calls and in the denoising loop of the demo model.
 
     python -m benchmarks.demo.loop --out benchmarks/results/demo_loop.json
 
-All methods run in one process, each with 10 full steps of 50. Every generation lies between two turns of the full
-sampler, whose mean step is the unit of its cost. Each round has another order and, but for cache-dit, other pipelines,
-since where a model lies in memory is worth some percent. The speed-up follows from the median cost over the rounds;
-quartiles say how much the machine wavered. Ours are measured beside diffusers' TaylorSeer in its lite mode and
-cache-dit (one block always runs, the others by a steps mask with a TaylorSeer calibrator). One thread, so that no step
-waits for the slower of two, and memory that stays with the process.
+All methods run in one process, each with 10 full steps of 50. Every generation runs between two turns of the full
+sampler; their mean time per step is the unit of its cost. The order of methods changes in each round, and so do their
+pipelines (except cache-dit's), since the location of a model in memory changes times by some percent. The speed-up is
+that of the median cost over the rounds; quartiles show the variation. Others: diffusers' TaylorSeer in its lite mode,
+and cache-dit (the first block always runs, the others by a steps mask with a TaylorSeer calibrator). One thread, so
+that no step waits for a second one, and freed memory is kept.
 """
 
 import argparse
@@ -43,8 +43,8 @@ T = TypeVar("T")
 
 
 def methods() -> list[Method]:
-    """The full sampler first; each has a pipeline of its own, since they run side by side."""
-    predictor = load_predictor("lesa-n5")  # the one for 7 is fitted live in the demo; on a plan all cost the same
+    """The full sampler first; each method has its own pipeline, since they run in turns."""
+    predictor = load_predictor("lesa-n5")  # the demo fits the one for 7 itself; the cost depends on the plan only
     enabled: dict[str, Callable[[FluxPipeline], AbstractContextManager[Any]]] = {
         FULL_SAMPLER: nullcontext,
         "LESA": lambda pipeline: lesa.enable(pipeline, predictor, PLAN),
@@ -96,7 +96,7 @@ def cache_dit(pipeline: FluxPipeline) -> Iterator[None]:
 
 @contextmanager
 def timed_calls(pipeline: FluxPipeline) -> Iterator[list[Step]]:
-    """The beginning and end of each call that the pipeline makes of its transformer, whatever is put into it."""
+    """Start and end of each call of the pipeline's transformer, with any cache enabled."""
     moments: list[Step] = []
     kind = type(pipeline.transformer)
     call, own = kind.__call__, "__call__" in vars(kind)
@@ -119,14 +119,14 @@ def timed_calls(pipeline: FluxPipeline) -> Iterator[list[Step]]:
 
 
 class Costs(NamedTuple):
-    """Of a generation, in full steps: inside transformer calls, and of the denoising loop."""
+    """The cost of a generation in full steps: of its transformer calls, and of its denoising loop."""
 
     transformer: float
     loop: float
 
 
 def measure(batch: int, rounds: int, chosen: list[Method]) -> list[dict[str, Any]]:
-    """A row for each method but the full sampler."""
+    """A row for each method except the full sampler."""
     seeds = range(batch)
     arguments = request(labels_of(seeds).tolist(), seeds, num_steps=STEPS)
     others = chosen[1:]
@@ -137,7 +137,7 @@ def measure(batch: int, rounds: int, chosen: list[Method]) -> list[dict[str, Any
         with ExitStack() as stack:
             for _, pipeline, enabled in order:
                 stack.enter_context(enabled(pipeline))
-                pipeline(**request([0], [0], num_steps=STEPS))  # meets the schedule, which happens once
+                pipeline(**request([0], [0], num_steps=STEPS))  # does the work that is done once for a schedule
             full = {name: stack.enter_context(count_full_steps(pipeline, block=1)) for name, pipeline, _ in order}
             for name, cost in one_round(arguments, order).items():
                 if number > 0:  # the first round warms up
@@ -172,13 +172,13 @@ def rotated(items: list[T], places: int) -> list[T]:
 
 
 def moved(chosen: list[Method]) -> list[Method]:
-    """Every method with the next one's pipeline, but for cache-dit, which leaves its patches in one."""
+    """Exchange the pipelines of all methods except cache-dit, whose patches stay in a pipeline."""
     free = rotated([pipeline for name, pipeline, _ in chosen if name != CACHE_DIT], 1)
     return [(name, pipeline if name == CACHE_DIT else free.pop(0), enabled) for name, pipeline, enabled in chosen]
 
 
 def one_round(arguments: dict[str, Any], chosen: list[Method]) -> dict[str, Costs]:
-    """A generation of each method, in turns with parts of one of the full sampler."""
+    """A generation of each method, in turns with parts of a generation of the full sampler."""
     others = [name for name, *_ in chosen[1:]]
     edges = [STEPS * part // (len(others) + 1) for part in range(len(others) + 2)]
     parts = [(FULL_SAMPLER, end - start) for start, end in pairwise(edges)]
@@ -186,7 +186,7 @@ def one_round(arguments: dict[str, Any], chosen: list[Method]) -> dict[str, Cost
     with ExitStack() as stack:
         calls = {name: stack.enter_context(timed_calls(pipeline)) for name, pipeline, _ in chosen}
         taken = take_turns({name: partial(generate, pipeline, arguments) for name, pipeline, _ in chosen}, turns)
-    # the loop begins with the first call: what a pipeline prepares before it is no denoising step
+    # the loop starts with the first call; what a pipeline prepares before that is not a denoising step
     for name, *_ in chosen:
         steps = taken[next(place for place, (other, _) in enumerate(turns) if other == name)]
         steps[0] = (calls[name][0][0], steps[0][1])

@@ -1,4 +1,4 @@
-"""Quality and speed of methods against the full sampler, on digits that no predictor has seen."""
+"""Quality and speed of methods against the full sampler, on held-out digits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +22,9 @@ def compare(
     keep: Callable[[list[Row]], None] = lambda rows: None,
     progress: bool = True,
 ) -> list[Row]:
-    """A row for each method, the full sampler first: times of whole batches, and of single images beside them.
+    """A row for each method, the full sampler first, with times of whole batches and of single images.
 
-    ``keep`` is given the rows so far after every call.
+    ``keep`` is called with the rows so far after every call of the pipeline.
     """
     batches = [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
     rows = evaluate(
@@ -43,7 +43,7 @@ def compare(
         [call_of(range(seed, seed + 1)) for seed in range(2 * timing_rounds + 1)],
         metrics=[],
         images=images_of,
-        warm_up=True,  # what happens once a schedule is not the image's
+        warm_up=True,  # exclude the work that is done once for a schedule
         keep=lambda single: keep(beside(rows, single, batch)),
         progress=progress,
     )
@@ -51,7 +51,7 @@ def compare(
 
 
 def beside(rows: list[Row], single: list[Row], batch: int) -> list[Row]:
-    """The rows of whole batches with the times of single images."""
+    """Add the times of single images to the rows of whole batches."""
     return [
         row | {"speedup_wall_batch_1": alone["speedup_wall"], "batch": batch}
         for row, alone in zip(rows, single, strict=True)
@@ -59,7 +59,7 @@ def beside(rows: list[Row], single: list[Row], batch: int) -> list[Row]:
 
 
 def error_along_the_way(pipeline: FluxPipeline, methods: list[Method], seeds: range) -> dict[str, list[float]]:
-    """For each method the root mean squared difference of its latents from the full sampler's after every step."""
+    """For each method the RMS difference of its latents from those of the full sampler after every step."""
     paths = {}
     for method in methods:
         latents: list[Tensor] = []

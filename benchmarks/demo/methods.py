@@ -1,4 +1,4 @@
-"""What the demo compares."""
+"""The methods that the demo compares."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from lesa.training.two_stage import fit
 
 NUM_STEPS = 50
 INTERVALS = (5, 7, 10)
-LIVE_INTERVAL = 7  # of the predictor that the demo trains before your eyes, and of the one with latent="kan"
+LIVE_INTERVAL = 7  # of the predictor that the demo trains during the run, and of the one with latent="kan"
 TAYLORSEER_INTERVAL = LIVE_INTERVAL
 DEFAULT = "path least squares (default)"
 TAYLORSEER_PLAN = f"TaylorSeer interval={TAYLORSEER_INTERVAL}"
@@ -27,9 +27,9 @@ TAYLORSEER_PLAN = f"TaylorSeer interval={TAYLORSEER_INTERVAL}"
 def all_methods(
     predictors: dict[int, LesaPredictor], gram: GramMatrix, kan: LesaPredictor, best: list[Method]
 ) -> list[Method]:
-    """The full sampler, forecasters on the paper's plans, diffusers' TaylorSeer, ours on its steps, and the best.
+    """The full sampler, forecasters on the paper's plans, diffusers' TaylorSeer, ours on its steps, and ``best``.
 
-    ``predictors`` by interval: of the paper's plans that take part.
+    ``predictors``: by the interval of the paper's plan.
     """
     methods = [FULL]
     for interval in predictors:
@@ -45,10 +45,10 @@ def all_methods(
             predicted(name, forecaster, plan, f"paper N={interval}") for name, forecaster in forecasters.items()
         ]
         if interval == LIVE_INTERVAL:
-            # splines of every element: arithmetic for a GPU, on a CPU slower than the full sampler
+            # it evaluates splines of every element: on a CPU that is slower than the full sampler
             slow = predicted("LESA, KAN on features", kan, plan, f"paper N={interval}")
             methods.append(dataclasses.replace(slow, timed=False))
-    # As many full steps, but others: the last is step 46 where the paper's is 44, which matters more than the method.
+    # As many full steps, but other ones: the last is step 46, not 44. That matters more than the method.
     methods += [taylorseer(order, TAYLORSEER_INTERVAL) for order in (1, 2)]
     theirs = StepPlan(NUM_STEPS, [0, 1, 2, *range(4, NUM_STEPS, TAYLORSEER_INTERVAL)])
     methods += [
@@ -62,9 +62,9 @@ def all_methods(
 def calibrated_methods(
     calibration: Calibration, trajectories: Trajectories, config: LesaConfig, intervals: Iterable[int]
 ) -> list[Method]:
-    """As many full steps as the paper's plans, but those that a calibration finds best, and evenly spaced ones.
+    """Methods on the best plans of a calibration and on even plans, with as many full steps as the paper's plans.
 
-    The two ways to train a LESA predictor stand side by side where the demo also trains one on the paper's plan.
+    Both ways to train a LESA predictor are included for the interval for which the demo trains one itself.
     """
     methods = []
     (stream,) = calibration.streams

@@ -1,4 +1,4 @@
-"""The plans of the comparison, with the error along the way."""
+"""A picture of the plans, with the error after each step."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ COLOURS = {
 
 
 def draw_plans(path: Path, plans: dict[str, StepPlan], errors: dict[str, list[float]], title: str) -> None:
-    """Which steps of each plan run in full, and below how far each method is from the full sampler after each step."""
+    """Draw the full steps of each plan, and below the error of each method against the full sampler after each step."""
     figure, (above, curves) = plt.subplots(
         2, 1, figsize=(7.5, 4.6), height_ratios=[len(plans), 6], sharex=True, layout="constrained"
     )

@@ -1,4 +1,4 @@
-"""Every method on every plan of the demo model, with pictures.
+"""Compares all methods on all plans of the demo model, and draws pictures.
 
 python -m benchmarks.demo.run --out out/comparison
 """
@@ -39,7 +39,7 @@ def run_comparison(
     timing_rounds: int = 5,
     intervals: Sequence[int] = INTERVALS,
 ) -> None:
-    """Files in ``out``; ``intervals`` of the paper's plans."""
+    """Write the comparison to the folder ``out``; ``intervals``: those of the paper's plans."""
     whole("held_out", held_out, least=1)
     whole("timing_rounds", timing_rounds, least=0)
     out.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def run_comparison(
     console.print(f"[bold]4.[/] {len(methods)} methods draw {held_out} digits from other seeds, interleaved.")
 
     def keep(rows: list[dict[str, Any]]) -> None:
-        """After every call, so that an interrupted run leaves what it has measured."""
+        """Save the rows after every call, so that an interrupted run keeps its results."""
         write_text(out / "report.json", json.dumps(keep_better_taylorseer(rows), indent=1) + "\n")
 
     seeds = HELD_OUT_SEEDS[:held_out]
@@ -79,7 +79,7 @@ def run_comparison(
 
 
 def load_predictor(name: str) -> LesaPredictor:
-    """A predictor that ships with the package, made by ``lesa fit demo --out lesa/demo/weights/NAME``."""
+    """A predictor of the package, which ``lesa fit demo --out lesa/demo/weights/NAME`` has made."""
     return LesaPredictor.from_pretrained(WEIGHTS / name)
 
 
@@ -93,7 +93,7 @@ def gram_of(trajectories: Trajectories) -> GramMatrix:
 
 
 def keep_better_taylorseer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of diffusers' TaylorSeer only the better order."""
+    """Drop the rows of diffusers' TaylorSeer except those of the better order."""
     theirs = [row for row in rows if row["method"].startswith("diffusers")]
     best = max(theirs, key=lambda row: row["psnr"])
     return [row for row in rows if row not in theirs or row is best]
@@ -107,7 +107,7 @@ def draw(
     calibration: Calibration,
     intervals: Sequence[int],
 ) -> None:
-    """The two pictures, of the methods on the live predictor's plan and of the best one with as many full steps."""
+    """Draw the two pictures: methods on the plan of the trained predictor, and on the best plan of the same size."""
     seeds = HELD_OUT_SEEDS[:SHOWN]
     images = {}
     for method in methods:

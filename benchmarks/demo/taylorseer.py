@@ -1,4 +1,4 @@
-"""diffusers' own TaylorSeer beside ours, and a way to count the steps that it runs."""
+"""The TaylorSeer of diffusers as a method of the comparison, and a counter of full steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from lesa.runtime.record import Record
 
 @dataclass
 class Counted:
-    """What stands in for a handle where another library decides: steps that ran, by number."""
+    """Replaces a handle for a cache of another library: the numbers of the steps that ran."""
 
     records: list[Record]
 
 
 def taylorseer(order: int, interval: int) -> Method:
-    """Their hook in its lite mode, which skips the blocks and extrapolates the output."""
+    """diffusers' hook in its lite mode, which skips the blocks and extrapolates the output."""
     config = TaylorSeerCacheConfig(
         cache_interval=interval,
         disable_cache_before_step=3,
@@ -42,7 +42,7 @@ def taylorseer(order: int, interval: int) -> Method:
 
 @contextmanager
 def count_full_steps(pipeline: FluxPipeline, block: int = 0) -> Iterator[list[int]]:
-    """The steps at which this block really runs, whoever decides on that; those of the latest generation."""
+    """The steps of the latest generation at which this block runs, with any cache enabled."""
     runs: list[int] = []
 
     def note(*_: object) -> None:

@@ -1,7 +1,7 @@
 """Trains the demo model by flow matching on digits: ``python -m benchmarks.demo.training`` writes its weights.
 
-Flow matching (Lipman et al., https://arxiv.org/abs/2210.02747), as FLUX has it: the model sees
-x_t = (1 - t) x + t noise and learns the velocity noise - x. Times are logit-normal, then shifted as in sampling
+Flow matching (Lipman et al., https://arxiv.org/abs/2210.02747), as in FLUX: the input of the model is
+x_t = (1 - t) x + t noise and its target the velocity noise - x. Times are logit-normal, then shifted as in sampling
 (Esser et al., https://arxiv.org/abs/2403.03206). One label in ten is dropped for classifier-free guidance.
 """
 
@@ -47,7 +47,7 @@ def build_transformer() -> FluxTransformer2DModel:
 
 
 def random_times(count: int) -> Tensor:
-    """Times [count] in (0, 1), denser where sampling with the time shift spends its steps."""
+    """Times [count] in (0, 1), distributed like the steps of a sampler with the time shift."""
     t = torch.sigmoid(torch.randn(count))
     shift = math.exp(TIME_SHIFT)
     return shift * t / (1 + (shift - 1) * t)
@@ -102,7 +102,7 @@ def train(updates: int, batch: int, learning_rate: float, seed: int) -> FluxTran
 
 
 def main() -> None:
-    """Train, save, and say how many samples a classifier recognises."""
+    """Train and save the model, and print how many samples a classifier recognises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=12_000)
     parser.add_argument("--batch", type=int, default=64)

@@ -1,1 +1,1 @@
-"""What others run, written from their formulas, for comparisons in one process."""
+"""Layers of other libraries, written from their formulas, for comparisons in one process."""

@@ -1,7 +1,7 @@
-"""The KAN layer as efficient-kan computes it (https://github.com/Blealtan/efficient-kan), from its formula.
+"""The KAN layer of efficient-kan (https://github.com/Blealtan/efficient-kan), written from its formula.
 
-All bases by Cox-de Boor on stored knots, in tensors [rows, in, C] and wider, then two F.linear. Parameters and knots
-have the names and shapes of its checkpoints.
+It computes all bases by Cox-de Boor on stored knots, in tensors [rows, in, C] and wider, then two F.linear. Parameters
+and knots have the names and shapes of efficient-kan's checkpoints.
 """
 
 import torch

@@ -1,1 +1,1 @@
-"""What is measured: for each operation the same call made by every provider, on any shape."""
+"""The benchmarked problems: for each operation and shape the same call by every provider."""

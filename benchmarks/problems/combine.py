@@ -1,4 +1,4 @@
-"""``combine``: predictions from the kept features, one step's or a whole interval's."""
+"""``combine``: predictions from the history, for one step or for a whole interval."""
 
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +54,7 @@ def predictions(shape: Shape, device: str, count: int, backend: str = "auto") ->
 
 
 def gradients(shape: Shape, device: str, count: int) -> Problem:
-    """Gradients of features and coefficients, as in training."""
+    """Gradients of the history and the coefficients, as in training."""
 
     def backward(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
         def run(history: Tensor, coefficients: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
@@ -90,10 +90,10 @@ def gradients(shape: Shape, device: str, count: int) -> Problem:
 
 
 def released(coefficients: Tensor, bias: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """What LESA's released predictor runs for one step once its gate is known: stack, linear, multiply, add.
+    """LESA's released predictor for one step with a known gate: stack, linear, multiply, add.
 
-    Weights and gate are in the dtype of the features, as there. The gate is 1, so the window's weights are those of
-    ``combine`` but for the one that the last feature has anyway.
+    Weights and gate have the dtype of the features, as in the released code. The gate is 1, so the weights are those of
+    ``combine``, minus the 1 with which the last feature is added.
     """
     m = coefficients.shape[1]
     latent = nn.Linear(m, 1, device=coefficients.device, dtype=dtype).requires_grad_(False)

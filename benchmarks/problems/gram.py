@@ -1,4 +1,4 @@
-"""``gram_row``: inner products of a new feature with all kept ones, for a calibration."""
+"""``gram_row``: inner products of a new feature with the history, for a calibration."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def row(shape: Shape, device: str, backend: str = "auto") -> Problem:
     def error(inputs: tuple[Any, ...], result: Tensor) -> float:
         history, feature = inputs
         exact = torch.stack([(h.double() * feature.double()).sum() for h in history])
-        # random features are nearly orthogonal: an error counts beside the features' norms, not their inner product's
+        # random features are nearly orthogonal, so errors are relative to the norms, not to the inner products
         scale = torch.stack([h.double().norm() for h in history]).norm() * feature.double().norm()
         return float((result.double() - exact).norm() / scale)
 

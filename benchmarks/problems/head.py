@@ -1,4 +1,4 @@
-"""``head``: the outputs of a transformer at all predicted steps of an interval."""
+"""``fused_output_head``: the outputs of a transformer at all predicted steps of an interval."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ EPS = 1e-6
 
 
 def outputs(shape: Shape, device: str, backend: str = "auto") -> Problem:
-    """The outputs of ``shape.coming`` steps from ``shape.kept`` features."""
+    """The outputs of ``shape.coming`` predicted steps from ``shape.kept`` features."""
     count = shape.coming
     nbytes = shape.kept * shape.nbytes + count * shape.nbytes // shape.channels * shape.outputs
 
@@ -71,7 +71,7 @@ def outputs(shape: Shape, device: str, backend: str = "auto") -> Problem:
 
 
 def modules(history: Tensor, c: Tensor, multiplier: Tensor, addend: Tensor, weight: Tensor, _: Tensor) -> Tensor:
-    """One prediction after the other through norm, modulation and projection, in the dtype of the model."""
+    """Norm, modulation and projection of one prediction after the other, in the dtype of the model."""
     results = []
     for p in range(len(c)):
         x = F.layer_norm(combine(history, c[p : p + 1])[0], (history.shape[-1],), eps=EPS)

@@ -1,8 +1,9 @@
-"""What the runtime does between two full steps: one predicted step, or the outputs of a whole interval.
+"""The work of the runtime between two full steps: one predicted step, or the outputs of a whole interval.
 
-LESA's predictor on the paper's plan for N = 7, after the full step 23: seven full features are kept, and six steps are
-predicted. ``closed loop`` is the released way: for every step the gate's KAN, the window of the eight latest features
-stacked, a linear layer over it, the prediction written back; then final norm, modulation and projection.
+LESA's predictor on the paper's plan for N = 7, after the full step 23: seven full features are kept and six steps are
+predicted. ``closed loop`` is the released implementation. For every step it runs the gate's KAN, stacks the window of
+the eight latest features, applies a linear layer and adds the prediction to the window; then final norm, modulation and
+projection.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ PROVIDERS = (OURS, ONE_PASS, STEP_BY_STEP, KNOWN_GATES, CLOSED_LOOP)
 EPS = 1e-6
 
 
-class HeadProblem:
+class OutputHead:
     """Final norm, modulation and projection of a model, in its dtype."""
 
     def __init__(self, shape: Shape, device: str) -> None:
@@ -44,7 +45,7 @@ class HeadProblem:
 
 
 class ClosedLoop:
-    """The released predictor: everything eager, everything in the dtype of the features."""
+    """The released predictor: eager operators, all in the dtype of the features."""
 
     def __init__(self, predictor: LesaPredictor, times: Tensor, device: str, dtype: torch.dtype) -> None:
         self.config = predictor.config
@@ -62,14 +63,14 @@ class ClosedLoop:
         ]
 
     def gate(self, step: int, stage: int, like: Tensor) -> Tensor:
-        """alpha, from the offsets of the schedule."""
+        """The gate alpha, from the time offsets of the schedule."""
         x = (self.times[step] - self.times).to(like.device, like.dtype)
         for base, spline in self.layers[stage]:
             x = reference.kan_linear(x, base, spline, order=3, grid_range=self.config.grid_range)
         return x
 
     def __call__(self, window: list[Tensor], step: int, gate: Tensor | None = None) -> Tensor:
-        """The feature of ``step`` from the ones before it; with a ``gate`` that is known already."""
+        """The feature of ``step`` from the features before it; ``gate``: its value if it is known."""
         stage = self.config.stage(float(self.times[step]))
         latest = window[-self.config.windows[stage] :]
         weight, bias = self.latent[stage]
@@ -78,12 +79,12 @@ class ClosedLoop:
 
 
 def interval(shape: Shape, device: str, backend: str = "auto") -> Problem:
-    """The outputs of all steps between two full ones."""
+    """The outputs of all predicted steps between two full steps."""
     return _problem(shape, device, backend, STEPS)
 
 
 def predicted_step(shape: Shape, device: str, backend: str = "auto") -> Problem:
-    """The output of the first of them alone."""
+    """The output of the first predicted step only."""
     return _problem(shape, device, backend, STEPS[:1])
 
 
@@ -93,7 +94,7 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
     predictor = LesaPredictor(LesaConfig(PLAN.num_steps)).requires_grad_(False)
     times = torch.linspace(1, 0, PLAN.num_steps + 1, dtype=torch.float64)
     table = predictor.table(PLAN, times)
-    ending = HeadProblem(shape, device)
+    output_head = OutputHead(shape, device)
     loop = ClosedLoop(predictor, times, device, shape.dtype)
     full = [step for step in PLAN.full_steps if step <= AFTER]
 
@@ -111,23 +112,23 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
             features[step] = made.to(shape.dtype)
         return history, [features[step] for step in range(AFTER + 1)]
 
-    def ahead(history: FeatureHistory, _: list[Tensor]) -> Tensor:
+    def precomputed(history: FeatureHistory, _: list[Tensor]) -> Tensor:
         coming = history.predict_interval(STEPS[0])
         assert coming.bias is not None
         return fused_output_head(
             coming.history,
             coming.coefficients[: len(steps)],
             coming.bias[: len(steps)],
-            ending.multiplier[: len(steps)],
-            ending.addend[: len(steps)],
-            ending.weight,
+            output_head.multiplier[: len(steps)],
+            output_head.addend[: len(steps)],
+            output_head.weight,
             eps=EPS,
             means=coming.means,
             backend=backend,
         )
 
     def step_by_step(history: FeatureHistory, _: list[Tensor]) -> Tensor:
-        return torch.stack([ending(history.predict(step), p) for p, step in enumerate(steps)])
+        return torch.stack([output_head(history.predict(step), p) for p, step in enumerate(steps)])
 
     def one_pass(history: FeatureHistory, _: list[Tensor]) -> Tensor:
         coming = history.predict_interval(STEPS[0])
@@ -135,7 +136,7 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
         predictions = combine(
             coming.history, coming.coefficients[: len(steps)], coming.bias[: len(steps)], backend=backend
         )
-        return torch.stack([ending(prediction, p) for p, prediction in enumerate(predictions)])
+        return torch.stack([output_head(prediction, p) for p, prediction in enumerate(predictions)])
 
     like = torch.zeros((), device=device, dtype=shape.dtype)
     known = {step: loop.gate(step, predictor.config.stage(float(times[step])), like) for step in steps}
@@ -144,7 +145,7 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
         window, outputs = list(features), []
         for p, step in enumerate(steps):
             window.append(loop(window, step, None if gates is None else gates[step]))
-            outputs.append(ending(window[-1], p))
+            outputs.append(output_head(window[-1], p))
         return torch.stack(outputs)
 
     def error(inputs: tuple[Any, ...], result: Tensor) -> float:
@@ -155,11 +156,11 @@ def _problem(shape: Shape, device: str, backend: str, steps: tuple[int, ...]) ->
         for p, step in enumerate(steps):
             row = table.coefficients[PLAN.predicted_steps.index(step), : len(full)].to(device)
             bias = table.bias[PLAN.predicted_steps.index(step)].to(device)
-            exact.append(ending(torch.tensordot(row, stacked, dims=1) + bias, p))
+            exact.append(output_head(torch.tensordot(row, stacked, dims=1) + bias, p))
         return relative_error(result[:, :, part], torch.stack(exact))
 
     functions: dict[str, Callable[..., Any]] = {
-        OURS: ahead,
+        OURS: precomputed,
         ONE_PASS: one_pass,
         STEP_BY_STEP: step_by_step,
         KNOWN_GATES: lambda history, features: closed_loop(history, features, known),

@@ -19,7 +19,7 @@ PROVIDERS = (OURS, REFERENCE, COMPILED, "inkan", LINEAR)
 
 @dataclass(frozen=True)
 class Layer:
-    """rows of x, and the layer's width before and after."""
+    """The number of rows of x, and the numbers of inputs and outputs of the layer."""
 
     name: str
     rows: int
@@ -58,7 +58,7 @@ def layer(shape: Layer, device: str, direction: str = "forward", backend: str = 
         x = torch.randn(shape.rows, shape.inputs, device=device)
         base = torch.randn(shape.outputs, shape.inputs, device=device) / shape.inputs**0.5
         spline = torch.randn(shape.outputs, shape.inputs, BASES, device=device) / shape.inputs**0.5
-        packed = torch.cat([spline.flatten(1), base], dim=1)  # both, as inkan keeps them
+        packed = torch.cat([spline.flatten(1), base], dim=1)  # both weights in inkan's layout
         grad = [torch.randn(shape.rows, shape.outputs, device=device)] if direction == "backward" else []
         return tuple(t.to(shape.dtype) for t in (x, base, spline, packed, *grad))
 
@@ -87,7 +87,7 @@ def plain(x: Tensor, base: Tensor, spline: Tensor, _: Tensor) -> Tensor:
 
 
 def _backward(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | None, ...]]:
-    """Forward and the gradients of x and of those weights that the function uses."""
+    """Forward pass, and gradients of x and of the weights that the function uses."""
 
     def run(*inputs: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, grad = inputs
@@ -99,7 +99,7 @@ def _backward(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | N
 
 
 def _unpacked(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
-    """Of x, and of all weights in inkan's order."""
+    """The gradients of x and of all weights in inkan's layout."""
     x, base, spline, packed = gradients
     assert x is not None
     if packed is None:

@@ -1,4 +1,4 @@
-"""``kan_predict``: LESA with a KAN on the features themselves."""
+"""``kan_predict``: LESA with a KAN on the features."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ PROVIDERS = (OURS, REFERENCE, COMPILED, COPY)
 
 
 def predictions(shape: Shape, device: str, count: int, backend: str = "auto") -> Problem:
-    """``count`` predictions, each in the window of the next."""
+    """``count`` predictions; each is in the window of the next one."""
 
     def plain(*inputs: Tensor) -> Tensor:
         return reference.kan_predict(*inputs, order=ORDER, grid_range=RANGE)

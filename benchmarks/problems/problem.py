@@ -1,4 +1,4 @@
-"""A call on one shape, and everybody who can make it."""
+"""One call of one operation on one shape, by all providers."""
 
 import itertools
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from torch import Tensor
 
 OURS, REFERENCE, COMPILED = "ours", "reference", "compiled reference"
 COPY, LINEAR = "copy", "nn.Linear"
-FLOORS = (COPY, LINEAR)  # they compute something else: a limit to compare with
-# Relative L2 error against float64 that a right result stays below. Ours are at the rounding of the result (1e-7, 3e-4
-# and 2e-3); eager graphs that round at every operation reach 1e-2 in bf16. A wrong function is off by 1.
+FLOORS = (COPY, LINEAR)  # they compute other functions and are lower limits of the time
+# Limits of the relative L2 error against float64. Ours have the error of rounding the result (1e-7, 3e-4 and 2e-3);
+# eager graphs, which round after every operation, reach 1e-2 in bf16. A wrong function has an error of about 1.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
@@ -21,12 +21,12 @@ class Problem:
     """One call of one operation.
 
     Attributes:
-        operation, direction, shape: name it; together they are the group that providers are compared in.
-        nbytes: that have to move, arguments read once and results written once.
-        make: fresh inputs, different every time.
-        functions: by provider, from the inputs to the result.
-        error: of a result for some inputs, relative to float64.
-        dtype: of the result.
+        operation, direction, shape: names; together they are the group in which providers are compared.
+        nbytes: the bytes to move if arguments are read once and results are written once.
+        make: makes new random inputs.
+        functions: by provider, the function from the inputs to the result.
+        error: the relative error of a result for given inputs, against float64.
+        dtype: dtype of the result.
     """
 
     operation: str
@@ -44,11 +44,11 @@ class Problem:
         return f"{self.operation}/{self.direction}/{self.shape}"
 
     def ready(self, provider: str, *, sets: int = 1) -> tuple[Callable[[], Any], float | None]:
-        """The call of one provider, once its result has been found right, and the error of that result.
+        """Check the result of one provider; return its call and the error of the result.
 
         Args:
             provider: a key of ``functions``.
-            sets: different inputs that the calls take in turn, more than a cache holds.
+            sets: number of inputs that the calls use in turn, so that they do not stay in the cache.
 
         Raises:
             AssertionError: for a wrong result.
@@ -57,7 +57,7 @@ class Problem:
             self._sets.append(self.make())
         function, error = self.functions[provider], None
         if provider == COMPILED:
-            torch._dynamo.reset()  # or the ninth shape would run uncompiled
+            torch._dynamo.reset()  # otherwise the ninth shape would run uncompiled
         if provider not in FLOORS:
             error = self.error(self._sets[0], function(*self._sets[0]))
             limit = TOLERANCE[self.dtype]
@@ -67,22 +67,22 @@ class Problem:
 
 
 def relative_error(result: Tensor, exact: Tensor) -> float:
-    """In the L2 norm."""
+    """The relative error in the L2 norm."""
     return float((result.double() - exact).norm() / exact.norm())
 
 
 def compiled(reference: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` of a reference for fixed shapes; nothing happens before the first call."""
+    """``torch.compile`` of a reference for fixed shapes; it is compiled at the first call."""
     return torch.compile(reference, dynamic=False)
 
 
 def copier(nbytes: int, device: str) -> Callable[..., Tensor]:
-    """A copy that moves ``nbytes`` in all, whatever it is called with."""
+    """A copy that reads and writes ``nbytes`` in total; it ignores its arguments."""
     source = torch.ones(nbytes // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return lambda *_: target.copy_(source)
 
 
 def some(tokens: int) -> slice:
-    """The tokens that a result is checked on."""
+    """The tokens for which a result is checked."""
     return slice(0, tokens, max(1, tokens // 64))

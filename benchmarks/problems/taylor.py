@@ -1,7 +1,7 @@
-"""A Taylor prediction of order 2: the same polynomial by our table, cache-dit's calibrator and diffusers' hook.
+"""A Taylor prediction of order 2 by our table, by cache-dit's calibrator and by diffusers' hook.
 
-Theirs keep differences of features and add up three terms; ours combines the three features. Each has seen the same
-three full steps, two apart, and predicts the step after the last.
+The others keep differences of features and add three terms; ours combines three features. All have the same three full
+steps, two steps apart, and predict the step after the last one.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def taylor(shape: Shape, device: str, backend: str = "auto") -> Problem:
 
 
 def _cache_dit(history: Tensor) -> Any:
-    """cache-dit's state for one stream after the full steps, at the predicted one."""
+    """cache-dit's state of one stream after the full steps, at the predicted step."""
     if not (find_spec("cache_dit") and find_spec("diffusers")):
         return None
     from cache_dit.caching.cache_contexts.calibrators.taylorseer import TaylorSeerState
@@ -72,7 +72,7 @@ def _cache_dit(history: Tensor) -> Any:
 
 
 def _diffusers(history: Tensor) -> Any:
-    """diffusers' state of one hooked module, likewise; its factors in the dtype of the feature."""
+    """The same for diffusers' state of one module, with factors in the dtype of the feature."""
     if not find_spec("diffusers"):
         return None
     from diffusers.hooks.taylorseer_cache import TaylorSeerState

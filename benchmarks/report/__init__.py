@@ -1,4 +1,4 @@
-"""The measured parts of the documents and the pictures, made from the results in ``benchmarks/results``.
+"""Writes the measured parts of the documents and the pictures from the results in ``benchmarks/results``.
 
-Each module of this package that registers a part or a picture is found by itself; ``registry.py`` says how.
+All modules of this package are imported, and register parts and pictures as ``registry.py`` describes.
 """

@@ -1,4 +1,4 @@
-"""Forecasters inside cache-dit beside its own calibrators."""
+"""Our forecasters in cache-dit compared with cache-dit's calibrators."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from benchmarks.report.registry import part, table
 
 @part("docs/cache-dit.md", "calibrators", "cache_dit.json", command="python -m benchmarks.cache_dit")
 def calibrators(rows: Any) -> str:
-    """Quality on the demo's model, cost on the wider one."""
+    """Quality on the demo model, cost on both models."""
     costs = {(row["by"], row["method"]): row for row in rows if row["psnr"] is None}
     quality = [row for row in rows if row["psnr"] is not None]
 

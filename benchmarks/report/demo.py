@@ -1,4 +1,4 @@
-"""What the guided run measured, and its denoising loop beside other caches."""
+"""Results of the demo run, and of its denoising loop compared with other caches."""
 
 import statistics
 from typing import Any
@@ -16,7 +16,7 @@ def demo_table(rows: Any) -> str:
 
 @part("README.md", "demo findings", "demo.json", command=None)
 def demo_findings(measured: Any) -> str:
-    """The sentences of the introduction that hold numbers."""
+    """The sentences of the introduction that contain measured numbers."""
     rows = {(row["plan"], row["method"]): row for row in measured}
     ours, reuse = rows["paper N=7", "LESA"], rows["paper N=7", "reuse"]
     best = rows["paper N=7", "least squares"]
@@ -48,7 +48,7 @@ def demo_findings(measured: Any) -> str:
 
 @part("README.md", "loop table", "demo_loop.json", command="python -m benchmarks.demo.loop")
 def loop_table(rows: Any) -> str:
-    """How much of the ideal speed-up arrives, beside other caches."""
+    """The share of the ideal speed-up that is reached, compared with other caches."""
     headings = ["batch", "method", "full steps", "inside transformer calls (quartiles)", "denoising loop"]
     return table(
         headings,

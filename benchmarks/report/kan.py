@@ -1,4 +1,4 @@
-"""KAN layers beside each other."""
+"""KAN layers of several libraries compared."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from benchmarks.report.registry import part, table
 
 @part("docs/kan.md", "kan layers", "kan_layers.json", command="python -m benchmarks.kan_layers")
 def kan_layers(rows: Any) -> str:
-    """Times, and what is kept for the backward pass; those that are another function in parentheses."""
+    """Times, and bytes kept for the backward pass; layers that compute another function are in parentheses."""
     headings = ["rows, in → out, grid", "layer", "forward", "to ours", "training step", "to ours", "kept for backward"]
     return table(
         headings,

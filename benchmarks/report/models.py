@@ -1,4 +1,4 @@
-"""Which transformers work, and what the caches of diffusers do with them."""
+"""Which transformers are supported, and how the caches of diffusers work on them."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ CACHES = ("lesa", "TaylorSeer", "TaylorSeer, lite", "FirstBlockCache", "MagCache
 
 @part("docs/models.md", "models", "models.json", command=COMMAND)
 def models(measured: Any) -> str:
-    """A row for each class and each other way of running it."""
+    """A row for each class and each variant of it."""
     rows = measured["models"]
     headings = ["class", "features", "pipelines run end to end", *CACHES]
     return table(
@@ -31,7 +31,7 @@ def models(measured: Any) -> str:
 
 @part("docs/models.md", "counts", "models.json", command=None)
 def counts(measured: Any) -> str:
-    """How many classes each cache skips blocks of without changing a constant feature."""
+    """For how many classes each cache skips blocks and leaves a constant feature unchanged."""
     rows = {name: row for name, row in measured["models"].items() if ":" not in name}
     sound = {cache: sum(is_sound(row["caches"][cache]) for row in rows.values()) for cache in CACHES}
     silent = sum(row["caches"]["TaylorSeer"].get("runs") == 1 for row in rows.values())
@@ -42,12 +42,12 @@ def counts(measured: Any) -> str:
 
 
 def is_sound(outcome: dict[str, Any]) -> bool:
-    """Whether blocks are skipped, and a constant feature stays what it is."""
+    """Whether blocks are skipped and a constant feature stays unchanged."""
     return bool(outcome.get("runs", 1) < 1 and outcome["error"] < SOUND)
 
 
 def outcome(outcome: dict[str, Any]) -> str:
-    """What one cache does with one class: how much of the blocks still runs at the cheapest step, or why none."""
+    """One cache on one class: the share of blocks that runs at the cheapest step, or why the cache does not work."""
     if "runs" not in outcome:
         return reason(outcome)
     if outcome["runs"] == 1:
@@ -58,7 +58,7 @@ def outcome(outcome: dict[str, Any]) -> str:
 
 
 def reason(outcome: dict[str, Any]) -> str:
-    """In a few words."""
+    """A short reason."""
     if "fails" in outcome:
         return f"{outcome['fails'].split(':')[0]} at run time"
     refused = outcome["refused"]

@@ -1,4 +1,4 @@
-"""docs/performance.md: what has to be moved, what the suite measured, and what each optimisation brought."""
+"""docs/performance.md: bytes to move, measured times, and the effect of each optimisation."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ Rows = list[dict[str, Any]]
 
 @part(DOCUMENT, "byte counts", None, command=None)
 def byte_counts(_: Any) -> str:
-    """What an interval of six predicted steps moves, in bytes, one way after the other."""
+    """The bytes that an interval of six predicted steps moves, for each implementation."""
     headings = ["feature", "size", "eager, step by step", "one pass a step", "one pass an interval", "with the head"]
     rows = []
     for shape in SHAPES.values():
@@ -30,7 +30,7 @@ def byte_counts(_: Any) -> str:
 
 @part(DOCUMENT, "intensity", None, command=None)
 def intensity(_: Any) -> str:
-    """Arithmetic beside bytes: what bounds each function."""
+    """Operations per byte of each function."""
     rows = []
     for name in ("FLUX.1-dev 1024", "Wan 14B 720p", "DiT-XL/2 256"):
         shape = SHAPES[name]
@@ -45,7 +45,7 @@ def intensity(_: Any) -> str:
 
 @part(DOCUMENT, "kernels", "bench.json", command=BENCH)
 def kernels(measured: Any) -> str:
-    """Every group that has a copy of the same bytes."""
+    """Every group that includes a copy of the same bytes."""
     rows = []
     for group, entries in groups(measured["rows"]).items():
         operation, _, shape = group.split("/", 2)
@@ -62,7 +62,7 @@ def kernels(measured: Any) -> str:
 
 @part(DOCUMENT, "compiler", "bench.json", command=None)
 def compiler(measured: Any) -> str:
-    """Where the compiled reference is ahead."""
+    """Where the compiled reference is faster."""
     ratios: dict[str, float] = {}
     for group, entries in groups(measured["rows"]).items():
         if {"ours", "compiled reference"} <= entries.keys():
@@ -77,7 +77,7 @@ def compiler(measured: Any) -> str:
 
 @part(DOCUMENT, "intervals", "bench.json", command=BENCH)
 def intervals(measured: Any) -> str:
-    """A predicted step, an interval, gradients and KAN layers: ours beside the others."""
+    """A predicted step, an interval, gradients and KAN layers: ours compared with the others."""
     rows = []
     for group, entries in groups(measured["rows"]).items():
         operation, direction, shape = group.split("/", 2)
@@ -93,7 +93,7 @@ def intervals(measured: Any) -> str:
 
 @part(DOCUMENT, "once", "bench.json", command=BENCH)
 def once(measured: Any) -> str:
-    """What happens once, and whole loops."""
+    """Work that is done once, and whole denoising loops."""
     rows = []
     for group, entries in groups(measured["rows"]).items():
         kind, what, size = group.split("/", 2)
@@ -110,7 +110,7 @@ def once(measured: Any) -> str:
     command="python -m benchmarks.optimisations --out benchmarks/results/optimisations.json",
 )
 def optimisations(measured: Any) -> str:
-    """From the released way to ours."""
+    """From the released implementation to ours."""
     rows = [
         [
             row["shape"],
@@ -132,7 +132,7 @@ SCALING = "python -m benchmarks.scaling --out benchmarks/results/scaling.json"
 
 @part(DOCUMENT, "scaling", "scaling.json", command=SCALING)
 def scaling(measured: Any) -> str:
-    """The exponent of each curve."""
+    """The fitted exponent of each curve."""
     rows = [
         [
             row["what"],
@@ -178,7 +178,7 @@ def gpu_loops(measured: Any) -> str:
 
 @picture("docs/images/bandwidth.svg", "bench.json")
 def bandwidth(measured: Any) -> Figure:
-    """Bars against the limit: what a copy of the same bytes reaches."""
+    """Bars in percent of the rate of a copy of the same bytes."""
     wanted = [f"combine, 1 of {FLUX.kept}", f"combine, {FLUX.coming} of {FLUX.kept}", "Taylor 2"]
     wanted += [f"head, {FLUX.coming} of {FLUX.kept}", f"gram_row of {FLUX.kept}"]
     chosen = {
@@ -209,7 +209,7 @@ def bandwidth(measured: Any) -> Figure:
 
 @picture("docs/images/ideal.svg", "demo_loop.json")
 def ideal(rows: Rows) -> Figure:
-    """How much of the ideal speed-up arrives."""
+    """The speed-up of the denoising loop and its ideal value."""
     batches = sorted({row["batch"] for row in rows}, reverse=True)
     drawn, axes = figure(len(batches), width=8, height=2.6, sharey=True)
     for place, (axis, batch) in enumerate(zip(axes, batches, strict=True)):
@@ -222,13 +222,13 @@ def ideal(rows: Rows) -> Figure:
     return drawn
 
 
-# The beginnings of plans' names: the paper's are circles, calibrated ones squares, others crosses.
+# Line styles by the first words of a plan's name: circles for the paper's, squares for calibrated, crosses for others.
 KINDS = {("paper",): "o-", ("calibrated",): "s--", ("even", "TaylorSeer"): "x"}
 
 
 @picture("docs/images/quality.svg", "demo.json")
 def quality(rows: Rows) -> Figure:
-    """Quality against speed for every forecaster, on the paper's plans, calibrated ones and other steps."""
+    """Quality over speed for every forecaster, on the paper's plans, on calibrated plans and on others."""
     drawn, (axis,) = figure(width=7, height=4.6)
     chosen = [row for row in rows if row["psnr"] is not None and "KAN" not in row["method"]]
     for place, method in enumerate(dict.fromkeys(row["method"] for row in chosen)):
@@ -247,7 +247,7 @@ def quality(rows: Rows) -> Figure:
 
 @picture("docs/images/memory.svg", "demo.json")
 def memory(rows: Rows) -> Figure:
-    """Features that each forecaster keeps, and what that is on FLUX."""
+    """The number of features that each forecaster keeps, and their size on FLUX."""
     rows = [row for row in rows if row["plan"].startswith("paper")]
     plans = list(dict.fromkeys(row["plan"] for row in rows))
     one = min(row["kept_bytes"] for row in rows if row["method"] == "reuse")
@@ -278,7 +278,7 @@ def growth(measured: Any) -> Figure:
             axis.loglog(row["sizes"], [s * 1e3 for s in row["seconds"]], marker="o", markersize=3, label=label)
             axis.lines[-1].set_color(COLOURS[place])
         axis.set_xlabel(name)
-        if name == "steps":  # less than two decades
+        if name == "steps":  # less than two decades, so minor ticks would be labelled
             sizes = measured["curves"][-1]["sizes"]
             axis.set_xticks(sizes, [str(size) for size in sizes])
             axis.minorticks_off()
@@ -289,7 +289,7 @@ def growth(measured: Any) -> Figure:
 
 
 def groups(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
-    """Rows of the suite by group and provider."""
+    """The rows of the benchmark suite by group and provider."""
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
         result.setdefault(row["group"], {})[str(row["provider"])] = row
@@ -297,7 +297,7 @@ def groups(rows: Rows) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def amount(nbytes: float) -> str:
-    """Bytes in the unit that suits them."""
+    """Bytes with a suitable unit."""
     for unit in ("B", "KiB", "MiB"):
         if nbytes < 1024:
             return f"{nbytes:.4g} {unit}"
@@ -306,5 +306,5 @@ def amount(nbytes: float) -> str:
 
 
 def ms(seconds: float) -> str:
-    """Milliseconds with three digits that count."""
+    """Milliseconds with three significant digits."""
     return f"{seconds * 1e3:.3g} ms"

@@ -1,4 +1,4 @@
-"""What the choice of full steps and of coefficients is worth, on the demo model."""
+"""The effect of the choice of full steps and coefficients on the demo model."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ DEFAULT = "path least squares (default)"
 
 @part("README.md", "calibration findings", "plans.json", command=COMMAND)
 def findings(measured: Any) -> str:
-    """The sentences of the introduction."""
+    """The sentences of the introduction that contain measured numbers."""
     budgets = {row["full_steps"]: row for row in measured["budgets"]}
     paper = {row["full_steps"]: row for row in measured["samplers"] if row["sampler"] == "50 steps"}
     ten, eight = budgets[10]["psnr"][DEFAULT], budgets[8]["psnr"][DEFAULT]
@@ -33,7 +33,7 @@ def findings(measured: Any) -> str:
 def budgets(measured: Any) -> str:
     """A row for each number of full steps."""
     rows = measured["budgets"]
-    names = [name for name in rows[0]["psnr"] if name != "least squares per channel"]  # no longer in the library
+    names = [name for name in rows[0]["psnr"] if name != "least squares per channel"]  # removed from the library
     headings = ["full steps", *names, "evenly spaced, Taylor 2 in time", "predicted"]
     return table(
         headings,
@@ -111,7 +111,7 @@ def refined(measured: Any) -> str:
 def trained(measured: Any) -> str:
     """A row for each plan."""
     rows = measured["trained"]
-    # going on from the fitted predictor with the two stages lost to both, and is no longer in the library
+    # training the fitted predictor further in two stages was worse than both, and was removed from the library
     names = [name for name in rows[0]["psnr"] if name != "inner products, then two stages"]
     headings = ["10 full steps", *names, "inner products take"]
     return table(

@@ -1,13 +1,13 @@
-"""Which part of which document, and which picture, is made of which committed result.
+"""The parts of documents and the pictures that are written from committed results.
 
-A part stands in its document between ``<!-- NAME -->`` and ``<!-- end of NAME -->``. A module of this package adds one:
+A part is the text between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` in a document. A module here registers it:
 
     @part("docs/kan.md", "kan layers", "kan_layers.json", command="python -m benchmarks.kan_layers")
     def kan_layers(rows: Any) -> str:
         return table(["layer", "time"], [[row["layer"], f"{row['ms']:.2f} ms"] for row in rows])
 
-The registry adds on what it was measured and by which command. A result that is not there yet is said to be missing.
-A result is JSON: rows that each have an ``environment`` (``lesa.reports.environment``), or one object that has it.
+The registry appends the machine and the command. For a missing result it writes that it is not measured yet.
+A result is JSON: a list of rows with an ``environment`` each (``lesa.reports.environment``), or one object with it.
 """
 
 import importlib
@@ -28,7 +28,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Part:
-    """What stands at the markers ``name`` of ``document``."""
+    """The text between the markers ``name`` of ``document``."""
 
     document: str
     name: str
@@ -37,7 +37,7 @@ class Part:
     write: Callable[[Any], str]
 
     def text(self) -> str:
-        """As it stands in the document, without the markers."""
+        """The text, without the markers."""
         if self.result is None:
             return self.write(None)
         measured = load(self.result)
@@ -68,9 +68,9 @@ def part(
 
     Args:
         document: path of a Markdown file in the repository.
-        name: of the markers.
-        result: file name; None: the part follows from the code alone.
-        command: makes the result again, without its ``--out``; None where another part of the document says it.
+        name: the name in the markers.
+        result: file name; None: the part is computed from the code alone.
+        command: the command that makes the result, without ``--out``; None: another part of the document names it.
     """
 
     def register(write: Callable[[Any], str]) -> Callable[[Any], str]:
@@ -103,19 +103,19 @@ def find_parts() -> None:
 
 
 def load(result: str) -> Any:
-    """The content of ``benchmarks/results/RESULT``, or None if it has not been measured."""
+    """The content of ``benchmarks/results/RESULT``, or None if there is no such file."""
     path = RESULTS / result
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def environment_of(measured: Any) -> dict[str, Any]:
-    """What a result was measured on."""
+    """The machine and versions of a result."""
     environment: dict[str, Any] = (measured if isinstance(measured, dict) else measured[0])["environment"]
     return environment
 
 
 def source(measured: Any, command: str) -> str:
-    """The line that says on what a result was measured and how to repeat it."""
+    """The line that names the machine, the versions and the command of a result."""
     environment = environment_of(measured)
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     threads = "thread" if environment["threads"] == 1 else "threads"
@@ -126,19 +126,19 @@ def source(measured: Any, command: str) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; all columns but the first ``left`` are set to the right."""
+    """A Markdown table; the first ``left`` columns are aligned left, the others right."""
     marks = ["---" if column < left else "--:" for column in range(len(headings))]
     lines = [f"| {' | '.join(headings)} |", f"|{'|'.join(marks)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def documents() -> list[str]:
-    """Those that have parts."""
+    """The documents that have parts."""
     return sorted({document for document, _ in PARTS})
 
 
 def rendered(document: str, text: str) -> str:
-    """The text of a document with all its parts made again.
+    """The text of a document with all its parts written again.
 
     Raises:
         ValueError: if a part does not have exactly one place in the text.

@@ -1,4 +1,4 @@
-"""What training keeps and takes."""
+"""The memory and the time of training."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ COMMAND = "python -m benchmarks.training_cost"
 
 @part("docs/training.md", "kept", None, command=None)
 def kept(_: Any) -> str:
-    """By formula from the arguments, which a test compares with the sizes of real files."""
+    """Computed by formula; a test compares the formula with the sizes of real files."""
     prompts, steps, tokens, channels = 100, 50, 4096, 3072
     rows = [
         [

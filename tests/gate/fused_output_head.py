@@ -26,6 +26,7 @@ def cases() -> Iterator[Case]:
     yield case("widest", "bf16", channels=3072, outputs=384, count=9, m=16)
     yield case("ragged", "bf16", channels=1000, outputs=64, count=6)
     yield case("odd", "bf16", channels=999, outputs=64, count=6)
+    yield case("single", "bf16", channels=8, outputs=1, count=2, m=2, rows=1)
 
 
 def case(
@@ -36,6 +37,7 @@ def case(
     count: int,
     m: int = 8,
     modulation: str = "fp32",
+    rows: int = 4096,
     rare: bool = False,
 ) -> Case:
     itemsize = ITEMSIZE[dtype]
@@ -44,8 +46,10 @@ def case(
     types = dict.fromkeys(("out", "history", "weight"), f"*{dtype}")
     types |= dict.fromkeys(("means", "coefficients", "table"), "*fp32")
     types |= {"multiplier": f"*{modulation}", "eps": "fp32"}
-    sizes = {"row_stride_vec": 4096 * channels // vector, "channels_vec": channels // vector, "outputs": outputs}
+    sizes = {"row_stride_vec": rows * channels // vector, "channels_vec": channels // vector, "outputs": outputs}
     types |= dict.fromkeys((*sizes, "samples", "tokens", "modulated"), "i32")
+    ones = {name: 1 for name, size in sizes.items() if size == 1}  # Triton makes constants of these
+    types = {name: kind for name, kind in types.items() if name not in ones}
     return Case(
         f"{model}-{dtype}",
         fused_output_head_kernel,
@@ -62,6 +66,7 @@ def case(
             "RAGGED": channels % shape.channels != 0,
             "PRECISION": PRECISION[dtype],
             "STAGES": shape.stages,
+            **ones,
         },
         (*(n for n, t in types.items() if t[0] == "*"), *(n for n, size in sizes.items() if size % 16 == 0)),
         shape.options,

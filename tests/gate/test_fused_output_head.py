@@ -14,7 +14,7 @@ def rows(compiled):
 
 
 def test_no_register_spills_and_no_atomics(rows) -> None:
-    assert len(rows) == (15 if "LESA_GATE" in os.environ else 12)
+    assert len(rows) == (16 if "LESA_GATE" in os.environ else 13)
     for case, row in rows.items():
         assert (row["stack"], row["spills"], row["atomics"]) == (0, 0, 0), case
 

@@ -79,7 +79,7 @@ def fused_output_head_kernel(
     rows = samples.to(tl.int64) * tokens
     row = sample * tokens + begin
     channels = channels_vec * VEC
-    row_stride = row_stride_vec.to(tl.int64) * VEC
+    row_stride = tl.cast(row_stride_vec, tl.int64) * VEC  # 1 has no .to: it comes as a constant
     offsets = token[:, None] * channels + channel[None, :]  # [TOKENS, CHANNELS]
 
     centres = ()

@@ -27,6 +27,18 @@ def cases() -> Iterator[Case]:
     yield case("ragged", "bf16", channels=1000, outputs=64, count=6)
     yield case("odd", "bf16", channels=999, outputs=64, count=6)
     yield case("single", "bf16", channels=8, outputs=1, count=2, m=2, rows=1)
+    yield case("sum-3", "bf16", channels=3072, outputs=64, count=20, m=3, summed=True)
+    yield case("sum-8", "bf16", channels=3072, outputs=64, count=20, m=8, summed=True)
+    yield case("sum-3", "fp32", channels=3072, outputs=64, count=20, m=3, summed=True)
+    yield case("sum-8", "fp32", channels=3072, outputs=64, count=20, m=8, summed=True, rare=True)
+    yield case("sum-8", "fp16", channels=3072, outputs=64, count=20, m=8, summed=True, rare=True)
+    yield case("sum-200", "bf16", channels=3072, outputs=64, count=200, m=3, summed=True, rare=True)
+    yield case("sum-one", "bf16", channels=3072, outputs=64, count=2, m=3, summed=True, rare=True)
+    yield case("sum-own", "bf16", channels=3072, outputs=64, count=20, m=3, summed=True, modulation="bf16", rare=True)
+    yield case("sum-wide", "bf16", channels=3072, outputs=384, count=20, m=3, summed=True, rare=True)
+    yield case("sum-demo", "fp32", channels=96, outputs=4, count=20, m=3, summed=True)
+    yield case("sum-single", "bf16", channels=8, outputs=1, count=2, m=2, rows=1, summed=True, rare=True)
+    yield case("sum-ragged", "bf16", channels=1000, outputs=64, count=20, m=3, summed=True, rare=True)
 
 
 def case(
@@ -39,15 +51,19 @@ def case(
     modulation: str = "fp32",
     rows: int = 4096,
     rare: bool = False,
+    summed: bool = False,
 ) -> Case:
     itemsize = ITEMSIZE[dtype]
     vector = 1 if channels * itemsize % 16 else 16 // itemsize
-    shape = tiles(count, m, outputs, channels, itemsize=itemsize, vector=vector, short=dtype == "bf16")
+    short = dtype == "bf16"
+    shape = tiles(count, m, outputs, channels, itemsize=itemsize, vector=vector, short=short, summed=summed)
     types = dict.fromkeys(("out", "history", "weight"), f"*{dtype}")
     types |= dict.fromkeys(("means", "coefficients", "table"), "*fp32")
+    if summed:
+        types |= {"shares": "*fp32", "out": "*fp32" if count > shape.group else f"*{dtype}"}
     types |= {"multiplier": f"*{modulation}", "eps": "fp32"}
     sizes = {"row_stride_vec": rows * channels // vector, "channels_vec": channels // vector, "outputs": outputs}
-    types |= dict.fromkeys((*sizes, "samples", "tokens", "modulated"), "i32")
+    types |= dict.fromkeys((*sizes, "samples", "tokens", "modulated", "predictions"), "i32")
     ones = {name: 1 for name, size in sizes.items() if size == 1}  # Triton makes constants of these
     types = {name: kind for name, kind in types.items() if name not in ones}
     return Case(
@@ -55,7 +71,7 @@ def case(
         fused_output_head_kernel,
         types,
         {
-            "P": count,
+            **({"P": None} if summed else {"P": count, "shares": None}),
             "M": m,
             "GROUP": shape.group,
             "VEC": vector,
@@ -66,6 +82,7 @@ def case(
             "RAGGED": channels % shape.channels != 0,
             "PRECISION": PRECISION[dtype],
             "STAGES": shape.stages,
+            "SUMMED": summed,
             **ones,
         },
         (*(n for n, t in types.items() if t[0] == "*"), *(n for n, size in sizes.items() if size % 16 == 0)),

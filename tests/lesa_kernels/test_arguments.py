@@ -38,6 +38,18 @@ OPERATIONS = {
             "means": (3, 2, 4),
         },
     ),
+    "weighted sum": (
+        fused_output_head,
+        {
+            "history": (3, 2, 4, 8),
+            "coefficients": (5, 3),
+            "bias": (5,),
+            "multiplier": (5, 2, 8),
+            "addend": (5, 1, 8),
+            "weight": (6, 8),
+            "weights": (5,),
+        },
+    ),
     "token_means": (token_means, {"feature": (2, 4, 8)}),
     "bspline_basis": (bspline_basis, {"x": (4, 3)}),
     "kan_linear": (
@@ -90,7 +102,9 @@ def test_meta_tensors_give_the_shapes_of_the_result(name):
         assert (fake.shape, fake.dtype) == (real.shape, real.dtype)
 
 
-@pytest.mark.parametrize("name", ["combine", "fused_output_head", "kan_linear", "kan_predict", "prediction_error"])
+@pytest.mark.parametrize(
+    "name", ["combine", "fused_output_head", "weighted sum", "kan_linear", "kan_predict", "prediction_error"]
+)
 def test_gradients_on_meta_have_the_shapes_of_the_arguments(name):
     function, shapes = OPERATIONS[name]
     tensors = {a: torch.ones(s, device="meta").requires_grad_() for a, s in shapes.items() if a not in ("out", "means")}

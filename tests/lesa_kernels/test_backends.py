@@ -13,6 +13,7 @@ NATIVE = {
     "combine": "combine.cpu",
     "gram_row": "combine.cpu",
     "fused_output_head": "fused_output_head.cpu",
+    "weighted sum": "fused_output_head.cpu",
     "kan_linear": "kan_linear.cpu",
     "kan_predict": "kan_predict.pieces",
 }

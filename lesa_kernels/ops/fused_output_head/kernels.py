@@ -10,6 +10,9 @@ The norm divides a token by one number, so the product with the weights can be c
 that all channels share disappears with the mean. Means that were kept with the features are subtracted before anything
 is squared, so no second pass is needed and no digits are lost.
 
+For a weighted sum, SUMMED, a program stores the sum over its group of predictions, in float32 if there are more groups,
+and ``launch.py`` adds up the groups.
+
 Sizes are passed divided by VEC, the elements of 16 bytes: see the kernels of ``combine``.
 """
 
@@ -31,15 +34,16 @@ def operand(values, STORAGE: tl.constexpr, PRECISION: tl.constexpr):
         return values.to(STORAGE)
 
 
-@triton.jit(do_not_specialize=["samples", "tokens", "modulated"])
+@triton.jit(do_not_specialize=["samples", "tokens", "modulated", "predictions"])
 def fused_output_head_kernel(
-    out,  # [P, samples * tokens, outputs]
+    out,  # [P, samples * tokens, outputs]; SUMMED: [groups, samples * tokens, outputs]
     history,  # [M, samples * tokens, channels], features row_stride apart
     means,  # float32 [M, samples * tokens]: of each token's channels
     coefficients,  # float32 [P, M]
     multiplier,  # [P, modulated, channels]; modulated is samples, or 1
-    table,  # float32 [P, modulated, outputs]: addend @ weight.T + projection_bias
+    table,  # float32 [P, modulated, outputs]: addend @ weight.T + projection_bias; SUMMED: the sum over P
     weight,  # [outputs, channels]
+    shares,  # float32 [predictions], their weights in the sum; None unless SUMMED
     eps,
     row_stride_vec,
     channels_vec,
@@ -47,7 +51,8 @@ def fused_output_head_kernel(
     tokens,
     modulated,
     outputs,
-    P: tl.constexpr,
+    predictions,
+    P: tl.constexpr,  # None if SUMMED, or each number of substeps would be compiled anew
     M: tl.constexpr,
     GROUP: tl.constexpr,
     VEC: tl.constexpr,
@@ -58,18 +63,22 @@ def fused_output_head_kernel(
     RAGGED: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
+    SUMMED: tl.constexpr,
 ):
     """TOKENS tokens of one sample, GROUP predictions, all outputs; a loop over blocks of CHANNELS channels.
 
-    If P is no multiple of GROUP, the last group computes the last prediction more than once, with the same bits.
+    If P is no multiple of GROUP, the last group computes the last prediction more than once, with the same bits. In a
+    sum it counts once.
     """
     STORAGE: tl.constexpr = weight.dtype.element_ty
-    GROUPS: tl.constexpr = (P + GROUP - 1) // GROUP
+    count = predictions if SUMMED else P
+    groups = (count + GROUP - 1) // GROUP
     program = tl.program_id(0)
-    first = (program % GROUPS).to(tl.int64) * GROUP
+    group = (program % groups).to(tl.int64)
+    first = group * GROUP
     blocks = tl.cdiv(tokens, TOKENS)
-    sample = (program // GROUPS // blocks).to(tl.int64)
-    begin = (program // GROUPS % blocks) * TOKENS
+    sample = (program // groups // blocks).to(tl.int64)
+    begin = (program // groups % blocks) * TOKENS
     token = tl.arange(0, TOKENS)
     channel = tl.arange(0, CHANNELS)
     output = tl.arange(0, OUTPUTS)
@@ -104,7 +113,7 @@ def fused_output_head_kernel(
         operands = ()
         new_squares = ()
         for i in tl.static_range(GROUP):
-            p = tl.minimum(first + i, P - 1)
+            p = tl.minimum(first + i, count - 1)
             x = tl.load(coefficients + p * M) * features[0]
             for j in tl.static_range(1, M):
                 x += tl.load(coefficients + p * M + j) * features[j]
@@ -130,13 +139,29 @@ def fused_output_head_kernel(
                 new_totals += (tl.dot(operands[i], weights[k], total, input_precision=PRECISION),)
         totals = new_totals
 
-    for i in tl.static_range(GROUP):
-        p = tl.minimum(first + i, P - 1)
-        factor = 1 / tl.sqrt(tl.sum(squares[i], axis=1) / channels + eps)  # [TOKENS]
+    if SUMMED:
+        factors = ()
+        for i in tl.static_range(GROUP):
+            share = tl.load(shares + tl.minimum(first + i, count - 1))
+            factors += (share / tl.sqrt(tl.sum(squares[i], axis=1) / channels + eps),)  # [TOKENS]
         for k in tl.static_range(OUTPUT_BLOCKS):
             o = k * OUTPUTS + output
-            shifts = table + (p * modulated + sample % modulated) * outputs
-            shift = tl.load(shifts + o, mask=o < outputs, other=0.0)
-            y = totals[i * OUTPUT_BLOCKS + k] * factor[:, None] + shift[None, :]
-            results = out + (p * rows + row) * outputs + (token[:, None] * outputs + o[None, :])
-            tl.store(results, y.to(out.dtype.element_ty), mask=inside[:, None] & (o < outputs)[None, :])
+            known = o < outputs
+            shift = tl.load(table + sample % modulated * outputs + o, mask=known & (group == 0), other=0.0)
+            y = tl.zeros([TOKENS, OUTPUTS], dtype=tl.float32) + shift[None, :]
+            for i in tl.static_range(GROUP):
+                part = totals[i * OUTPUT_BLOCKS + k] * factors[i][:, None]
+                y += tl.where(first + i < count, part, 0.0)
+            results = out + (group * rows + row) * outputs + (token[:, None] * outputs + o[None, :])
+            tl.store(results, y.to(out.dtype.element_ty), mask=inside[:, None] & known[None, :])
+    else:
+        for i in tl.static_range(GROUP):
+            p = tl.minimum(first + i, count - 1)
+            factor = 1 / tl.sqrt(tl.sum(squares[i], axis=1) / channels + eps)  # [TOKENS]
+            for k in tl.static_range(OUTPUT_BLOCKS):
+                o = k * OUTPUTS + output
+                shifts = table + (p * modulated + sample % modulated) * outputs
+                shift = tl.load(shifts + o, mask=o < outputs, other=0.0)
+                y = totals[i * OUTPUT_BLOCKS + k] * factor[:, None] + shift[None, :]
+                results = out + (p * rows + row) * outputs + (token[:, None] * outputs + o[None, :])
+                tl.store(results, y.to(out.dtype.element_ty), mask=inside[:, None] & (o < outputs)[None, :])

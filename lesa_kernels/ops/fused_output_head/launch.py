@@ -22,13 +22,15 @@ def fused_output_head(
     addend: Tensor,
     weight: Tensor,
     projection_bias: Tensor | None,
+    weights: Tensor | None,
     means: Tensor | None,
     eps: float,
 ) -> Tensor:
     """As the reference, without the bias, which the norm removes.
 
     history [m, B, *tokens, D], m <= MAX_FEATURES, every feature contiguous; coefficients [P, m]; multiplier and addend
-    [P, B or 1, D]; weight [O, D], O <= MAX_OUTPUTS; projection_bias [O]; means [m, B, *tokens] -> [P, B, *tokens, O].
+    [P, B or 1, D]; weight [O, D], O <= MAX_OUTPUTS; projection_bias [O]; weights [P]; means [m, B, *tokens]
+    -> [P, B, *tokens, O], with weights [B, *tokens, O].
     """
     (m, samples), (outputs, channels), count = history.shape[:2], weight.shape, len(coefficients)
     tokens = math.prod(history.shape[2:-1])
@@ -37,18 +39,25 @@ def fused_output_head(
         samples, tokens = 1, samples * tokens
     multiplier = multiplier.expand(-1, modulated, -1).contiguous()
     offset = None if projection_bias is None else projection_bias.float()
+    addend, shares = addend.float(), None if weights is None else weights.float().contiguous()
     with torch.autocast(history.device.type, enabled=False):
-        table = functional.linear(addend.float(), weight.float(), offset)
-    table = table.expand(-1, modulated, -1).contiguous()  # [P, B or 1, O]
+        if shares is not None:
+            addend = torch.tensordot(shares, addend, 1)
+            offset = None if offset is None else offset * shares.sum()
+        table = functional.linear(addend, weight.float(), offset)
+    table = table.expand(*table.shape[:-2], modulated, -1).contiguous()  # [P, B or 1, O], of a sum [B or 1, O]
     weight = weight.to(history.dtype).contiguous()
     means = history.mean(-1, dtype=torch.float32) if means is None else means.float().contiguous()
 
     row_stride = history.stride(0)
     vector = vector_size(history, weight, multiplier, counts=(channels, row_stride))
-    short = history.dtype == torch.bfloat16
-    shape = tiles(count, m, outputs, channels, itemsize=history.element_size(), vector=vector, short=short)
-    out = history.new_empty(count, *history.shape[1:-1], outputs)
-    programs = samples * triton.cdiv(tokens, TOKENS) * triton.cdiv(count, shape.group)
+    short, summed = history.dtype == torch.bfloat16, weights is not None
+    itemsize = history.element_size()
+    shape = tiles(count, m, outputs, channels, itemsize=itemsize, vector=vector, short=short, summed=summed)
+    groups = triton.cdiv(count, shape.group)
+    dtype = torch.float32 if summed and groups > 1 else history.dtype
+    out = history.new_empty(groups if summed else count, *history.shape[1:-1], outputs, dtype=dtype)
+    programs = samples * triton.cdiv(tokens, TOKENS) * groups
     with on_device(history):
         kernels.fused_output_head_kernel[(programs,)](
             out,
@@ -58,6 +67,7 @@ def fused_output_head(
             multiplier,
             table,
             weight,
+            shares,
             eps,
             row_stride // vector,
             channels // vector,
@@ -65,7 +75,8 @@ def fused_output_head(
             tokens,
             modulated,
             outputs,
-            P=count,
+            count,
+            P=None if summed else count,
             M=m,
             GROUP=shape.group,
             VEC=vector,
@@ -76,6 +87,9 @@ def fused_output_head(
             RAGGED=channels % shape.channels != 0,
             PRECISION=PRECISION[history.dtype],
             STAGES=shape.stages,
+            SUMMED=summed,
             **shape.options,
         )
-    return out
+    if not summed:
+        return out
+    return out[0] if groups == 1 else out.sum(0).to(history.dtype)

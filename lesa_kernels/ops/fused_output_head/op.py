@@ -24,13 +24,19 @@ def fused_output_head(
     eps: float = 1e-6,
     means: Tensor | None = None,
     centred: bool = False,
+    weights: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """The outputs of a transformer at several coming steps, from kept features in one pass.
+    """The outputs of a transformer at several coming steps, or their weighted sum, from kept features in one pass.
 
         x[p]   = sum_j coefficients[p, j] history[j] + bias[p]
         n[p]   = (x[p] - mean_D x[p]) / sqrt(var_D x[p] + eps)
         out[p] = (n[p] * multiplier[p] + addend[p]) @ weight.T + projection_bias
+
+    With ``weights`` it returns ``sum_p weights[p] out[p]``; the Triton kernel and the CPU code never write all
+    ``out[p]`` to memory. It is for substeps: a call of the transformer then returns the average velocity over the
+    coming interval, which is the sum of the outputs at finer times, each weighted by the length of its substep. These
+    may be 20 to 200.
 
     Tokens are independent of each other: the result for a part of the tokens is that part of the result.
 
@@ -50,24 +56,26 @@ def fused_output_head(
             Triton kernel a pass over the history.
         centred: the mean of every token of the history has been subtracted. It saves a CPU two passes over each
             prediction.
+        weights: [P], in the dtype of the coefficients: the weight of each prediction in the sum.
         backend: ``"auto"``, ``"triton"``, ``"native"`` or ``"torch"``, the reference.
 
     Returns:
-        [P, B, *tokens, O] in the dtype of history. Everything is float32 (float64) and rounded once, except that the
-        Triton kernel rounds the operands of the projection to the dtype of history, as a model in that dtype does.
+        [P, B, *tokens, O] in the dtype of history; with weights [B, *tokens, O], zeros if P is 0. Everything is float32
+        (float64) and rounded once, except that the Triton kernel rounds the operands of the projection to the dtype of
+        history, as a model in that dtype does.
 
     Raises:
         ValueError: if shapes, dtypes or devices do not fit together, or ``eps`` is none.
     """
     check_not_negative(eps=eps)
-    _check(history, coefficients, bias, multiplier, addend, weight, projection_bias, means)
+    _check(history, coefficients, bias, multiplier, addend, weight, projection_bias, means, weights)
     chosen = choose_backend(backend, history)
     triton = chosen == "triton"
     if chosen == "torch" or not _served(history, coefficients, weight, triton):
         return reference.fused_output_head(
-            history, coefficients, bias, multiplier, addend, weight, projection_bias, eps
+            history, coefficients, bias, multiplier, addend, weight, projection_bias, eps, weights
         )
-    arguments = (history, coefficients, multiplier, addend, weight, projection_bias)
+    arguments = (history, coefficients, multiplier, addend, weight, projection_bias, weights)
     if needs_gradient(bias, *arguments):
         result: Tensor = FusedOutputHead.apply(bias, *arguments, means, eps, centred, triton)  # type: ignore[no-untyped-call]
     else:
@@ -97,8 +105,8 @@ class FusedOutputHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, bias: Tensor | None, *arguments: Any) -> Tensor:
-        ctx.save_for_backward(bias, *arguments[:6])
-        ctx.eps = arguments[7]
+        *tensors, _means, ctx.eps, _centred, _triton = arguments
+        ctx.save_for_backward(bias, *tensors)
         result: Tensor = _operation(*arguments)
         return result
 
@@ -108,11 +116,11 @@ class FusedOutputHead(torch.autograd.Function):
         wanted = [i for i, tensor in enumerate(tensors) if tensor is not None and needed[i]]
 
         def outputs(*changed: Tensor) -> Tensor:
-            bias, history, coefficients, multiplier, addend, weight, projection_bias = (
+            bias, history, coefficients, multiplier, addend, weight, projection_bias, weights = (
                 changed[wanted.index(i)] if i in wanted else tensor for i, tensor in enumerate(tensors)
             )
             return reference.fused_output_head(
-                history, coefficients, bias, multiplier, addend, weight, projection_bias, eps
+                history, coefficients, bias, multiplier, addend, weight, projection_bias, eps, weights
             )
 
         with torch.autocast(autocast_device(grad), enabled=False):  # it would round
@@ -122,8 +130,8 @@ class FusedOutputHead(torch.autograd.Function):
 
 
 def _run(history: Tensor, *rest: Any) -> Tensor:
-    coefficients, multiplier, addend, weight, projection_bias, means, eps, centred, triton = rest
-    tensors = (history, coefficients, multiplier, addend, weight, projection_bias)
+    coefficients, multiplier, addend, weight, projection_bias, weights, means, eps, centred, triton = rest
+    tensors = (history, coefficients, multiplier, addend, weight, projection_bias, weights)
     if not triton:
         return cpu.fused_output_head(*tensors, eps, centred)
     from . import launch
@@ -133,10 +141,10 @@ def _run(history: Tensor, *rest: Any) -> Tensor:
 
 _operation = define(
     "fused_output_head(Tensor history, Tensor coefficients, Tensor multiplier, Tensor addend, Tensor weight, "
-    "Tensor? projection_bias, Tensor? means, float eps, bool centred, bool triton) -> Tensor",
+    "Tensor? projection_bias, Tensor? weights, Tensor? means, float eps, bool centred, bool triton) -> Tensor",
     _run,
-    lambda history, coefficients, multiplier, addend, weight, *_: history.new_empty(
-        coefficients.shape[0], *history.shape[1:-1], weight.shape[0]
+    lambda history, coefficients, multiplier, addend, weight, projection_bias, weights, *_: history.new_empty(
+        *coefficients.shape[: 1 if weights is None else 0], *history.shape[1:-1], weight.shape[0]
     ),
 )
 
@@ -161,6 +169,7 @@ def _check(
     weight: Tensor,
     projection_bias: Tensor | None,
     means: Tensor | None,
+    weights: Tensor | None,
 ) -> None:
     check_tensors(
         {
@@ -170,7 +179,7 @@ def _check(
             "addend": addend,
             "weight": weight,
         },
-        {"bias": bias, "projection_bias": projection_bias, "means": means},
+        {"bias": bias, "projection_bias": projection_bias, "means": means, "weights": weights},
     )
     if history.ndim < 3 or len(history) == 0:
         raise ValueError(f"history is {list(history.shape)}, it must be [m, B, ..., D] with m >= 1")
@@ -193,3 +202,8 @@ def _check(
         raise ValueError(f"projection_bias {list(projection_bias.shape)} must be [{len(weight)}], as weight has rows")
     if means is not None and means.shape != history.shape[:-1]:
         raise ValueError(f"means {list(means.shape)} must be {list(history.shape[:-1])}, one for each token of history")
+    if weights is not None and (weights.shape != (count,) or weights.dtype != coefficients.dtype):
+        raise ValueError(
+            f"weights are {weights.dtype} {list(weights.shape)}, they must be {coefficients.dtype} [{count}], one "
+            "number for each prediction, in the dtype of the coefficients"
+        )

@@ -4,6 +4,10 @@
     n[p]   = (x[p] - mean_D x[p]) / sqrt(var_D x[p] + eps)                    layer norm over the channels
     out[p] = (n[p] * multiplier[p] + addend[p]) @ weight.T + projection_bias
 
+or, with weights, the sum of these over the predictions:
+
+    out = sum_p weights[p] * ((n[p] * multiplier[p] + addend[p]) @ weight.T + projection_bias)
+
 All of it in float32 at least, and rounded once.
 """
 
@@ -23,11 +27,12 @@ def fused_output_head(
     weight: Tensor,
     projection_bias: Tensor | None,
     eps: float,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Differentiable, any float dtype.
 
     history [m, B, *tokens, D]; coefficients [P, m]; bias [P]; multiplier, addend [P, B or 1, D]; weight [O, D];
-    projection_bias [O] -> [P, B, *tokens, O] in the dtype of history.
+    projection_bias [O] -> [P, B, *tokens, O] in the dtype of history; with weights [P] -> [B, *tokens, O].
     """
     exact = torch.promote_types(history.dtype, torch.float32)
     count, channels, tokens = len(coefficients), history.shape[-1], history.ndim - 3
@@ -42,4 +47,7 @@ def fused_output_head(
         scale, shift = (t.to(exact).reshape(count, t.shape[1], *(1,) * tokens, channels) for t in (multiplier, addend))
         y = n * scale + shift  # [P, B, *tokens, D]
         offset = None if projection_bias is None else projection_bias.to(exact)
-        return functional.linear(y, weight.to(exact), offset).to(history.dtype)
+        out = functional.linear(y, weight.to(exact), offset)
+        if weights is not None:
+            out = torch.tensordot(weights.to(exact), out, 1)
+        return out.to(history.dtype)

@@ -18,6 +18,7 @@ MAX_OUTPUTS = 384
 OUTPUT_BLOCK = 128  # more outputs take several products, so that 384 is not padded to 512
 REGISTERS = 200
 REGISTERS_FEWER = 176  # where the last block of channels is not full, or operands have 32 bits
+SUM_GROUP = 6  # predictions of a sum: with 10 some kernels spill; with 6, three programs fit on a multiprocessor
 COEFFICIENTS = 72  # of a group; with 80 the compiler for sm_100 spills two numbers
 SHARED_BYTES = 96 * 1024  # a program may have 99 KB on the smallest of these GPUs
 
@@ -38,19 +39,29 @@ class Tiles:
 
 
 def tiles(
-    predictions: int, features: int, outputs: int, channels: int, *, itemsize: int, vector: int, short: bool
+    predictions: int,
+    features: int,
+    outputs: int,
+    channels: int,
+    *,
+    itemsize: int,
+    vector: int,
+    short: bool,
+    summed: bool,
 ) -> Tiles:
     """For ``predictions`` of ``outputs`` numbers from at most MAX_FEATURES ``features``, ``channels`` of ``itemsize``.
 
     Args:
         vector: elements read at once, those of 16 bytes or 1.
         short: the product takes operands of 16 bits; otherwise of 32, and eight warps from the start.
+        summed: the weighted sum of the predictions, of which there may be hundreds.
     """
     span = CHANNEL_BYTES // itemsize
     block = min(OUTPUT_BLOCK, max(16, 1 << (outputs - 1).bit_length()))
     blocks = -(-outputs // block)
     operand = 2 if short else 4
-    registers = REGISTERS_FEWER if channels % span or not short else REGISTERS
+    fewer = channels % span or not short or (summed and blocks > 1)
+    registers = REGISTERS_FEWER if fewer else REGISTERS
 
     def groups(warps: int) -> int:
         """The number of groups of predictions; more than there are predictions if not even one fits."""
@@ -59,6 +70,8 @@ def tiles(
         shared = features * TOKENS * span // threads + weights
         each = TOKENS * block * blocks // threads + TOKENS * span // vector // threads + features
         most = min((registers - shared) // each, COEFFICIENTS // features)
+        if summed:
+            most = min(most, SUM_GROUP)
         if blocks > 1 and not short:
             most = 1  # and even so float32 spills 2 numbers at 192 outputs, 14 at 384
         return -(-predictions // most) if most > 0 else predictions + 1

@@ -55,8 +55,8 @@ def test_arguments_may_depend_on_each_other() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck_of_the_operation(dtype, triton, device) -> None:
     history, coefficients, _, *rest = inputs(dtype=dtype, device=device)
-    torch.library.opcheck(OPERATION, (history, coefficients, *rest, token_means(history), 1e-6, False, triton))
-    torch.library.opcheck(OPERATION, (history, coefficients, *rest[:3], None, None, 1e-6, True, triton))
+    torch.library.opcheck(OPERATION, (history, coefficients, *rest, None, token_means(history), 1e-6, False, triton))
+    torch.library.opcheck(OPERATION, (history, coefficients, *rest[:3], None, None, None, 1e-6, True, triton))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

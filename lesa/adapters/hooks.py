@@ -39,18 +39,22 @@ class SkipState:
             self.shapes = self._signatures.setdefault(call.signature, len(self._signatures))
         self.skip = self.driver.begin(call)
 
-    def run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, mean: bool = True
+    ) -> Any:
         """Run the forward, and give the driver the features of a full step.
 
         The driver is called before and after the forward, not inside, so that a compiled forward is one graph.
+        ``mean``: where a full step is divided into substeps, the head is given the mean feature over it.
         """
         for head in self.heads:
             predicted = self.skip and self._branch in head.reached_by
             head.prediction = self.driver.predict(head.name) if predicted else None
+            head.mean = None if self.skip or not mean else self.driver.mean(head.name)
         self.inside = True
         output = forward(*args, **kwargs)
         for head in self.heads:
-            feature, head.feature, head.prediction = head.feature, None, None
+            feature, head.feature, head.prediction, head.mean = head.feature, None, None, None
             if not self.skip:
                 (head.reached_by.discard if feature is None else head.reached_by.add)(self._branch)
             if feature is not None:
@@ -63,7 +67,7 @@ class SkipState:
         self.inside = self.skip = False
         if failed:
             for head in self.heads:
-                head.feature = head.prediction = None
+                head.feature = head.prediction = head.mean = None
         self.driver.end(failed=failed)
 
 
@@ -163,6 +167,7 @@ class HeadHook:
         name: of the head.
         prediction: what to put in.
         feature: what was taken in this call.
+        mean: what to put in at a full step in place of the feature: ``part + share * feature``; a part of None is zero.
         reached_by: branches whose latest full step ran this head; a model with several heads may not use all.
     """
 
@@ -170,6 +175,7 @@ class HeadHook:
         self.name = name
         self.prediction: Tensor | None = None
         self.feature: Tensor | None = None
+        self.mean: tuple[Tensor | None, float] | None = None
         self.reached_by: set[str] = set()
         self._state = state
 
@@ -180,12 +186,17 @@ class HeadHook:
             return None
         key = None if args else next(iter(kwargs))
         feature = args[0] if key is None else kwargs[key]
-        if not self._state.skip:
+        if self._state.skip:
+            assert self.prediction is not None, "no step is predicted before a feature was taken here"
+            given = self.prediction
+        else:
             self.feature = feature
-            return None
-        assert self.prediction is not None, "no step is predicted before a feature was taken here"
-        prediction = self.prediction.to(feature.dtype)
-        return ((prediction, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: prediction})
+            if self.mean is None or self.mean == (None, 1.0):
+                return None
+            part, share = self.mean
+            given = share * feature if part is None else torch.add(part.to(feature.dtype), feature, alpha=share)
+        given = given.to(feature.dtype)
+        return ((given, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: given})
 
 
 def hook_blocks(state: SkipState, blocks: Iterable[nn.Module]) -> list[Callable[[], None]]:

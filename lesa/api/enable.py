@@ -1,33 +1,62 @@
 """``enable`` and ``disable``."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lesa.adapters.diffusers.attachment import Attachment, detach
+from lesa.adapters.diffusers.euler import ChooseTimes, choose_times, reason_not_divisible
 from lesa.adapters.diffusers.pipeline import describe_model
 from lesa.adapters.diffusers.step_clock import make_clock
 from lesa.api.choose import resolve_request
 from lesa.arguments import whole
+from lesa.calibration.budget import FEWEST, Budget
 from lesa.calibration.calibration import Calibration
 from lesa.forecasters.base import forecaster_list
 from lesa.runtime.accelerator import Accelerator, Plan
 from lesa.runtime.guard import Guard
 from lesa.runtime.record import Record
+from lesa.tables.evaluation_times import evaluation_times
 from lesa.tables.forecaster import Forecaster, Stream
 from lesa.tables.plan import StepPlan
+from lesa.tables.substeps import Substeps
 from lesa.tables.table import CoefficientTable
 
 
 class Handle(Attachment):
-    """An enabled forecaster. ``with lesa.enable(...) as handle:`` disables it at the end of the block."""
+    """An enabled forecaster. ``with lesa.enable(...) as handle:`` disables it at the end of the block.
 
-    def __init__(self, target: Any, accelerator: Accelerator, times: Tensor | Sequence[float] | None = None) -> None:
+    Args:
+        target: a pipeline or a transformer.
+        accelerator: the driver.
+        times: of a bare transformer.
+        divisible: the loop around a bare transformer is Euler's method.
+        set_times: chooses the times of the pipeline's schedules; None: they stay.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        accelerator: Accelerator,
+        times: Tensor | Sequence[float] | None = None,
+        *,
+        divisible: bool = False,
+        set_times: ChooseTimes | None = None,
+    ) -> None:
         self._accelerator = accelerator
         num_steps = accelerator.plan.num_steps if isinstance(accelerator.plan, StepPlan) else None
-        super().__init__(target, accelerator, make_clock(target, times, num_steps))
+        if num_steps is None and times is not None and isinstance(accelerator.plan, Budget):
+            num_steps = len(times) - 1
+        super().__init__(target, accelerator, make_clock(target, times, num_steps, divisible=divisible))
+        self._restore_times = (lambda: None) if set_times is None else choose_times(target.scheduler, set_times)
+
+    def disable(self) -> None:
+        """Restore the transformers and the scheduler exactly; a second call does nothing."""
+        getattr(self, "_restore_times", lambda: None)()
+        super().disable()
 
     @property
     def records(self) -> list[Record]:
@@ -79,7 +108,10 @@ def enable(
     *,
     speedup: float | None = None,
     full_steps: int | None = None,
+    evaluations: int | None = None,
     max_error: float | None = None,
+    substeps: int | None = None,
+    set_times: bool = True,
     times: Tensor | Sequence[float] | None = None,
     max_history: int | None = None,
     guard: Guard | None = None,
@@ -104,6 +136,18 @@ def enable(
             so many, or as few as keep a predicted error (:meth:`Calibration.plan`). A calibration has the best plan
             for it; without one, full steps are evenly spaced in noise level. A budget is a wish: a schedule that is too
             short for it gets the full steps that it needs, at least two, and the record says so.
+        evaluations: a budget for samples that are near the exact solution, whatever the number of steps: at least so
+            many evaluations, and between two of them the output is predicted at times finer than the schedule
+            (``substeps``). Sample with as many steps as evaluations, ``pipe(..., num_inference_steps=10)``, or with
+            more, of which the others are predicted. Ten evaluations come nearer to the exact solution than fifty steps.
+        substeps: into how many parts each step is divided. What the model returns is the mean output over the step, the
+            true one at its beginning and predicted ones at the others. None: with ``evaluations``, 200 in all, spread
+            over the steps by their lengths; otherwise none. A scheduler whose steps cannot be divided (anything but
+            Euler's method for flow matching without noise) gets plain outputs, so that only ``num_inference_steps``
+            makes the schedule finer.
+        set_times: with ``evaluations``, a schedule of at most as many steps gets the best times for them, those of the
+            calibration if there is one; not if the call chose its times, by ``sigmas=``. The scheduler is restored with
+            the model.
         times: for a bare transformer, the noise levels of its schedule, such as ``scheduler.sigmas``. A pipeline's come
             from its scheduler.
         max_history: full features that a prediction may use. Each costs the memory of one feature; a folded LESA table
@@ -120,7 +164,17 @@ def enable(
         ValueError: if the target cannot be accelerated or the arguments do not fit; the target is unchanged then.
     """
     model = describe_model(target)
-    forecasters, plan = resolve_request(forecaster, plan, full_steps=full_steps, speedup=speedup, max_error=max_error)
+    forecasters, plan = resolve_request(
+        forecaster, plan, full_steps=full_steps, speedup=speedup, evaluations=evaluations, max_error=max_error
+    )
+    if substeps is not None:
+        whole("substeps", substeps, least=1)
+        _check_divisible(target, times)
+    divided = substeps is not None or evaluations is not None
+    divide = functools.partial(Substeps.divide, substeps=substeps) if divided else None
+    choose = None
+    if evaluations is not None and set_times and hasattr(target, "scheduler"):
+        choose = _times_for(evaluations, plan) if not reason_not_divisible(target.scheduler) else None
     for each in forecaster_list(forecasters):
         each.check_model(model)
         if isinstance(plan, StepPlan):
@@ -129,7 +183,34 @@ def enable(
         whole("max_history", max_history, least=1)
     if guard is not None and not isinstance(guard, Guard):
         raise ValueError(f"guard must be a lesa.Guard, not {guard!r:.80}")
-    return Handle(target, Accelerator(forecasters, plan, max_history, guard, strict=strict), times)
+    accelerator = Accelerator(forecasters, plan, max_history, guard, strict=strict, substeps=divide)
+    return Handle(target, accelerator, times, divisible=divided and times is not None, set_times=choose)
+
+
+def _check_divisible(target: Any, times: Any) -> None:
+    """Raise a ValueError if substeps were asked for and the steps of the target cannot be divided."""
+    if isinstance(target, nn.Module):
+        if times is None:
+            raise ValueError("substeps= of a bare transformer needs times=, the noise levels of its schedule")
+        return
+    reason = reason_not_divisible(target.scheduler)
+    if reason:
+        raise ValueError(f"the steps of this pipeline cannot be divided into substeps: {reason}; sample in more steps")
+
+
+def _times_for(evaluations: int, plan: Plan) -> ChooseTimes:
+    """The best times for schedules of at most so many steps; longer ones keep their own."""
+    calibration = plan.calibration if isinstance(plan, Budget) else None
+
+    def choose(schedule: Tensor) -> Tensor:
+        steps = len(schedule) - 1
+        if steps > evaluations:
+            return schedule
+        if calibration is not None and FEWEST <= steps < len(calibration.times) - 1:
+            return calibration.evaluation_times(steps)
+        return evaluation_times(schedule, steps)
+
+    return choose
 
 
 def disable(target: Any) -> None:

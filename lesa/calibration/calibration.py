@@ -146,6 +146,10 @@ class Calibration:
         whole("full_steps", full_steps, least=1, most=steps)
         return self._plans(times, [full_steps])[full_steps]
 
+    def evaluation_times(self, evaluations: int) -> Tensor:
+        """The times [evaluations + 1] at which so many evaluations are worth most, and the end of the schedule."""
+        return torch.cat([self.times[list(self.plan(evaluations).full_steps)], self.times[-1:]])
+
     def planner(self, **budget: Any) -> Budget:
         """:meth:`plan` as a function of the times of a generation, for :func:`lesa.enable`; see :class:`Budget`."""
         return Budget(**budget, calibration=self)

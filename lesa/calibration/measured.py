@@ -6,7 +6,6 @@ from torch import Tensor
 
 from lesa.statistics.gram import GramMatrix
 from lesa.statistics.output_errors import OutputErrorGram
-from lesa.statistics.resampling import resample
 from lesa.tables.times import TOLERANCE, same_times
 
 
@@ -39,22 +38,20 @@ class Measured:
         """Errors at ``times`` [steps + 1], for a stream that was measured on ``schedule`` [calibrated steps + 1].
 
         Raises:
-            ValueError: if the inner products cannot be interpolated at these times.
+            ValueError: if the errors cannot be interpolated at these times.
         """
         if same_times(times, schedule):
             return self.errors.within(self.first, len(schedule) - 1)
         steps, first = self.gram.num_steps, self.first
         own = schedule[first : first + steps + 1]
         if steps == len(schedule) - 1:
-            return OutputErrorGram.from_gram(resample(self.gram, own, times))
-        known = own[:-1]
-        near = (times[:-1] <= known.max() + TOLERANCE) & (times[:-1] >= known.min() - TOLERANCE)
+            return self.errors.at(own, times)
+        near = (times[:-1] <= own[0] + TOLERANCE) & (times[:-1] >= own[-2] - TOLERANCE)
         inside = near.nonzero().flatten()
         if not len(inside):
             return OutputErrorGram.empty(len(times) - 1)
         begin, end = int(inside[0]), int(inside[-1]) + 1
-        part = OutputErrorGram.from_gram(resample(self.gram, own, times[begin : end + 1]))
-        return part.within(begin, len(times) - 1)
+        return self.errors.at(own, times[begin : end + 1]).within(begin, len(times) - 1)
 
     def merge(self, other: "Measured") -> None:
         """Add what was measured on other samples; both have the same steps, with or without output errors."""
@@ -65,5 +62,5 @@ class Measured:
     @property
     def state(self) -> tuple[int, ...]:
         """Changes when something is merged or replaced."""
-        held = [self.gram.matrix, *([] if self.output_errors is None else [self.output_errors.matrix])]
+        held = [self.gram.matrix, *([] if self.output_errors is None else [self.output_errors.vectors])]
         return tuple(number for matrix in held for number in (id(matrix), matrix._version))

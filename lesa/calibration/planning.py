@@ -192,12 +192,12 @@ def _step_errors(errors: OutputErrorGram, step: int, states: Tensor) -> Tensor:
     """``|e_s|`` [n] of the best prediction of a step from each of n states [n, 3]."""
     used = (states - 1).clamp(min=0)
     missing = (states == 0).double()
-    row = errors.row(torch.tensor(step), used)
-    system = errors.matrix[row[:, :, None], row[:, None]] / errors.count
+    target = torch.full_like(used, step)
+    system = errors.products(target, used) if step else torch.zeros(*used.shape, used.shape[-1], dtype=torch.float64)
     present = 1 - missing
-    power = (errors.power[step] / errors.count).clamp(min=1e-30)  # an output may be zero
+    power = errors.power[step].clamp(min=1e-30)  # an output may be zero
     system = system * present[:, :, None] * present[:, None] + torch.diag_embed(missing + RIDGE * power)
-    lengths = errors.length(torch.tensor(step), used) * present
+    lengths = errors.length(target, used) * present
     towards = torch.linalg.solve(system, lengths)
     sizes: Tensor = (lengths * towards).sum(-1).clamp(min=1e-300).rsqrt()
     return sizes

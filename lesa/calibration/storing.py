@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lesa.arguments import real, whole
@@ -12,7 +11,7 @@ from lesa.files import TensorFile, check_tensor, read_tensors, write_tensors
 from lesa.files.hub import CALIBRATION_FILE
 from lesa.files.tensors import damaged
 from lesa.statistics.gram import GramMatrix
-from lesa.statistics.output_errors import OutputErrorGram, check_steps
+from lesa.statistics.output_errors import OutputErrorGram
 from lesa.tables.forecaster import Stream
 from lesa.tables.plan import StepPlan
 from lesa.tables.times import as_times
@@ -40,9 +39,7 @@ def save(path: Path, times: Tensor, streams: Streams, plans: list[StepPlan], fie
         tensors |= {f"{name}.{part}": tensor for part, tensor in measured.gram.tensors().items()}
         head = measured.output_errors
         if head is not None:
-            lower = torch.tril_indices(*head.matrix.shape)  # half of a symmetric matrix
-            tensors |= {f"{name}.errors": head.matrix[lower[0], lower[1]], f"{name}.lengths": head.lengths}
-            tensors[f"{name}.power"] = head.power
+            tensors |= {f"{name}.errors": head.vectors, f"{name}.lengths": head.lengths, f"{name}.power": head.squares}
             counts[name] = [head.count, head.tokens]
     description = {
         "streams": [list(stream) for stream in streams],
@@ -76,7 +73,6 @@ def _understand(file: TensorFile) -> tuple[Tensor, Streams, dict[str, Any]]:
     given = check_tensor(file.tensors, "times", (None,))
     steps = len(given) - 1
     whole("the number of steps", steps, least=1)
-    check_steps(steps)
     if description.get("steps") != steps:
         raise ValueError(f"it has {steps} times, and says that it is of {description.get('steps')!r:.20} steps")
     times = as_times(given, steps)
@@ -105,8 +101,7 @@ def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int
         raise ValueError(f"{name}: {error}") from error
     if f"{name}.errors" not in tensors:
         return Measured(gram, None, first)
-    pairs = steps * (steps - 1) // 2
-    half = check_tensor(tensors, f"{name}.errors", (pairs * (pairs + 1) // 2,))  # before the whole is allocated
+    vectors = check_tensor(tensors, f"{name}.errors", (steps, steps, None))
     lengths = check_tensor(tensors, f"{name}.lengths", (steps, steps))
     power = check_tensor(tensors, f"{name}.power", (steps,))
     if not isinstance(counts, dict) or not isinstance(counts.get(name), list) or len(counts[name]) != 2:
@@ -116,23 +111,9 @@ def _measured(tensors: dict[str, Tensor], stream: Stream, first: int, steps: int
         raise ValueError(
             f"counts of {name} are output values and tokens, of which there are not more: {count}, {tokens}"
         )
-    head = OutputErrorGram.empty(steps)
-    lower = torch.tril_indices(*head.matrix.shape)
-    head.matrix[lower[0], lower[1]] = half
-    head.matrix = head.matrix + head.matrix.tril(-1).T
-    if bool((power < 0).any()) or bool((head.matrix.diagonal() < 0).any()):
+    if bool((power < 0).any()):
         raise ValueError(f"{name}: sums of squares cannot be negative")
-    if not _are_inner_products(head.matrix):
-        raise ValueError(f"{name}: errors holds no inner products: a sum of squares would be negative")
-    head.lengths, head.power, head.count, head.tokens = lengths, power, count, tokens
-    return Measured(gram, head, first)
-
-
-def _are_inner_products(matrix: Tensor) -> bool:
-    """Whether a symmetric matrix is positive semidefinite up to rounding; 30 ms for 50 steps."""
-    slack = 1e-6 * matrix.diagonal() + 1e-9 * matrix.diagonal().amax() if len(matrix) else matrix.diagonal()
-    shifted = matrix + torch.diag(slack.clamp(min=torch.finfo(matrix.dtype).tiny))
-    return not int(torch.linalg.cholesky_ex(shifted).info)
+    return Measured(gram, OutputErrorGram(vectors, lengths, power, count, tokens), first)
 
 
 def _fields(description: dict[str, Any], steps: int) -> dict[str, Any]:

@@ -74,13 +74,12 @@ class PathLeastSquares(Forecaster):
         if not plan.predicted_steps:
             return *torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.float64), 0.0
         target, used = self._unknowns(plan)
-        power = float(gram.power.mean() / gram.count)
+        power = float(gram.power.mean())
         if power == 0:  # the output is zero for any coefficients
             latest = torch.tensor([max(f for f in plan.full_steps if f < int(step)) for step in target])
             return target, used, (used == latest).double(), 0.0
         weights = path_weights(plan, times, self.path)
-        row = gram.row(target, used)
-        system = gram.matrix[row[:, None], row] * (weights[target[:, None], target] / gram.count)
+        system = gram.products(target, used) * weights[target[:, None], target]
         system.diagonal().add_(self.ridge * power * weights.diagonal()[target].clamp(min=1e-12))
         predicted = torch.tensor(plan.predicted_steps)
         # the constraint: the length of each step's prediction

@@ -17,9 +17,11 @@ from lesa.runtime.generation import Generation
 from lesa.runtime.guard import Guard, GuardMonitor, Probes, make_probes
 from lesa.runtime.history import FeatureHistory
 from lesa.runtime.record import Record
+from lesa.runtime.substep_history import SubstepHistory
 from lesa.tables.forecaster import Forecaster, Stream
-from lesa.tables.memory import IntervalPrediction, Memory
+from lesa.tables.memory import IntervalPrediction, Memory, SubstepMemory
 from lesa.tables.plan import StepPlan
+from lesa.tables.substeps import Substeps
 from lesa.tables.table import CoefficientTable
 
 log = logging.getLogger("lesa")
@@ -58,6 +60,7 @@ class Accelerator(Driver):
         max_history: full features that a prediction may use; None: as many as its table needs.
         guard: compares predictions with the truth at every full step; None: no comparison.
         strict: a generation that predicts nothing although its plan has predicted steps is an error, not a warning.
+        substeps: divides the steps of a schedule [steps + 1] into substeps; None: they are not divided.
 
     Attributes:
         records: of the generation that began last.
@@ -75,6 +78,7 @@ class Accelerator(Driver):
         guard: Guard | None = None,
         *,
         strict: bool = False,
+        substeps: Callable[[Tensor], Substeps] | None = None,
     ) -> None:
         self.forecasters = as_forecasters(forecasters)
         if guard is not None and any(forecaster.only_own_plan for forecaster in forecaster_list(self.forecasters)):
@@ -85,6 +89,7 @@ class Accelerator(Driver):
         self.max_history = max_history
         self.guard = guard
         self.strict = strict
+        self._divide = substeps
         self.records: list[Record] = []
         self.warnings = Warnings()
         self._open: WeakKeyDictionary[Session, OpenGeneration] = WeakKeyDictionary()
@@ -92,6 +97,7 @@ class Accelerator(Driver):
         self._plans: dict[Hashable, StepPlan] = {}
         self._tables: dict[Hashable, CoefficientTable] = {}
         self._probes: dict[Hashable, Probes] = {}
+        self._substeps: dict[Hashable, Substeps] = {}
         self._make_layout = functools.lru_cache(MAX_TABLES)(BufferLayout)
         self._logged: set[str] = set()
 
@@ -119,6 +125,12 @@ class Accelerator(Driver):
     def predict_interval(self, head: str) -> IntervalPrediction | None:
         assert self._current is not None, "begin comes first"
         return self._current[1].predict_interval(head)
+
+    def mean(self, head: str) -> tuple[Tensor | None, float] | None:
+        return None if self._current is None else self._current[1].mean(head)
+
+    def divided(self, head: str) -> SubstepMemory | None:
+        return None if self._current is None else self._current[1].divided(head)
 
     def end(self, *, failed: bool) -> None:
         current, self._current = self._current, None
@@ -200,6 +212,11 @@ class Accelerator(Driver):
         if note and note not in self._logged:
             self._logged.add(note)
             log.warning("%s: %s", where, note)
+        if self._divide is not None and call.indivisible and not plan.predicted_steps:
+            self.warnings(
+                f"{where}: all {plan.num_steps} steps run in full and nothing is predicted, since they cannot be "
+                f"divided into substeps: {call.indivisible}; sample with more steps, such as 100, of which as many run"
+            )
         call = call._replace(session=ONLY_SESSION, head=None)  # the generation must not keep these two alive
         generation = Generation(call, plan, functools.partial(self._memory, call, forecaster, times, monitor), monitor)
         generation.record.note = note
@@ -218,6 +235,28 @@ class Accelerator(Driver):
         own = forecaster.make_memory(plan, times, previous)
         if own is not None:
             return own
+        if self._divide is not None and call.times is not None and not call.indivisible:
+            fine = _cached(self._substeps, tuple(times.tolist()), functools.partial(self._divide, times))
+            if fine.first[-1] == plan.num_steps:  # a step is never divided into one part
+                return self._history(call, forecaster, times, monitor, plan, previous)
+            held = previous.history if isinstance(previous, SubstepHistory) else None
+            history = self._history(call, forecaster, fine.times, monitor, fine.plan(plan), held)
+            if monitor is not None:
+                known, first = monitor.expected, fine.first
+                monitor.expected = {step: known[first[step]] for step in plan.full_steps if first[step] in known}
+            return SubstepHistory(history, fine, plan, forecaster.correction, forecaster.output_share)
+        return self._history(call, forecaster, times, monitor, plan, previous)
+
+    def _history(
+        self,
+        call: Call,
+        forecaster: Forecaster,
+        times: Tensor,
+        monitor: GuardMonitor | None,
+        plan: StepPlan,
+        previous: Memory | None,
+    ) -> FeatureHistory:
+        """The features that the table of a plan uses."""
         key = (call.component, call.branch, plan, tuple(times.tolist()), forecaster.state)
         table = _cached(self._tables, key, lambda: forecaster.table(plan, times))
         if self.guard is None or monitor is None:

@@ -1,6 +1,6 @@
 """Which row of a buffer each feature takes, and the coefficients by row: computed once for a table."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class BufferLayout:
                 self._by_row[:, self.row_of[step]] += coefficients[:, slot]
         # how many rows from the top each step reads, at least one
         self._extent = [max(row, default=0) + 1 for row in _nonzero_columns(self._by_row)]
-        self._parts: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._parts: dict[Hashable, Tensor] = {}
 
     def _assign_rows(self, full: tuple[int, ...], held: dict[int, int]) -> tuple[dict[int, int], int]:
         """A row for each full step that another step uses, and the number of rows."""
@@ -74,13 +74,30 @@ class BufferLayout:
 
         They are on the device of the features. Every part is cut out and moved once.
         """
-        key = step, count, features.device, features.dtype
+        first = self._index[step]
+        steps, rows = slice(first, first + count), max(self._extent[first : first + count])
+        coefficients = self.cached((step, count), features, lambda: self._by_row[steps, :rows])
+        return coefficients, self.cached((step, count, "bias"), features, lambda: self._bias[steps])
+
+    def mean(self, step: int, weights: list[float]) -> tuple[Tensor, float]:
+        """The mean of the full step ``step`` and of the predictions after it: coefficients [rows], and its own weight.
+
+        The coefficients leave out the row that the feature of ``step`` will take.
+        """
+        first, own = self._index.get(step + 1, 0), self.row_of.get(step)
+        rest = self._by_row[first : first + len(weights) - 1]
+        mean = torch.tensor(weights[1:], dtype=torch.float64) @ rest
+        if own is None:
+            return mean, weights[0]
+        share = weights[0] + float(mean[own])
+        mean[own] = 0
+        return mean, share
+
+    def cached(self, key: Hashable, features: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """What ``make`` returns, on the device of the features in the dtype of coefficients; made and moved once."""
+        key = key, features.device, features.dtype
         if key not in self._parts:
-            first = self._index[step]
-            steps, rows = slice(first, first + count), max(self._extent[first : first + count])
-            exact = torch.promote_types(features.dtype, torch.float32)
-            coefficients, bias = self._by_row[steps, :rows], self._bias[steps]
-            self._parts[key] = coefficients.to(features.device, exact), bias.to(features.device, exact)
+            self._parts[key] = make().to(features.device, torch.promote_types(features.dtype, torch.float32))
         return self._parts[key]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lesa.statistics.output_errors import LinearHead
-from lesa.tables.memory import IntervalPrediction
+from lesa.tables.memory import IntervalPrediction, SubstepMemory
 
 
 class LesaWarning(UserWarning):
@@ -47,6 +47,7 @@ class Session:
 
 
 ONLY_SESSION = Session()  # of an adapter that serves one user
+UNKNOWN_SAMPLER = "it is not known how the sampler uses the output"
 
 
 class Call(NamedTuple):
@@ -64,6 +65,8 @@ class Call(NamedTuple):
             conditions; empty: it may be predicted.
         head: evaluates the output head at this step; None, or a result of None: it is not known.
         session: the user whose generation this is.
+        indivisible: why the output cannot be the mean over substeps; empty: it can, since the sampler moves the sample
+            by ``output * length of the step``.
     """
 
     component: str
@@ -76,6 +79,7 @@ class Call(NamedTuple):
     must_run: str = ""
     head: Callable[[], LinearHead | None] | None = None
     session: Session = ONLY_SESSION
+    indivisible: str = UNKNOWN_SAMPLER
 
 
 class Driver:
@@ -98,6 +102,16 @@ class Driver:
 
     def predict_interval(self, head: str) -> IntervalPrediction | None:
         """The predictions of the current step and the steps until the next full one; None: make them one by one."""
+        return None
+
+    def mean(self, head: str) -> tuple[Tensor | None, float] | None:
+        """Before a full step that is divided into substeps: the mean feature over it, as a known part [*feature] (None:
+        nothing) and the weight of the feature that :meth:`keep` will get. None: the step is not divided.
+        """
+        return None
+
+    def divided(self, head: str) -> SubstepMemory | None:
+        """The memory of a head whose steps are divided into substeps; None: they are not."""
         return None
 
     def end(self, *, failed: bool) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lesa.runtime.driver import Call
 from lesa.runtime.guard import GuardMonitor
 from lesa.runtime.record import Kind, Record
-from lesa.tables.memory import IntervalPrediction, Memory
+from lesa.tables.memory import IntervalPrediction, Memory, SubstepMemory
 from lesa.tables.plan import StepPlan
 
 log = logging.getLogger("lesa")
@@ -128,6 +128,14 @@ class Generation:
 
     def predict_interval(self, head: str) -> IntervalPrediction | None:
         return self._memories[head].predict_interval(self.last_step)
+
+    def mean(self, head: str) -> tuple[Tensor | None, float] | None:
+        memory = self._memories.get(head, self._first_memory)
+        return memory.mean(self.last_step) if isinstance(memory, SubstepMemory) else None
+
+    def divided(self, head: str) -> SubstepMemory | None:
+        memory = self._memories.get(head)
+        return memory if isinstance(memory, SubstepMemory) else None
 
     def end(self) -> None:
         """The call that began last is over."""

@@ -1,7 +1,7 @@
 """The memory of a generation whose predictions follow a table: one buffer with as many rows as are needed at once."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from lesa.tables.memory import IntervalPrediction, Memory
 from lesa.tables.table import CoefficientTable
 from lesa_kernels import combine, prediction_error, token_means
 
+Rows = tuple[Tensor, Tensor, Tensor]  # features, coefficients and bias
 CENTRED = (torch.float32, torch.float64)  # dtypes in which a feature is kept without its means; others would round it
 CENTRED_FROM = 1 << 13  # elements; for fewer the two operators that it takes cost more than the passes it saves
 
@@ -107,7 +108,7 @@ class FeatureHistory(Memory):
         return needed is not None and self._buffer is not None and needed.issubset(self._held.values())
 
     def predict(self, step: int) -> Tensor:
-        history, coefficients, bias = self._rows(step, 1)
+        history, coefficients, bias = self.rows(step, 1)
         return combine(history, coefficients, bias)[0]
 
     def predict_interval(self, step: int) -> IntervalPrediction:
@@ -118,22 +119,72 @@ class FeatureHistory(Memory):
         """
         following = next((full for full in self._plan.full_steps if full > step), self._plan.num_steps)
         steps = list(itertools.takewhile(self._holds_all_for, range(step, following)))
-        history, coefficients, bias = self._rows(step, len(steps))
-        means = None if self._means is None else self._means[: len(history)]
-        return IntervalPrediction(steps, history, coefficients, bias, means, self._centre)
+        history, coefficients, bias = self.rows(step, len(steps))
+        return IntervalPrediction(steps, history, coefficients, bias, self.means(len(history)), self._centre)
 
     def prediction_error(self, step: int, feature: Tensor) -> Tensor | None:
         if step == self._plan.start or not self._holds_all_for(step):
             return None
-        history, coefficients, bias = self._rows(step, 1)
+        history, coefficients, bias = self.rows(step, 1)
         return prediction_error(history, coefficients[0], feature, bias[0])
 
-    def _rows(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, coefficients and bias of ``step`` and the next ones."""
+    @property
+    def centred(self) -> bool:
+        """Whether the features are kept without the means of their tokens."""
+        return self._centre
+
+    def means(self, count: int) -> Tensor | None:
+        """The means of the tokens of the first rows, if they are kept."""
+        return None if self._means is None else self._means[:count]
+
+    def rows(self, step: int, count: int) -> Rows:
+        """Features, coefficients and bias of ``step`` and the next ones.
+
+        Raises:
+            ValueError: if a feature that they need has not been kept.
+        """
         if self._buffer is None or not self._holds_all_for(step):
             raise ValueError(self._why_not(step))
         coefficients, bias = self._layout.part(step, count, self._buffer)
         return self._buffer[: coefficients.shape[1]], coefficients, bias
+
+    def between(self, before: int, after: int, times: Tensor) -> Rows | None:
+        """The features at the steps from ``before`` up to ``after``, interpolated between these two full steps.
+
+        As :meth:`rows`, linear in ``times`` [steps + 1]. None if one of the two features is not kept.
+        """
+        row, held = self._layout.row_of, set(self._held.values())
+        if self._buffer is None or not {before, after} <= held:
+            return None
+
+        def make() -> Tensor:
+            share = (times[before] - times[before:after]) / (times[before] - times[after])
+            made = torch.zeros(after - before, max(row[before], row[after]) + 1, dtype=torch.float64)
+            made[:, row[before]], made[:, row[after]] = 1 - share, share
+            return made
+
+        coefficients = self._layout.cached(("between", before), self._buffer, make)
+        return self._buffer[: coefficients.shape[1]], coefficients, coefficients.new_zeros(len(coefficients))
+
+    def mean_with(self, step: int, weights: list[float]) -> tuple[Tensor | None, float]:
+        """The mean of the full step ``step`` and the predictions after it, before that step has run.
+
+        Args:
+            weights: of the step itself and of each prediction.
+
+        Returns:
+            What is known of it [*feature], None: nothing; and the weight of the feature of ``step`` in it.
+        """
+        coefficients, own = self._layout.mean(step, weights)
+        if self._buffer is None or not bool(coefficients.any()):
+            return None, own
+        rows = self._layout.cached(("mean", step), self._buffer, lambda: coefficients[None])
+        return combine(self._buffer[: rows.shape[1]], rows)[0], own
+
+    def cached(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """A small tensor in the dtype of coefficients on the device of the features, made once for a table."""
+        assert self._buffer is not None, "a feature was kept before"
+        return self._layout.cached(key, self._buffer, make)
 
     def _why_not(self, step: int) -> str:
         """Why ``step`` cannot be predicted."""

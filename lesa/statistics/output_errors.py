@@ -10,21 +10,24 @@ So a prediction ``sum_j c_j feature_j`` has the error ``sum_j c_j y_sj / sum_j c
 derivative of the norm, ``- a_sj x``, the demo's images lose up to 4 dB.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lesa.statistics.gram import GramMatrix
+from lesa.statistics.interpolation import NEIGHBOURS, Stencil
 from lesa.tables.plan import StepPlan
 from lesa.tables.table import CoefficientTable
 from lesa.tables.times import as_times
 
 CHUNK = 1 << 12  # output values that are converted to float64 at once
-MOST_STEPS = 100  # their pairs take 0.2 GB and the search of plans a minute; both grow with the 4th power of the steps
 END = 5  # weight of the end, relative to a full step; from 3 to 10 the demo's images agree within 0.4 dB on average
+LATER = NEIGHBOURS - 1  # features of so many later steps are measured too, for interpolation between steps
+EXACT = 1e-10  # of the largest squared error; what is smaller is left out. The ridge of the forecasters is 1e-6
 
 
 class LinearHead(NamedTuple):
@@ -38,51 +41,61 @@ class LinearHead(NamedTuple):
     eps: float
 
 
-@dataclass
+@dataclass(eq=False)
 class OutputErrorGram:
-    """``matrix[(s, i), (t, j)] = <y_si, y_tj>``, a mean over output values, for all features i < s and j < t.
+    """The output errors ``y_sj`` of all pairs of steps as short vectors with the same inner products.
+
+    The errors of a model with 50 steps span some 100 to 200 dimensions, since features are smooth functions of time.
 
     Attributes:
-        num_steps: steps of the schedule.
-        matrix: sums [pairs, pairs] float64; the pair (s, j) is row ``s (s - 1) / 2 + j``.
+        vectors: [steps, steps, rank] float64; ``<vectors[s, i], vectors[t, j]>`` is the sum of ``<y_si, y_tj>`` over
+            output values. Pairs with j > s + 3 are not measured and zero.
         lengths: sums [steps, steps] float64 of ``a_sj``.
-        power: sums [steps] float64 of the squared outputs.
+        squares: sums [steps] float64 of the squared outputs.
         count: output values in the sums.
         tokens: tokens in the sums.
+        stencil: where these are the errors of another schedule, how they follow from those above.
     """
 
-    num_steps: int
-    matrix: Tensor
+    vectors: Tensor
     lengths: Tensor
-    power: Tensor
+    squares: Tensor
     count: float
     tokens: float
+    stencil: Stencil | None = None
+    _products: Tensor | None = field(default=None, init=False, repr=False)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the schedule."""
+        return len(self.squares) if self.stencil is None else len(self.stencil.nodes)
 
     @classmethod
     def empty(cls, num_steps: int) -> "OutputErrorGram":
         """Nothing counted yet."""
-        check_steps(num_steps)
-        pairs = num_steps * (num_steps - 1) // 2
-        matrix, lengths, power = (
-            torch.zeros(shape, dtype=torch.float64) for shape in ((pairs, pairs), (num_steps,) * 2, (num_steps,))
+        vectors, lengths, squares = (
+            torch.zeros(shape, dtype=torch.float64)
+            for shape in ((num_steps, num_steps, 0), (num_steps,) * 2, num_steps)
         )
-        return cls(num_steps, matrix, lengths, power, count=0.0, tokens=0.0)
+        return cls(vectors, lengths, squares, count=0.0, tokens=0.0)
 
     @classmethod
     def from_gram(cls, gram: GramMatrix) -> "OutputErrorGram":
         """Errors of the features themselves, ``y_sj = feature_j - feature_s``, for an unknown output head."""
-        check_steps(gram.num_steps)
-        features = gram.matrix[:-1, :-1]
-        target, used = pairs(gram.num_steps)
-        matrix = (
-            features[used][:, used]
-            - features[used][:, target]
-            - features[target][:, used]
-            + features[target][:, target]
-        )
-        count = float(gram.count)
+        features, count = _factor(gram.matrix[:-1, :-1]), float(gram.count)
         lengths = torch.full((gram.num_steps,) * 2, count, dtype=torch.float64)
-        return cls(gram.num_steps, matrix, lengths, features.diagonal().clone(), count=count, tokens=count)
+        squares = gram.matrix.diagonal()[:-1].clone()
+        return cls(features - features[:, None], lengths, squares, count=count, tokens=count)
+
+    def at(self, known: Tensor, wanted: Tensor) -> "OutputErrorGram":
+        """These errors, measured at times ``known`` [steps + 1], for another schedule ``wanted`` [steps' + 1].
+
+        Both variables are interpolated, so the schedule may be much finer.
+
+        Raises:
+            ValueError: if it reaches outside of the measured times.
+        """
+        return dataclasses.replace(self, stencil=Stencil.between(known, wanted))
 
     def within(self, first: int, num_steps: int) -> "OutputErrorGram":
         """These errors in a longer schedule of ``num_steps`` steps, in which they begin at step ``first``.
@@ -92,37 +105,65 @@ class OutputErrorGram:
         """
         if (first, num_steps) == (0, self.num_steps):
             return self
-        made = OutputErrorGram.empty(num_steps)
-        target, used = pairs(self.num_steps)
-        row = made.row(target + first, used + first)
-        made.matrix[row[:, None], row] = self.matrix
-        made.lengths.fill_(self.tokens)  # as long as they should be
-        made.power.fill_(float(self.power.mean()))
-        target, used = pairs(num_steps)
-        before = (target >= first) & (target < first + self.num_steps) & (used < first)
-        made.matrix.diagonal()[before] = self.power[target[before] - first]
-        part = slice(first, first + self.num_steps)
-        made.lengths[part, part], made.power[part] = self.lengths, self.power
-        made.count, made.tokens = self.count, self.tokens
-        return made
+        steps = self.num_steps
+        target, used = pairs(steps)
+        part = slice(first, first + steps)
+        vectors = torch.zeros(num_steps, num_steps, self.vectors.shape[-1] + 1, dtype=torch.float64)
+        lengths = torch.full((num_steps,) * 2, self.tokens, dtype=torch.float64)  # as long as they should be
+        squares = torch.full((num_steps,), float(self.power.mean()) * self.count, dtype=torch.float64)
+        if self.count:
+            vectors[target + first, used + first, :-1] = self.of(target, used) * self.count**0.5
+        vectors[part, :first, -1] = (self.power * self.count).sqrt()[:, None]
+        lengths[target + first, used + first] = self.length(target, used) * self.tokens
+        squares[part] = self.power * self.count
+        return OutputErrorGram(vectors, lengths, squares, self.count, self.tokens)
 
     def merge(self, other: "OutputErrorGram") -> None:
         """Add the counts of another one; a ValueError for another number of steps."""
         if other.num_steps != self.num_steps:
             raise ValueError(f"cannot merge errors of {other.num_steps} and {self.num_steps} steps")
-        self.matrix += other.matrix
-        self.lengths += other.lengths
-        self.power += other.power
+        assert self.stencil is other.stencil is None, "errors are added up on the schedule that they were measured on"
+        vectors = torch.cat([self.vectors, other.vectors], -1).flatten(0, 1)
+        self.vectors = _shortened(vectors).unflatten(0, self.vectors.shape[:2])
+        self._products = None
+        self.lengths = self.lengths + other.lengths
+        self.squares = self.squares + other.squares
         self.count += other.count
         self.tokens += other.tokens
 
-    def row(self, target: Tensor, used: Tensor) -> Tensor:
-        """The rows of pairs (target, used)."""
-        return target * (target - 1) // 2 + used
+    def of(self, target: Tensor, used: Tensor) -> Tensor:
+        """The vectors [*pairs, rank] of pairs of steps; their inner products are means over output values."""
+        found = self.vectors[target, used] if self.stencil is None else self.stencil.both(self.vectors, target, used)
+        mean: Tensor = found / self.count**0.5
+        return mean
+
+    def products(self, target: Tensor, used: Tensor) -> Tensor:
+        """Inner products [..., n, n] of the errors of pairs j < s, [..., n] each, as means over output values.
+
+        Those on the measured schedule are computed once, since the search of plans needs them thousands of times.
+        """
+        if self.stencil is not None:
+            vectors = self.of(target, used)
+            return vectors @ vectors.mT
+        if self._products is None:
+            every = self.of(*pairs(self.num_steps))
+            self._products = every @ every.T
+        row = target * (target - 1) // 2 + used
+        found: Tensor = self._products[row.unsqueeze(-1), row.unsqueeze(-2)]
+        return found
 
     def length(self, target: Tensor, used: Tensor) -> Tensor:
         """``a_sj``, the mean over tokens."""
-        return self.lengths[target, used] / self.tokens
+        if self.stencil is None:
+            return self.lengths[target, used] / self.tokens
+        return self.stencil.both(self.lengths[..., None], target, used)[..., 0] / self.tokens
+
+    @property
+    def power(self) -> Tensor:
+        """The mean square [steps] of the output."""
+        squares = self.squares if self.stencil is None else self.stencil.one(self.squares).clamp(min=0)
+        mean: Tensor = squares / (self.count or 1.0)
+        return mean
 
     def errors(self, table: CoefficientTable) -> Tensor:
         """Inner products [steps, steps] of the output errors of a table; zero at full steps.
@@ -133,14 +174,13 @@ class OutputErrorGram:
             ValueError: for a table of another number of steps, or if nothing has been counted.
         """
         self.check(table.plan)
-        weights = torch.zeros(self.num_steps, len(self.matrix), dtype=torch.float64)
+        vectors = torch.zeros(self.num_steps, self.vectors.shape[-1], dtype=torch.float64)
         for row, step in zip(table.coefficients, table.plan.predicted_steps, strict=True):
             used = torch.tensor([f for f in table.plan.full_steps if f < step])
-            target = torch.full_like(used, step)
-            length = row[: len(used)] @ self.length(target, used)
+            target, row = torch.full_like(used, step), row[: len(used)]
             # clamp: the linearisation fails when coefficients cancel
-            weights[step, self.row(target, used)] = row[: len(used)] / length.clamp(min=1e-3)
-        return weights @ self.matrix @ weights.T / self.count
+            vectors[step] = row @ self.of(target, used) / (row @ self.length(target, used)).clamp(min=1e-3)
+        return vectors @ vectors.T
 
     def check(self, plan: StepPlan) -> None:
         """Raises a ValueError if a plan has another number of steps or nothing has been counted."""
@@ -150,17 +190,8 @@ class OutputErrorGram:
             raise ValueError("nothing has been counted: no batch has been completed")
 
 
-def check_steps(num_steps: int) -> None:
-    """Raise a ValueError for more steps than can be calibrated, before memory is allocated for all their pairs."""
-    if num_steps > MOST_STEPS:
-        raise ValueError(
-            f"a calibration has at most {MOST_STEPS} steps, not {num_steps}: it holds a number for each two pairs of "
-            "them; calibrate with fewer steps and sample with as many"
-        )
-
-
 def pairs(num_steps: int) -> tuple[Tensor, Tensor]:
-    """All (s, j) with j < s, in the order of the rows."""
+    """All (s, j) with j < s."""
     target, used = torch.tril_indices(num_steps, num_steps, offset=-1)
     return target, used
 
@@ -182,27 +213,66 @@ def path_weights(plan: StepPlan, times: Tensor, weight: float) -> Tensor:
 @torch.no_grad()
 def measure_output_errors(features: Sequence[Tensor], heads: Sequence[LinearHead]) -> OutputErrorGram:
     """The output errors of one batch of samples, from the features [B, T, D] and the output heads of all its steps."""
-    errors: list[Tensor] = []  # of each step s, [s, B T O]
-    made = OutputErrorGram.empty(len(features))
+    steps = len(features)
     exact = torch.promote_types(features[0].dtype, torch.float32)
-    centred = features[0].new_empty(len(features), *features[0].shape, dtype=exact)
-    for step, (feature, head) in enumerate(zip(features, heads, strict=True)):
-        feature = feature.detach().to(exact)
-        feature = centred[step] = feature - feature.mean(-1, keepdim=True)
-        x = feature * (feature.square().mean(-1, keepdim=True) + head.eps).rsqrt()
-        scale = x.square().sum(-1) / feature.square().sum(-1).clamp(min=torch.finfo(exact).tiny)  # 1 / std**2, [B, T]
+    centred = torch.stack([feature.detach().to(exact) for feature in features])
+    centred -= centred.mean(-1, keepdim=True)
+    errors: list[Tensor] = []  # of each step s, [measured j, B T O]
+    measured: list[tuple[int, int]] = []
+    lengths, squares = torch.zeros(steps, steps, dtype=torch.float64), torch.zeros(steps, dtype=torch.float64)
+    for step, head in enumerate(heads):
+        x = centred[step] * (centred[step].square().mean(-1, keepdim=True) + head.eps).rsqrt()
+        scale = x.square().sum(-1) / centred[step].square().sum(-1).clamp(min=torch.finfo(exact).tiny)  # 1 / std**2
         weight = (head.weight * head.multiplier.unsqueeze(1)).to(exact).transpose(1, 2)  # [B or 1, D, O]
         own = x @ weight  # [B, T, O]
-        earlier = centred[:step] * scale.sqrt().unsqueeze(-1)
-        length = torch.linalg.vecdot(earlier, x) / x.shape[-1]  # [s, B, T]
-        errors.append((earlier @ weight - length.unsqueeze(-1) * own).flatten(1))
-        made.lengths[step, :step] = length.sum((1, 2), dtype=torch.float64).cpu()
-        made.power[step] = own.square().sum(dtype=torch.float64).cpu()
-    made.count, made.tokens = float(own.numel()), float(own[..., 0].numel())
-    together = torch.cat(errors)
-    total = torch.zeros(len(together), len(together), dtype=torch.float64, device=together.device)
-    for part in together.split(CHUNK, dim=1):
+        others = [j for j in range(min(steps, step + LATER + 1)) if j != step]
+        used = centred[others] * scale.sqrt().unsqueeze(-1)
+        length = torch.linalg.vecdot(used, x) / x.shape[-1]  # [j, B, T]
+        errors.append((used @ weight - length.unsqueeze(-1) * own).flatten(1))
+        measured += [(step, j) for j in others]
+        lengths[step, others] = length.sum((1, 2), dtype=torch.float64).cpu()
+        lengths[step, step] = x.square().mean(-1).sum(dtype=torch.float64).cpu()
+        squares[step] = own.square().sum(dtype=torch.float64).cpu()
+    factor = _factor(_products(torch.cat(errors)))
+    vectors = torch.zeros(steps, steps, factor.shape[-1], dtype=torch.float64)
+    if measured:
+        target, used_steps = torch.tensor(measured).T
+        vectors[target, used_steps] = factor
+    return OutputErrorGram(vectors, lengths, squares, count=float(own.numel()), tokens=float(own[..., 0].numel()))
+
+
+def _products(rows: Tensor) -> Tensor:
+    """The inner products [n, n] of rows [n, values] in float64, on the host."""
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for part in rows.split(CHUNK, dim=1):
         wide = part.double()
         total.addmm_(wide, wide.T)
-    made.matrix = (total.tril() + total.tril(-1).T).cpu()  # exactly symmetric, which a matrix product need not be
-    return made
+    return total.cpu()
+
+
+def _factor(products: Tensor) -> Tensor:
+    """Vectors [n, rank] with these inner products [n, n], as few dimensions as keep them to ``EXACT``.
+
+    Cholesky with pivots: each dimension is the row whose square is explained worst so far.
+    """
+    left = products.diagonal().clone()
+    vectors = products.new_zeros(len(products), len(products))
+    least = EXACT * float(left.max()) if len(left) else 0.0
+    rank = 0
+    while rank < len(left) and float(left.max()) > least:
+        pivot = int(left.argmax())
+        known = vectors[:, :rank]
+        vectors[:, rank] = (products[pivot] - known @ known[pivot]) / left[pivot].sqrt()
+        left = left - vectors[:, rank].square()
+        left[pivot] = 0
+        rank += 1
+    return vectors[:, :rank].clone()
+
+
+def _shortened(vectors: Tensor) -> Tensor:
+    """The same inner products in as few dimensions as keep them to ``EXACT``, [n, rank]."""
+    if not vectors.numel():
+        return vectors[:, :0]
+    values, axes = torch.linalg.eigh(vectors.T @ vectors)
+    shortened: Tensor = vectors @ axes[:, values > EXACT * vectors.square().sum(-1).max()]
+    return shortened

@@ -16,7 +16,16 @@ class Forecaster(ABC):
     """Base class of all forecasters. Only :meth:`table` has to be written; the rest has defaults.
 
     A class attribute is enough to override one of the properties: ``needs_times = False``.
+
+    Attributes:
+        correction: where steps are divided into substeps: at each full step the steps since the one before are made
+            again by interpolation, and this share of the difference is added to the sample.
+        output_share: where steps are divided into substeps: the share of the mean output that is taken from the line
+            through the last two true outputs, in place of the outputs of predicted features.
     """
+
+    correction: float = 0.0
+    output_share: float = 0.0
 
     @abstractmethod
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
@@ -91,6 +100,7 @@ class LimitedForecaster(Forecaster):
     def __init__(self, forecaster: Forecaster, history: int) -> None:
         self._forecaster = forecaster
         self._history = history
+        self.correction, self.output_share = forecaster.correction, forecaster.output_share
 
     def table(self, plan: StepPlan, times: Tensor) -> CoefficientTable:
         return self._forecaster.table(plan, times).limited(self._history)

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lesa.tables.substeps import Substeps
+
 
 class IntervalPrediction(NamedTuple):
-    """The predictions of all steps until the next full one, before they are combined.
+    """The predictions of all steps until the next full one, or of the substeps of one step, before they are combined.
 
     Attributes:
         steps: consecutive predicted steps, from the current one on.
@@ -16,6 +18,8 @@ class IntervalPrediction(NamedTuple):
         bias: [steps], as the coefficients; None: zeros.
         means: [m, *feature without channels] float32, the channel mean of each token of each feature, if kept.
         centred: those means have been subtracted from the features.
+        weights: [steps], as the coefficients: the outputs are added up with these; None: each is an output of its own.
+        substeps: the schedule that ``steps`` count in, if steps are divided.
     """
 
     steps: list[int]
@@ -24,6 +28,8 @@ class IntervalPrediction(NamedTuple):
     bias: Tensor | None
     means: Tensor | None = None
     centred: bool = False
+    weights: Tensor | None = None
+    substeps: Substeps | None = None
 
 
 class Memory(ABC):
@@ -74,3 +80,31 @@ class Memory(ABC):
             float64 [2] on the device: squared error, and squared size of the true feature. None: it cannot be told.
         """
         return None
+
+
+class SubstepMemory(Memory):
+    """A memory of steps that are divided into substeps. :meth:`predict` gives the mean feature over a step.
+
+    Attributes:
+        substeps: the fine schedule.
+        correction, output_share: as in :class:`lesa.Forecaster`.
+    """
+
+    substeps: Substeps
+    correction: float
+    output_share: float
+
+    @abstractmethod
+    def predict_rest(self, step: int) -> IntervalPrediction | None:
+        """After the full step ``step``: its substeps but the first, which has run; None: there are no others."""
+
+    @abstractmethod
+    def interpolate(self, step: int) -> IntervalPrediction | None:
+        """After the full step ``step``: the substeps since the full step before, interpolated between the two features.
+
+        The weights are the lengths of the substeps. None: there is nothing to correct.
+        """
+
+    @abstractmethod
+    def mean(self, step: int) -> tuple[Tensor | None, float]:
+        """Before the full step ``step``: the mean feature over it, as :meth:`lesa.runtime.driver.Driver.mean`."""

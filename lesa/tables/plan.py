@@ -81,16 +81,25 @@ class StepPlan:
         Raises:
             ValueError: for a number of full steps that is not 1 ... steps.
         """
+        first, last = (float(times[step]) for step in (0, -2))
+        whole("num_full", num_full, least=1, most=len(times) - 1)
+        return cls.nearest(times, [first + (last - first) * i / max(1, num_full - 1) for i in range(num_full)])
+
+    @classmethod
+    def nearest(cls, times: Sequence[float] | Tensor, wanted: Sequence[float] | Tensor) -> "StepPlan":
+        """Full steps nearest to given noise levels, each another one.
+
+        Args:
+            times: noise levels [steps + 1] of the schedule, ending on the level after the last step.
+            wanted: falling noise levels, the first of which is taken for the first step; at most one for each step.
+        """
         levels = [float(time) for time in times][:-1]
-        steps = len(levels)
-        whole("num_full", num_full, least=1, most=steps)
         full: list[int] = []
-        for i in range(num_full):
-            wanted = levels[0] + (levels[-1] - levels[0]) * i / max(1, num_full - 1)
-            latest = steps - num_full + i  # leaves room for the remaining full steps
+        for i, level in enumerate(float(level) for level in wanted):
+            latest = len(levels) - len(wanted) + i if i else 0  # leaves room for the remaining full steps
             first = max(i, full[-1] + 1 if full else 0)
-            full.append(min(range(first, latest + 1), key=lambda step: abs(levels[step] - wanted)))
-        return cls(steps, full)
+            full.append(min(range(first, latest + 1), key=lambda step: abs(levels[step] - level)))
+        return cls(len(levels), full)
 
     @property
     def predicted_steps(self) -> tuple[int, ...]:

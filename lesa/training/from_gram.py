@@ -104,10 +104,8 @@ class PathLoss:
             if full < step
         ]
         self._row, self._slot, target, used = torch.tensor(pairs).T
-        index = errors.row(target, used)
         self._lengths = errors.length(target, used)
-        self._system = errors.matrix[index[:, None], index] * path_weights(plan, times, PATH)[target[:, None], target]
-        self._system = self._system / errors.count
+        self._system = errors.products(target, used) * path_weights(plan, times, PATH)[target[:, None], target]
         reuse = torch.zeros(len(config.windows), max(config.windows), dtype=torch.float64)
         none = torch.zeros(len(plan.predicted_steps), dtype=torch.float64)
         self._unit = 1.0

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from lesa.adapters.diffusers.conditions import Arguments, Conditions, Signature, signature_of
+from lesa.adapters.diffusers.mean_output import MeanOutput
 from lesa.adapters.diffusers.precomputed import PrecomputedOutputs
 from lesa.adapters.diffusers.time_check import TimeCheck
 
@@ -30,6 +31,7 @@ class Branch:
         self.conditions = conditions
         self.signature: Signature = signature_of(arguments)
         self.precomputed: PrecomputedOutputs | None = None
+        self.mean_output = MeanOutput()
         self.time_check = TimeCheck()
         self.must_run = must_run
         self._step = step
@@ -53,12 +55,16 @@ class Branch:
         self.must_run = self._always or self._next or changed
         self._next = ""
         if self.must_run:
-            self.precomputed = None
+            self._forget()
         return self
 
     def invalidate(self, reason: str) -> None:
         """Everything that was kept or computed so far is invalid."""
-        self.precomputed, self._next = None, reason
+        self._next = reason
+        self._forget()
+
+    def _forget(self) -> None:
+        self.precomputed, self.mean_output = None, MeanOutput()
 
 
 class Branches:

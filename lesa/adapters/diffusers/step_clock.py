@@ -11,10 +11,11 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
+from lesa.adapters.diffusers.euler import reason_not_divisible
 from lesa.adapters.diffusers.models import TIME_ARGUMENTS
 from lesa.adapters.diffusers.noise_levels import noise_levels
 from lesa.adapters.diffusers.pipeline import calling_pipeline
-from lesa.runtime.driver import ONLY_SESSION, Session
+from lesa.runtime.driver import ONLY_SESSION, UNKNOWN_SAMPLER, Session
 from lesa.tables.times import as_times
 
 
@@ -28,6 +29,7 @@ class StepInfo(NamedTuple):
         timesteps: [steps] of the scheduler, on the device; None: the steps to come are not known.
         values: the numbers in ``timesteps``, on the host.
         session: the user whose generation this is.
+        indivisible: why the step cannot be divided into substeps; empty: it can.
     """
 
     step: int
@@ -36,6 +38,7 @@ class StepInfo(NamedTuple):
     timesteps: Tensor | None = None
     values: Sequence[float] = ()
     session: Session = ONLY_SESSION
+    indivisible: str = UNKNOWN_SAMPLER
 
 
 class StepClock(ABC):
@@ -61,6 +64,7 @@ class SchedulerPosition:
         timesteps: the tensor of the generation; ``values``: its numbers; ``times``: its noise levels.
         first: the step of the first call, once it is known.
         before: the scheduler's count of steps at that call.
+        indivisible: why its steps cannot be divided; empty: they can.
     """
 
     timesteps: Tensor | None = None
@@ -68,6 +72,7 @@ class SchedulerPosition:
     times: Tensor | None = None
     first: int | None = None
     before: int = 0
+    indivisible: str = UNKNOWN_SAMPLER
     session: Session = field(default_factory=Session)
 
 
@@ -100,13 +105,16 @@ class SchedulerClock(StepClock):
         if scheduler.timesteps is not at.timesteps:
             at.times = noise_levels(scheduler)
             at.timesteps, at.values = scheduler.timesteps, scheduler.timesteps.tolist()
-            at.first = None
+            at.first, at.indivisible = None, reason_not_divisible(scheduler)
         step = scheduler.step_index if hasattr(scheduler, "step_index") else self._count(at, scheduler, arguments)
         if step is None:  # before the first step
             step = getattr(scheduler, "begin_index", None)
             if step is None:
                 step = self._locate(at, scheduler, arguments)
-        return StepInfo(step, at.times, at.timesteps, at.timesteps, at.values, at.session)
+        indivisible = at.indivisible
+        if getattr(arguments.get("timestep"), "ndim", 0) > 1:
+            indivisible = "each token has a time of its own"
+        return StepInfo(step, at.times, at.timesteps, at.timesteps, at.values, at.session, indivisible)
 
     def session(self, component: str, transformer: nn.Module) -> Session | None:
         caller = calling_pipeline(component, transformer)
@@ -222,12 +230,14 @@ class TimestepClock(StepClock):
 
     Args:
         times: the schedule [steps + 1]; each call is the step nearest to its time. None: calls are counted.
+        divisible: the caller's loop is Euler's method.
 
     Raises:
         ValueError: if a time of the schedule occurs twice, as with solvers of second order.
     """
 
-    def __init__(self, times: Tensor | None) -> None:
+    def __init__(self, times: Tensor | None, divisible: bool = False) -> None:
+        self._indivisible = "" if divisible else UNKNOWN_SAMPLER
         if times is not None and bool((times[:-1].diff() == 0).any()):
             raise ValueError(
                 "two steps of times= are at the same time, so that a call does not tell its step; enable the pipeline "
@@ -244,7 +254,7 @@ class TimestepClock(StepClock):
         if at.last is not None and (step < at.last[0] or time > at.last[1]):
             at.generation = object()  # time ran backwards: a new generation
         at.last = (step, time)
-        return StepInfo(step, self._times, at.generation, session=at.session)
+        return StepInfo(step, self._times, at.generation, session=at.session, indivisible=self._indivisible)
 
     def session(self, component: str, transformer: nn.Module) -> Session | None:
         at = self._threads.get(threading.current_thread())
@@ -272,13 +282,20 @@ class TimestepClock(StepClock):
         raise ValueError(f"the transformer was called without a time ({', '.join(TIME_ARGUMENTS)})")
 
 
-def make_clock(target: Any, times: Tensor | Sequence[float] | None = None, num_steps: int | None = None) -> StepClock:
+def make_clock(
+    target: Any,
+    times: Tensor | Sequence[float] | None = None,
+    num_steps: int | None = None,
+    *,
+    divisible: bool = False,
+) -> StepClock:
     """The scheduler of a pipeline, or the times of a bare transformer.
 
     Args:
         target: a pipeline or a transformer.
         times: of a bare transformer, [steps] or [steps + 1]; None: its calls are counted.
         num_steps: of a bare transformer with times; None: they are not fixed.
+        divisible: the loop around a bare transformer is Euler's method.
 
     Raises:
         ValueError: if times are given for a pipeline, it has no scheduler, or the number of steps is not fixed.
@@ -293,4 +310,4 @@ def make_clock(target: Any, times: Tensor | Sequence[float] | None = None, num_s
         return TimestepClock(None)
     if num_steps is None:
         raise ValueError("a bare transformer needs a fixed plan")
-    return TimestepClock(as_times(times, num_steps))
+    return TimestepClock(as_times(times, num_steps), divisible)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lesa.adapters.diffusers.branches import Branch, Branches
 from lesa.adapters.diffusers.compat import CacheContexts, can_bypass_forward
+from lesa.adapters.diffusers.mean_output import OutputSum
 from lesa.adapters.diffusers.models import STEP_ARGUMENTS, TIME_ARGUMENTS, find_layout
 from lesa.adapters.diffusers.output_heads import Arguments, OutputHead, linear_head
 from lesa.adapters.diffusers.precomputed import PrecomputedOutputs, one_step
@@ -88,7 +89,10 @@ class TransformerHook:
             try:
                 output = self._predicted(*begun)
                 if output is None:
-                    output = self._state.run(forward, args, kwargs)
+                    divided = self._is_divided(*begun)
+                    output = self._state.run(forward, args, kwargs, mean=not divided)
+                    if divided:
+                        output = self._mean_output(output, *begun)
                 failed = False
                 return output
             finally:
@@ -158,6 +162,7 @@ class TransformerHook:
             branch.must_run,
             functools.partial(linear_head, self._transformer, arguments) if known else None,
             info.session,
+            info.indivisible,
         )
 
     @torch.compiler.disable
@@ -169,14 +174,41 @@ class TransformerHook:
         if head is None or not self._skips_forward(head, branch, info, arguments):
             self._inner.hook_blocks()
             return None
-        if branch.precomputed is None:
-            branch.precomputed = PrecomputedOutputs(self._transformer, head)
-        if not branch.precomputed.holds(info.step):
-            driver = self._state.driver
+        driver, memory = self._state.driver, self._state.driver.divided(self._head)
+        precomputed = self._precomputed(branch, head)
+        if memory is not None:
+            sample = branch.mean_output.predicted(info.step, memory, self._outputs(precomputed, info, arguments))
+            return _output(sample, arguments)
+        if not precomputed.holds(info.step):
             interval = driver.predict_interval(self._head) if info.timesteps is not None else None
-            branch.precomputed.compute(arguments, info, interval or one_step(driver.predict(self._head), info.step))
-        sample = branch.precomputed.take(info.step)
-        return Transformer2DModelOutput(sample=sample) if arguments.get("return_dict", True) else (sample,)
+            precomputed.compute(arguments, info, interval or one_step(driver.predict(self._head), info.step))
+        return _output(precomputed.take(info.step), arguments)
+
+    @torch.compiler.disable
+    def _is_divided(self, branch: Branch, info: StepInfo, arguments: Arguments) -> bool:
+        """Whether this full step is divided into substeps whose outputs the known output head can compute."""
+        head = self._inner.structure.output_head
+        if self._state.skip or head is None or self._state.driver.mean(self._head) is None:
+            return False
+        return self._skips_forward(head, branch, info, arguments)
+
+    @torch.compiler.disable
+    def _mean_output(self, output: Any, branch: Branch, info: StepInfo, arguments: Arguments) -> Any:
+        """The output of a full step as the mean over its substeps."""
+        memory, head = self._state.driver.divided(self._head), self._inner.structure.output_head
+        if memory is None or head is None:
+            return output
+        outputs = self._outputs(self._precomputed(branch, head), info, arguments)
+        sample = output.sample if hasattr(output, "sample") else output[0]
+        return _output(branch.mean_output.full(sample, info.step, memory, outputs), arguments)
+
+    def _precomputed(self, branch: Branch, head: OutputHead) -> PrecomputedOutputs:
+        branch.precomputed = branch.precomputed or PrecomputedOutputs(self._transformer, head)
+        return branch.precomputed
+
+    @staticmethod
+    def _outputs(precomputed: PrecomputedOutputs, info: StepInfo, arguments: Arguments) -> OutputSum:
+        return functools.partial(precomputed.sum, arguments, info)
 
     def _skips_forward(self, head: OutputHead, branch: Branch, info: StepInfo, arguments: Arguments) -> bool:
         layer = getattr(self._transformer, head.projection)
@@ -188,6 +220,11 @@ class TransformerHook:
                 or branch.time_check.passes(arguments["timestep"], info.values[info.step] * head.time_unit / 1000)
             )
         )
+
+
+def _output(sample: Tensor, arguments: Arguments) -> Any:
+    """What forward returns."""
+    return Transformer2DModelOutput(sample=sample) if arguments.get("return_dict", True) else (sample,)
 
 
 def _dtype(arguments: Arguments) -> torch.dtype | None:

@@ -1,0 +1,80 @@
+"""The mean output over a step that is divided into substeps, and the correction of the steps before it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lesa.tables.memory import IntervalPrediction, SubstepMemory
+
+OutputSum = Callable[[IntervalPrediction], Tensor]  # the weighted sum of the outputs of substeps
+
+
+class MeanOutput:
+    """The mean outputs of one branch in one generation. The sampler moves by each times the length of its step.
+
+    It keeps up to three outputs: the true ones of the last two full steps, and what was sent since the last one.
+    """
+
+    def __init__(self) -> None:
+        self._true: list[tuple[float, Tensor]] = []  # the times and outputs of the last two full steps
+        self._sent: Tensor | None = None  # what the sample was moved by since the last full step
+
+    def full(self, output: Tensor, step: int, memory: SubstepMemory, outputs: OutputSum) -> Tensor:
+        """The mean over a full step whose first substep gave ``output``; the feature of this step has been kept."""
+        self._true = [*self._true[-1:], (_time(memory, step), output)]
+        rest = memory.predict_rest(step)
+        mean = output
+        if rest is not None:
+            mean = torch.add(outputs(rest), output, alpha=memory.substeps.weights(step)[0])
+        mean = self._with_line(mean, step, memory)
+        correction = self._correction(step, memory, outputs)
+        self._sent = mean * _length(memory, step)
+        return mean if correction is None else torch.add(mean, correction, alpha=1 / _length(memory, step))
+
+    def predicted(self, step: int, memory: SubstepMemory, outputs: OutputSum) -> Tensor:
+        """The mean over a predicted step."""
+        predicted = memory.predict_interval(step)
+        assert predicted is not None, "a predicted step has substeps"
+        mean = self._with_line(outputs(predicted), step, memory)
+        if self._sent is not None:
+            self._sent = torch.add(self._sent, mean, alpha=_length(memory, step))
+        return mean
+
+    def _with_line(self, mean: Tensor, step: int, memory: SubstepMemory) -> Tensor:
+        """A share of the mean from the line through the last two true outputs."""
+        if not memory.output_share or len(self._true) < 2:
+            return mean
+        (before, first), (latest, last) = self._true
+        if before == latest:
+            return mean
+        # the middle of the substeps' beginnings: the sampler's error is that of the substeps, here as well
+        middle = sum(w * t for w, t in zip(memory.substeps.weights(step), _times(memory, step), strict=True))
+        line = torch.lerp(first, last, (before - middle) / (before - latest))
+        return torch.lerp(mean, line, memory.output_share)
+
+    def _correction(self, step: int, memory: SubstepMemory, outputs: OutputSum) -> Tensor | None:
+        """What the sample is to be moved by: the path since the full step before, interpolated, less what was sent."""
+        again = None if self._sent is None or not _length(memory, step) else memory.interpolate(step)
+        if again is None or self._sent is None:
+            return None
+        path = outputs(again)
+        if memory.output_share and len(self._true) == 2:
+            (before, first), (latest, last) = self._true
+            path = torch.lerp(path, torch.lerp(first, last, 0.5) * (before - latest), memory.output_share)
+        return (path - self._sent) * memory.correction
+
+
+def _times(memory: SubstepMemory, step: int) -> list[float]:
+    steps = memory.substeps.of(step)
+    return memory.substeps.times[steps.start : steps.stop].tolist()
+
+
+def _time(memory: SubstepMemory, step: int) -> float:
+    return float(memory.substeps.times[memory.substeps.first[step]])
+
+
+def _length(memory: SubstepMemory, step: int) -> float:
+    """The length of a step in noise level."""
+    first, following = memory.substeps.first[step : step + 2]
+    return float(memory.substeps.times[first] - memory.substeps.times[following])

@@ -17,6 +17,7 @@ from lesa.forecasters import (
     Forecaster,
     Hermite,
     LeastSquares,
+    Multistep,
     PathLeastSquares,
     Reuse,
     Taylor,
@@ -30,7 +31,9 @@ from lesa.runtime.guard import Guard
 from lesa.runtime.history import FeatureHistory
 from lesa.statistics.gram import GramMatrix
 from lesa.statistics.output_errors import OutputErrorGram
+from lesa.tables.evaluation_times import evaluation_times
 from lesa.tables.plan import StepPlan
+from lesa.tables.substeps import Substeps
 from lesa.tables.table import CoefficientTable, unroll
 from lesa.training.trajectories import Trajectories
 
@@ -62,10 +65,12 @@ __all__ = [
     "LesaConfig",
     "LesaPredictor",
     "LesaWarning",
+    "Multistep",
     "OutputErrorGram",
     "PathLeastSquares",
     "Reuse",
     "StepPlan",
+    "Substeps",
     "Taylor",
     "Trajectories",
     "calibrate",
@@ -74,6 +79,7 @@ __all__ = [
     "enable",
     "enable_module",
     "evaluate",
+    "evaluation_times",
     "fit",
     "fit_gram",
     "from_taylorseer_config",

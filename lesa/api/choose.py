@@ -10,7 +10,7 @@ from lesa.calibration.calibration import Calibration
 from lesa.forecasters import Multistep, Taylor
 from lesa.forecasters.base import Forecasters, as_forecasters, forecaster_list
 from lesa.forecasters.registry import registered
-from lesa.runtime.accelerator import Plan
+from lesa.runtime.plans import Plan
 from lesa.tables.plan import StepPlan
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from lesa.arguments import whole
 from lesa.calibration.budget import FEWEST, Budget
 from lesa.calibration.calibration import Calibration
 from lesa.forecasters.base import forecaster_list
-from lesa.runtime.accelerator import Accelerator, Plan
+from lesa.runtime.accelerator import Accelerator
 from lesa.runtime.guard import Guard
+from lesa.runtime.plans import Plan
 from lesa.runtime.record import Record
 from lesa.tables.evaluation_times import evaluation_times
 from lesa.tables.forecaster import Forecaster, Stream

@@ -141,9 +141,9 @@ class Calibration:
             raise ValueError(f"no plan that saves a step keeps an error of {max_error}")
         if speedup is not None:
             real("speedup", speedup, least=1)
-            full_steps = int(steps / speedup + 1e-9)
+            full_steps = min(int(steps / speedup + 1e-9), self.num_steps)
         assert full_steps is not None
-        whole("full_steps", full_steps, least=1, most=steps)
+        whole("full_steps", full_steps, least=1, most=min(steps, self.num_steps))
         return self._plans(times, [full_steps])[full_steps]
 
     def evaluation_times(self, evaluations: int) -> Tensor:
@@ -158,7 +158,7 @@ class Calibration:
         """The predicted error of the sample for every number of full steps, from 1 on."""
         errors = self.errors(times=times)
         chosen = self.times if times is None else times
-        plans = self._plans(times, list(range(1, errors.num_steps - FEWEST_SAVED + 1)))
+        plans = self._plans(times, list(range(1, min(errors.num_steps, self.num_steps) - FEWEST_SAVED + 1)))
         return {budget: sample_error(errors, plan, chosen) for budget, plan in plans.items()}
 
     def search(self, *, progress: bool = True) -> None:
@@ -170,7 +170,11 @@ class Calibration:
         native = times is None or same_times(as_times(times, len(times) - 1), self.times)
         missing = [b for b in budgets if not native or b not in self.plans]
         chosen = self.times if native or times is None else times
-        found = search_plans(self.errors(times=times), chosen, missing, progress=False) if missing else {}
+        if len(chosen) > len(self.times):  # a search among so many steps would take minutes
+            best = self._plans(None, missing)
+            found = {b: StepPlan.nearest(chosen, self.times[list(plan.full_steps)]) for b, plan in best.items()}
+        else:
+            found = search_plans(self.errors(times=times), chosen, missing, progress=False) if missing else {}
         if native:
             self.plans |= found
         return {b: self.plans[b] if b in self.plans and native else found[b] for b in budgets}

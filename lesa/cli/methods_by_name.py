@@ -21,7 +21,7 @@ from lesa.evaluation.methods import Method, predicted
 from lesa.forecasters import LeastSquares, PathLeastSquares
 from lesa.forecasters.base import Forecasters, as_forecasters
 from lesa.forecasters.registry import make_forecaster, registered
-from lesa.runtime.accelerator import Plan
+from lesa.runtime.plans import Plan
 from lesa.tables.plan import StepPlan
 
 DEFAULT = "default"

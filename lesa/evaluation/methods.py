@@ -7,7 +7,8 @@ from typing import Any
 
 from lesa.adapters.diffusers.attachment import Attachment
 from lesa.forecasters.base import Forecasters
-from lesa.runtime.accelerator import Accelerator, Plan
+from lesa.runtime.accelerator import Accelerator
+from lesa.runtime.plans import Plan
 
 
 @dataclass(frozen=True)

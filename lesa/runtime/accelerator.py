@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +16,7 @@ from lesa.runtime.driver import ONLY_SESSION, Call, Driver, Session, Warnings
 from lesa.runtime.generation import Generation
 from lesa.runtime.guard import Guard, GuardMonitor, Probes, make_probes
 from lesa.runtime.history import FeatureHistory
+from lesa.runtime.plans import MAX_TABLES, Plan, Plans, cached
 from lesa.runtime.record import Record
 from lesa.runtime.substep_history import SubstepHistory
 from lesa.tables.forecaster import Forecaster, Stream
@@ -25,11 +26,6 @@ from lesa.tables.substeps import Substeps
 from lesa.tables.table import CoefficientTable
 
 log = logging.getLogger("lesa")
-
-Plan = StepPlan | Callable[[Tensor], StepPlan]
-
-T = TypeVar("T")
-MAX_TABLES = 16  # a server has few schedules at a time; folding a LESA predictor takes milliseconds
 
 
 @dataclass
@@ -94,7 +90,7 @@ class Accelerator(Driver):
         self.warnings = Warnings()
         self._open: WeakKeyDictionary[Session, OpenGeneration] = WeakKeyDictionary()
         self._current: tuple[OpenGeneration, Generation] | None = None
-        self._plans: dict[Hashable, StepPlan] = {}
+        self._plans = Plans(plan)
         self._tables: dict[Hashable, CoefficientTable] = {}
         self._probes: dict[Hashable, Probes] = {}
         self._substeps: dict[Hashable, Substeps] = {}
@@ -201,7 +197,7 @@ class Accelerator(Driver):
         self.warnings(what)
 
     def _make(self, call: Call) -> Generation:
-        plan, times, forecaster = self._plan(call), call.times, self._forecaster(call)
+        plan, times, forecaster = self._plans.of(call), call.times, self._forecaster(call)
         if times is None:
             if forecaster.needs_times:
                 raise ValueError(f"{forecaster!r} needs the times of the steps: enable(..., times=scheduler.sigmas)")
@@ -236,7 +232,7 @@ class Accelerator(Driver):
         if own is not None:
             return own
         if self._divide is not None and call.times is not None and not call.indivisible:
-            fine = _cached(self._substeps, tuple(times.tolist()), functools.partial(self._divide, times))
+            fine = cached(self._substeps, tuple(times.tolist()), functools.partial(self._divide, times))
             if fine.first[-1] == plan.num_steps:  # a step is never divided into one part
                 return self._history(call, forecaster, times, monitor, plan, previous)
             held = previous.history if isinstance(previous, SubstepHistory) else None
@@ -258,37 +254,17 @@ class Accelerator(Driver):
     ) -> FeatureHistory:
         """The features that the table of a plan uses."""
         key = (call.component, call.branch, plan, tuple(times.tolist()), forecaster.state)
-        table = _cached(self._tables, key, lambda: forecaster.table(plan, times))
+        table = cached(self._tables, key, lambda: forecaster.table(plan, times))
         if self.guard is None or monitor is None:
             return FeatureHistory(table, centre=call.layer_norm, make_layout=self._make_layout)
         assert previous is None or isinstance(previous, FeatureHistory)
         expected = self.guard.expected_error(forecaster, (call.component, call.branch), plan)
-        probes = _cached(
+        probes = cached(
             self._probes, key, lambda: make_probes(lambda other: forecaster.table(other, times), plan, expected)
         )
         monitor.expected = probes.expected
         spare = self.guard.extra_steps
         return FeatureHistory(table, probes, spare=spare, previous=previous, make_layout=self._make_layout)
-
-    def _plan(self, call: Call) -> StepPlan:
-        """The plan of the steps from ``call`` on, counted from step 0 of the schedule."""
-        if not isinstance(self.plan, StepPlan):
-            if call.times is None:
-                raise ValueError("a plan that depends on the times needs them: enable(..., times=...)")
-            make = functools.partial(_planned, self.plan, call.times, call.step)
-            return _cached(self._plans, (call.step, tuple(call.times.tolist())), make)
-        steps = self.plan.num_steps if call.times is None else len(call.times) - 1
-        if steps != self.plan.num_steps:
-            raise ValueError(
-                f"the plan is for {self.plan.num_steps} steps, this generation has {steps} (by the scheduler of the "
-                "pipeline that calls the transformer, or else of the one that lesa was enabled on); give a plan for "
-                f"{steps} steps, or a function: plan=lambda times: StepPlan.paper(len(times) - 1, interval=7)"
-            )
-        if call.step >= steps:
-            raise ValueError(
-                f"the plan is for {steps} steps and this generation goes on; give a plan for as many as it has"
-            )
-        return self.plan.starting_at(call.step) if call.step > 0 else self.plan
 
     def _forecaster(self, call: Call) -> Forecaster:
         forecaster = self.forecasters
@@ -305,20 +281,3 @@ def _finished_with(opened: OpenGeneration, last: Generation) -> list[Stream]:
     guidance ended early.
     """
     return [s for s, g in opened.branches.items() if g is last or g.last_step < last.last_step - 1]
-
-
-def _planned(plan: Callable[[Tensor], StepPlan], times: Tensor, start: int) -> StepPlan:
-    """The plan that a function makes of the times from ``start`` on."""
-    rest, steps = plan(times[start:]), len(times) - 1 - start
-    if not isinstance(rest, StepPlan) or rest.num_steps != steps:
-        raise ValueError(f"the function plan= was asked for a StepPlan of {steps} steps and returned {rest!r}")
-    return StepPlan(start + steps, (start + step for step in rest.full_steps), start=start)
-
-
-def _cached(made: dict[Hashable, T], key: Hashable, make: Callable[[], T]) -> T:
-    """What ``make`` returns for a key; the latest few are cached."""
-    if key not in made:
-        while len(made) >= MAX_TABLES:
-            del made[next(iter(made))]
-        made[key] = make()
-    return made[key]

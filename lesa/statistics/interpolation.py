@@ -20,7 +20,7 @@ class Stencil(NamedTuple):
     def between(cls, known: Tensor, wanted: Tensor) -> "Stencil":
         """Cubic interpolation from times ``known`` [steps + 1] at times ``wanted`` [steps' + 1].
 
-        The last measured step stands for all times from its own to the end of the schedule.
+        The last measured step stands for the times from soon after its own to the end of the schedule.
 
         Raises:
             ValueError: if a wanted time lies outside of the measured schedule.
@@ -29,14 +29,15 @@ class Stencil(NamedTuple):
         first = torch.cat([torch.tensor([True]), known[1:-1] < known[:-2]])  # solvers of second order repeat a time
         steps = first.nonzero().flatten()
         end, known = known[-1], known[steps]
-        # the cubic is good for a gap before the first node; another resolution shifts a schedule by much less
-        gap = known[:2].diff().abs().sum()
+        # The cubic is good for a gap before the first node and half a gap after the last. Another resolution shifts a
+        # schedule by much less.
+        gap, half = known[:2].diff().abs().sum(), known[-2:].diff().abs().sum() / 2
         if wanted.max() > known.max() + TOLERANCE + gap or wanted.min() < end - TOLERANCE:
             raise ValueError(
                 f"this calibration knows times from {float(known[0]):.4f} to {float(end):.4f}, the generation runs at "
                 f"{shown(wanted.tolist())}; calibrate on its schedule"
             )
-        wanted = wanted.clamp(min=known.min())
+        wanted = wanted.clamp(min=known.min() - half)
         # two before and two after; for two times in one gap the same, so that only pairs near each other are needed
         count = min(NEIGHBOURS, len(known))
         after = torch.searchsorted(-known, -wanted, right=True)

@@ -103,26 +103,24 @@ class OutputErrorGram:
         The other steps cost nothing. A step of these that is predicted from a step before ``first``, where this stream
         has no feature, counts as if nothing were predicted, so that plans make a step of these full first.
         """
-        if (first, num_steps) == (0, self.num_steps):
+        if (first, num_steps) == (0, self.num_steps) and self.stencil is None:
             return self
-        steps = self.num_steps
-        target, used = pairs(steps)
-        part = slice(first, first + steps)
+        target, used = pairs(self.num_steps)
+        part, squares = slice(first, first + self.num_steps), self.power * self.count
         vectors = torch.zeros(num_steps, num_steps, self.vectors.shape[-1] + 1, dtype=torch.float64)
+        vectors[target + first, used + first, :-1] = self.of(target, used) * self.count**0.5
+        vectors[part, :first, -1] = squares.sqrt().unsqueeze(1)
         lengths = torch.full((num_steps,) * 2, self.tokens, dtype=torch.float64)  # as long as they should be
-        squares = torch.full((num_steps,), float(self.power.mean()) * self.count, dtype=torch.float64)
-        if self.count:
-            vectors[target + first, used + first, :-1] = self.of(target, used) * self.count**0.5
-        vectors[part, :first, -1] = (self.power * self.count).sqrt()[:, None]
         lengths[target + first, used + first] = self.length(target, used) * self.tokens
-        squares[part] = self.power * self.count
-        return OutputErrorGram(vectors, lengths, squares, self.count, self.tokens)
+        all_squares = squares.mean().repeat(num_steps)
+        all_squares[part] = squares
+        return OutputErrorGram(vectors, lengths, all_squares, self.count, self.tokens)
 
     def merge(self, other: "OutputErrorGram") -> None:
         """Add the counts of another one; a ValueError for another number of steps."""
         if other.num_steps != self.num_steps:
             raise ValueError(f"cannot merge errors of {other.num_steps} and {self.num_steps} steps")
-        assert self.stencil is other.stencil is None, "errors are added up on the schedule that they were measured on"
+        other = other.within(0, other.num_steps)
         vectors = torch.cat([self.vectors, other.vectors], -1).flatten(0, 1)
         self.vectors = _shortened(vectors).unflatten(0, self.vectors.shape[:2])
         self._products = None

@@ -4,6 +4,7 @@ import torch
 
 from lesa import Calibration, GramMatrix
 from lesa.calibration.calibration import Measured
+from lesa.statistics.output_errors import pairs
 from tests.lesa.adapters.diffusers.tiny import STEPS
 
 TIMES = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
@@ -17,6 +18,11 @@ def random_gram(steps=STEPS, seed=0, samples=64, times=None):
     for step, time in enumerate(times[:-1]):
         gram.update(step, sum(wave * torch.cos(2.5 * i * time + i) for i, wave in enumerate(waves, 1)))
     return gram
+
+
+def products(errors):
+    """The inner products of the output errors of all pairs of steps."""
+    return errors.products(*pairs(errors.num_steps))
 
 
 def calibration(steps=STEPS, streams=(("transformer", "cond"),), model=None, seed=0):

@@ -26,7 +26,7 @@ from lesa.statistics.output_errors import path_weights
 from lesa.statistics.resampling import resample
 from tests.lesa.adapters.diffusers import tiny
 from tests.lesa.adapters.diffusers.tiny import STEPS, generate
-from tests.lesa.calibrations import TIMES, calibration, random_gram
+from tests.lesa.calibrations import TIMES, calibration, products, random_gram
 
 BUDGETS = [{"speedup": 5}, {"speedup": 2.5}, {"full_steps": 10}, {"full_steps": 1}, {"max_error": 1e-12}]
 
@@ -191,10 +191,11 @@ def test_merging_updates_the_output_errors():
     stream = ("transformer", "cond")
     a, b = calibration(seed=0), calibration(seed=1)
     a.requests, b.requests = ["a"], ["b"]
-    before = a.errors(stream).matrix.clone()
+    before = products(a.errors(stream))
     a.merge(b)
-    assert not torch.equal(a.errors(stream).matrix, before)
-    torch.testing.assert_close(a.errors(stream).matrix, OutputErrorGram.from_gram(a.streams[stream].gram).matrix)
+    after = products(a.errors(stream))
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, products(OutputErrorGram.from_gram(a.streams[stream].gram)))
 
 
 def test_calibrations_with_and_without_an_output_head_are_not_merged():
@@ -214,12 +215,6 @@ def test_zero_features_have_plans_and_finite_tables():
     for plan in search_plans(errors, times, range(1, 7), progress=False).values():
         table = PathLeastSquares(errors).table(plan, times)
         assert bool(table.coefficients.isfinite().all())
-
-
-def test_too_many_steps_are_refused_before_memory_is_allocated():
-    for make in (lambda: OutputErrorGram.empty(1000), lambda: OutputErrorGram.from_gram(GramMatrix(1000))):
-        with pytest.raises(ValueError, match="at most 100 steps, not 1000"):
-            make()
 
 
 def test_coefficients_of_a_limited_history_are_fitted_to_its_length():
@@ -280,6 +275,6 @@ def test_times_slightly_beyond_the_calibrated_range_are_resampled(shift):
     found = resample(random_gram(steps, times=known), known, times).matrix
     assert float((found - expected).abs().max()) < 2e-3 * float(expected.diagonal().max())
     beyond = times.clone()
-    beyond[-2] = 0.01
+    beyond[0] = 1.2
     with pytest.raises(ValueError, match="calibrate on its schedule"):
         resample(random_gram(steps), known, beyond)

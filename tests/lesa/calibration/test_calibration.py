@@ -13,6 +13,7 @@ from lesa.statistics.output_errors import LinearHead, OutputErrorGram, measure_o
 from lesa.statistics.resampling import resample
 from lesa.training.from_gram import PathLoss, fit_gram
 from tests.lesa.adapters.diffusers import tiny
+from tests.lesa.calibrations import products
 
 STEPS = 10
 TIMES = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
@@ -56,8 +57,7 @@ def test_the_output_error_equals_the_derivative_of_the_output(step):
     path, head, gram = features(), heads()[step], measured_errors()
     used = torch.tensor([0, 2])
     direction = torch.tensor([0.7, -0.4], dtype=torch.float64)
-    row = gram.row(torch.full((2,), step), used)
-    squared = direction @ gram.matrix[row[:, None], row] @ direction / gram.count
+    squared = direction @ gram.products(torch.full((2,), step), used) @ direction
     tiny = 1e-5
     moved = path[step] + tiny * torch.einsum("j,jbtd->btd", direction, path[used])
     found = (output(moved, head) - output(path[step], head)) / tiny
@@ -69,7 +69,7 @@ def test_merged_errors_equal_the_errors_of_both_samples():
     twice = [head._replace(multiplier=head.multiplier.repeat(2, 1)) for head in heads()]
     both = measure_output_errors(list(torch.cat([features(0), features(1)], dim=1)), twice)
     one.merge(two)
-    torch.testing.assert_close(one.matrix, both.matrix)
+    torch.testing.assert_close(products(one), products(both))
     assert one.count == both.count
 
 
@@ -153,7 +153,7 @@ def test_a_saved_calibration_is_loaded_unchanged(tmp_path):
     read = Calibration.load(tmp_path)
     assert read.plans == made.plans
     assert read.plan(speedup=2.5) == made.plan(4)
-    torch.testing.assert_close(read.errors().matrix, made.errors().matrix)
+    torch.testing.assert_close(products(read.errors()), products(made.errors()))
     assert isinstance(lesa.load(tmp_path), Calibration)
     (tmp_path / "calibration.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="not a complete calibration"):
@@ -186,12 +186,15 @@ def test_only_one_budget_is_accepted_and_it_may_be_an_error():
         made.plan(max_error=0)
 
 
-def test_other_models_and_longer_schedules_are_refused():
+def test_other_models_are_refused_and_finer_schedules_get_the_nearest_plan():
     made = calibration()
     with pytest.raises(ValueError, match="made for transformer A 1"):
         made.check_model({"transformer": "B 2"})
-    with pytest.raises(ValueError, match="calibrate with at least 20"):
-        made.plan(4, times=torch.linspace(1, 0, 21))
+    finer = torch.linspace(1, 0, 2 * STEPS + 1)
+    assert made.plan(4, times=finer).full_steps == tuple(2 * step for step in made.plan(4).full_steps)
+    errors, plan = made.errors(times=finer), made.plan(4, times=finer)
+    best, reuse = (lesa.sample_error(errors, plan, finer, forecaster) for forecaster in (None, lesa.Reuse()))
+    assert best < 0.25 * reuse
 
 
 def test_resampling_at_the_calibrated_times_changes_nothing():

@@ -130,7 +130,9 @@ class Generation:
         return self._memories[head].predict_interval(self.last_step)
 
     def mean(self, head: str) -> tuple[Tensor | None, float] | None:
-        memory = self._memories.get(head, self._first_memory)
+        memory = self._memories.get(head)
+        if memory is None:
+            memory = self._first_memory = self._first_memory or self._make_memory(self._plan, None)
         return memory.mean(self.last_step) if isinstance(memory, SubstepMemory) else None
 
     def divided(self, head: str) -> SubstepMemory | None:

@@ -125,6 +125,10 @@ class Accelerator(Driver):
     def mean(self, head: str) -> tuple[Tensor | None, float] | None:
         return None if self._current is None else self._current[1].mean(head)
 
+    @property
+    def is_divided(self) -> bool:
+        return self._current is not None and self._current[1].is_divided
+
     def divided(self, head: str) -> SubstepMemory | None:
         return None if self._current is None else self._current[1].divided(head)
 

@@ -129,10 +129,20 @@ class Generation:
     def predict_interval(self, head: str) -> IntervalPrediction | None:
         return self._memories[head].predict_interval(self.last_step)
 
-    def mean(self, head: str) -> tuple[Tensor | None, float] | None:
+    @property
+    def is_divided(self) -> bool:
+        """Whether its steps are divided into substeps."""
+        return isinstance(self._any_memory(next(iter(self._memories), "")), SubstepMemory)
+
+    def _any_memory(self, head: str) -> Memory:
+        """The memory of a head, or the one that it will get."""
         memory = self._memories.get(head)
         if memory is None:
             memory = self._first_memory = self._first_memory or self._make_memory(self._plan, None)
+        return memory
+
+    def mean(self, head: str) -> tuple[Tensor | None, float] | None:
+        memory = self._any_memory(head)
         return memory.mean(self.last_step) if isinstance(memory, SubstepMemory) else None
 
     def divided(self, head: str) -> SubstepMemory | None:

@@ -84,10 +84,10 @@ class SubstepHistory(SubstepMemory):
         return self._weighted(range(before, after), rows, lengths)
 
     def mean(self, step: int) -> tuple[Tensor | None, float]:
-        return self.history.mean_with(self.substeps.first[step], self.substeps.weights(step))
+        return self.history.mean_with(self.substeps.first[step], self.substeps.weights[step])
 
     def _cached_weights(self, step: int, skipped: int) -> Tensor:
-        weights = self.substeps.weights(step)[skipped:]
+        weights = self.substeps.weights[step][skipped:]
         return self.history.cached(("weights", step, skipped), lambda: torch.tensor(weights, dtype=torch.float64))
 
     def _weighted(self, steps: range, rows: Rows, weights: Tensor) -> IntervalPrediction:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,10 +21,27 @@ class Substeps:
     Attributes:
         times: noise levels [substeps + 1] float64.
         first: [steps + 1], the first substep of each step, and the number of all substeps.
+        lengths: [steps] of the steps, in noise level.
+        weights: [steps], the length of each substep of a step as a share of the step.
+        middles: [steps], the mean of the times of the substeps.
     """
 
     times: Tensor
     first: tuple[int, ...]
+    lengths: tuple[float, ...] = field(init=False)
+    weights: tuple[list[float], ...] = field(init=False)
+    middles: tuple[float, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        lengths = -self.times.diff()
+        parts = [lengths[a:b] for a, b in itertools.pairwise(self.first)]
+        totals = [float(part.sum()) for part in parts]
+        weights = [
+            part / n if n else torch.full_like(part, 1 / len(part)) for part, n in zip(parts, totals, strict=True)
+        ]
+        middles = [float(w @ self.times[a : a + len(w)]) for w, a in zip(weights, self.first, strict=False)]
+        for name, value in {"lengths": totals, "weights": [w.tolist() for w in weights], "middles": middles}.items():
+            object.__setattr__(self, name, tuple(value))
 
     @classmethod
     def divide(cls, times: Tensor | Sequence[float], substeps: int | None = None) -> "Substeps":
@@ -51,9 +68,3 @@ class Substeps:
     def of(self, step: int) -> range:
         """The substeps of a step."""
         return range(self.first[step], self.first[step + 1])
-
-    def weights(self, step: int) -> list[float]:
-        """The length of each substep of a step, as a share of the step."""
-        lengths = (self.times[:-1] - self.times[1:])[self.first[step] : self.first[step + 1]]
-        total = float(lengths.sum())
-        return [float(length) / total if total else 1 / len(lengths) for length in lengths]

@@ -26,11 +26,11 @@ class MeanOutput:
         rest = memory.predict_rest(step)
         mean = output
         if rest is not None:
-            mean = torch.add(outputs(rest), output, alpha=memory.substeps.weights(step)[0])
+            mean = torch.add(outputs(rest), output, alpha=memory.substeps.weights[step][0])
         mean = self._with_line(mean, step, memory)
         correction = self._correction(step, memory, outputs)
-        self._sent = mean * _length(memory, step)
-        return mean if correction is None else torch.add(mean, correction, alpha=1 / _length(memory, step))
+        self._sent = mean * memory.substeps.lengths[step]
+        return mean if correction is None else torch.add(mean, correction, alpha=1 / memory.substeps.lengths[step])
 
     def predicted(self, step: int, memory: SubstepMemory, outputs: OutputSum) -> Tensor:
         """The mean over a predicted step."""
@@ -38,7 +38,7 @@ class MeanOutput:
         assert predicted is not None, "a predicted step has substeps"
         mean = self._with_line(outputs(predicted), step, memory)
         if self._sent is not None:
-            self._sent = torch.add(self._sent, mean, alpha=_length(memory, step))
+            self._sent = torch.add(self._sent, mean, alpha=memory.substeps.lengths[step])
         return mean
 
     def _with_line(self, mean: Tensor, step: int, memory: SubstepMemory) -> Tensor:
@@ -48,14 +48,12 @@ class MeanOutput:
         (before, first), (latest, last) = self._true
         if before == latest:
             return mean
-        # the middle of the substeps' beginnings: the sampler's error is that of the substeps, here as well
-        middle = sum(w * t for w, t in zip(memory.substeps.weights(step), _times(memory, step), strict=True))
-        line = torch.lerp(first, last, (before - middle) / (before - latest))
+        line = torch.lerp(first, last, (before - memory.substeps.middles[step]) / (before - latest))
         return torch.lerp(mean, line, memory.output_share)
 
     def _correction(self, step: int, memory: SubstepMemory, outputs: OutputSum) -> Tensor | None:
         """What the sample is to be moved by: the path since the full step before, interpolated, less what was sent."""
-        again = None if self._sent is None or not _length(memory, step) else memory.interpolate(step)
+        again = None if self._sent is None or not memory.substeps.lengths[step] else memory.interpolate(step)
         if again is None or self._sent is None:
             return None
         path = outputs(again)
@@ -65,16 +63,5 @@ class MeanOutput:
         return (path - self._sent) * memory.correction
 
 
-def _times(memory: SubstepMemory, step: int) -> list[float]:
-    steps = memory.substeps.of(step)
-    return memory.substeps.times[steps.start : steps.stop].tolist()
-
-
 def _time(memory: SubstepMemory, step: int) -> float:
     return float(memory.substeps.times[memory.substeps.first[step]])
-
-
-def _length(memory: SubstepMemory, step: int) -> float:
-    """The length of a step in noise level."""
-    first, following = memory.substeps.first[step : step + 2]
-    return float(memory.substeps.times[first] - memory.substeps.times[following])

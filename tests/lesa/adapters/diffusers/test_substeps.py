@@ -234,9 +234,9 @@ def test_substeps_follow_the_lengths_of_the_steps():
     fine = Substeps.divide(torch.tensor([1.0, 0.9, 0.1, 0.0], dtype=torch.float64))
     assert fine.first == (0, 20, 180, 200) == (0, 20, 180, FINE)
     assert float(fine.times[20]) == 0.9
-    assert fine.weights(1) == pytest.approx([1 / 160] * 160)
+    assert fine.weights[1] == pytest.approx([1 / 160] * 160)
     assert fine.plan(StepPlan(3, [0, 2])).full_steps == (0, 180)
-    assert Substeps.divide([1.0, 1.0, 0.0], 3).weights(0) == pytest.approx([1 / 3] * 3)  # a step of no length
+    assert Substeps.divide([1.0, 1.0, 0.0], 3).weights[0] == pytest.approx([1 / 3] * 3)  # a step of no length
 
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}

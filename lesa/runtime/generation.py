@@ -39,6 +39,8 @@ class Generation:
         self._plan = plan
         self._make_memory = make_memory
         self._first_memory: Memory | None = make_memory(plan, None)
+        if isinstance(self._first_memory, SubstepMemory):
+            self.record.substeps = self._first_memory.substeps.first[-1]
         self._memories: dict[str, Memory] = {}
         self._signature = call.signature
         self._shapes: dict[str, torch.Size] = {}  # of the feature at each head

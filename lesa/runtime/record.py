@@ -58,6 +58,7 @@ class Record:
         kept_bytes: the largest size of its features.
         stopwatch: the time of a step of each kind.
         monitor: the errors of its predictions, if there is a guard.
+        substeps: times at which its output is computed or predicted, if its steps are divided; 0: they are not.
         note: what its plan could not keep of the budget that was asked for; empty: nothing.
     """
 
@@ -69,6 +70,7 @@ class Record:
     kept_bytes: int = 0
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     monitor: GuardMonitor | None = None
+    substeps: int = 0
     note: str = ""
 
     def __str__(self) -> str:
@@ -82,6 +84,8 @@ class Record:
         )
         for reason in dict.fromkeys(self.unplanned.values()):
             line += f"; not predicted: {', '.join(str(s) for s, r in self.unplanned.items() if r == reason)} ({reason})"
+        if self.substeps:
+            line += f"; every output is the mean over its step, {self.substeps} substeps in all"
         return line + (f"; {self.note}" if self.note else "")
 
 

@@ -33,15 +33,15 @@ class Substeps:
     middles: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        lengths = -self.times.diff()
-        parts = [lengths[a:b] for a, b in itertools.pairwise(self.first)]
+        parts = [-self.times[a : b + 1].diff() for a, b in itertools.pairwise(self.first)]
         totals = [float(part.sum()) for part in parts]
-        weights = [
+        shares = [
             part / n if n else torch.full_like(part, 1 / len(part)) for part, n in zip(parts, totals, strict=True)
         ]
-        middles = [float(w @ self.times[a : a + len(w)]) for w, a in zip(weights, self.first, strict=False)]
-        for name, value in {"lengths": totals, "weights": [w.tolist() for w in weights], "middles": middles}.items():
-            object.__setattr__(self, name, tuple(value))
+        middles = [float(w @ self.times[a : a + len(w)]) for w, a in zip(shares, self.first, strict=False)]
+        object.__setattr__(self, "lengths", tuple(totals))
+        object.__setattr__(self, "weights", tuple(share.tolist() for share in shares))
+        object.__setattr__(self, "middles", tuple(middles))
 
     @classmethod
     def divide(cls, times: Tensor | Sequence[float], substeps: int | None = None) -> "Substeps":

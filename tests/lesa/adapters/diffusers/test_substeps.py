@@ -181,6 +181,8 @@ def test_a_generation_of_ten_evaluations_is_an_ordinary_run_of_ten_steps():
             ("cond", 10, 0),
             ("uncond", 10, 0),
         ]
+        assert [record.substeps for record in handle.records] == [FINE, FINE]
+        assert "the mean over its step, 200 substeps in all" in handle.summary()
         feature = 2 * 16 * 32 * 4
         assert all(record.kept_bytes == 2 * feature for record in handle.records)
     assert len(steps) == 10

@@ -61,8 +61,9 @@ def digits(measured: Any) -> str:
 def time(measured: Any) -> str:
     """A sentence for each batch."""
     return "\n".join(
-        f"- Batch {row['batch']}: {1000 * row['substeps_s']:.0f} ms instead of {1000 * row['plain_s']:.0f} ms, "
-        f"{row['ratio']:.2f} times as long (median of interleaved rounds)."
+        f"- Batch {row['batch']}, {row['method']}: {1000 * row['substeps_s']:.0f} ms instead of "
+        f"{1000 * row['plain_s']:.0f} ms, {row['ratio']:.2f} times as long (time of the processor, median of interleaved "
+        "rounds)."
         for row in measured["timing"]
     )
 

@@ -37,8 +37,13 @@ def test_every_method_is_measured_against_the_exact_solution(name, trained, monk
     assert all(row["kept_bytes"] > 0 for row in rows if "kept_bytes" in row)
 
 
-def test_the_time_of_substeps_is_compared_with_plain_steps():
-    assert {row["batch"] for row in timing(Subject(None), 1)} == {1, 64}
+def test_the_time_of_substeps_is_compared_with_plain_steps(monkeypatch):
+    monkeypatch.setattr(evaluations, "FINE", 12)
+    rows = timing(Subject(None), 1)
+    assert {(row["batch"], row["method"]) for row in rows} == {
+        (batch, method) for batch in (1, 64) for method in ("nothing calibrated", "calibrated")
+    }
+    assert all(row["ratio"] > 0 for row in rows)
 
 
 def test_no_held_out_pair_is_drawn_in_training():

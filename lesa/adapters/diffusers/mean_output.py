@@ -23,7 +23,7 @@ class MeanOutput:
     def full(self, output: Tensor, step: int, memory: SubstepMemory, outputs: OutputSum) -> Tensor:
         """The mean over a full step whose first substep gave ``output``; the feature of this step has been kept."""
         self._true = [*self._true[-1:], (_time(memory, step), output)]
-        rest = memory.predict_rest(step)
+        rest = memory.predict_rest(step) if memory.output_share < 1 else None
         mean = output
         if rest is not None:
             mean = torch.add(outputs(rest), output, alpha=memory.substeps.weights[step][0])
@@ -34,9 +34,12 @@ class MeanOutput:
 
     def predicted(self, step: int, memory: SubstepMemory, outputs: OutputSum) -> Tensor:
         """The mean over a predicted step."""
-        predicted = memory.predict_interval(step)
-        assert predicted is not None, "a predicted step has substeps"
-        mean = self._with_line(outputs(predicted), step, memory)
+        mean = self._true[-1][1] if self._true else None
+        if mean is None or memory.output_share < 1:
+            predicted = memory.predict_interval(step)
+            assert predicted is not None, "a predicted step has substeps"
+            mean = outputs(predicted)
+        mean = self._with_line(mean, step, memory)
         if self._sent is not None:
             self._sent = torch.add(self._sent, mean, alpha=memory.substeps.lengths[step])
         return mean
@@ -53,13 +56,15 @@ class MeanOutput:
 
     def _correction(self, step: int, memory: SubstepMemory, outputs: OutputSum) -> Tensor | None:
         """What the sample is to be moved by: the path since the full step before, interpolated, less what was sent."""
-        again = None if self._sent is None or not memory.substeps.lengths[step] else memory.interpolate(step)
-        if again is None or self._sent is None:
+        if self._sent is None or not memory.correction or not memory.substeps.lengths[step] or len(self._true) < 2:
             return None
-        path = outputs(again)
-        if memory.output_share and len(self._true) == 2:
-            (before, first), (latest, last) = self._true
-            path = torch.lerp(path, torch.lerp(first, last, 0.5) * (before - latest), memory.output_share)
+        (before, first), (latest, last) = self._true
+        path = (first + last) * ((before - latest) / 2)
+        if memory.output_share < 1:
+            again = memory.interpolate(step)
+            if again is None:
+                return None
+            path = torch.lerp(outputs(again), path, memory.output_share)
         return (path - self._sent) * memory.correction
 
 

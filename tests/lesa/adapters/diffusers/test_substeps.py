@@ -130,7 +130,7 @@ def test_the_mean_output_is_that_of_the_formulas(correction, output_share):
         for moment in inside[1:]:
             slope = 0.0 if len(kept) < 2 else (moment - time) / (kept[0][0] - time)
             outputs.append(head(torch.lerp(features[0], kept[0][1], slope), moment))
-        mean = sum(outputs) / substeps
+        mean = output if output_share == 1 and len(kept) < 2 else sum(outputs) / substeps
         if len(kept) == 2 and output_share:
             slope = (sum(inside) / substeps - time) / (kept[0][0] - time)
             mean = torch.lerp(mean, torch.lerp(output, kept[0][2], slope), output_share)

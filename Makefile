@@ -62,6 +62,7 @@ demo: $(READY)
 # A process of one thread for each core. No test measures time, so that a busy machine fails none; bench-check does.
 # Coverage is only reported: the files of which less than 80 % ran, and the total.
 test: $(READY)
+	$(BIN)/python -m coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run $(TESTS) -m "not full"; status=$$?; \
 	$(BIN)/python -m coverage combine -q; \
 	$(BIN)/python -m coverage report | awk '!/%$$/ || /^TOTAL/ || $$NF + 0 < 80'; \

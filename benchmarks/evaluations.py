@@ -1,7 +1,7 @@
 """How near a number of evaluations comes to the exact solution: samplers, caches, and steps divided into substeps.
 
     python -m benchmarks.evaluations --out benchmarks/results/evaluations_digits.json
-    python -m benchmarks.evaluations --pictures DIR --seeds 32 --out benchmarks/results/evaluations_pictures.json
+    python -m benchmarks.evaluations --pictures DIR --seeds 16 --out benchmarks/results/evaluations_pictures.json
 
 PSNR in dB, mean over held-out seeds, against the same model in 400 Euler steps (exact) and in 50 (what caches imitate).
 With guidance every evaluation has two branches. ``--pictures`` takes what ``benchmarks.pictures.training`` wrote.

@@ -27,7 +27,7 @@ from lesa.evaluation import metrics
 from lesa.reports.environment import describe_environment
 from lesa.training.checkpoint import TrainingState
 from lesa.training.footprint import trajectory_bytes
-from lesa.training.two_stage import STAGES, _train_on
+from lesa.training.two_stage import STAGES, train_on
 
 STEPS, CHANNELS, INTERVAL = 50, 3072, 7
 PLAN = lesa.StepPlan.paper(STEPS, INTERVAL)
@@ -67,7 +67,7 @@ def ours(tokens: int, *, closed: bool, rounds: int) -> float:
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=1e-4)
     state, sample = TrainingState(predictor, optimizer, {stage: [] for stage in STAGES}), features(tokens)
     return seconds(
-        lambda: _train_on(state, sample, times(), PLAN, None, closed=closed, relative=False),
+        lambda: train_on(state, sample, times(), PLAN, None, closed=closed),
         rounds,
     )
 
@@ -82,7 +82,7 @@ def released(tokens: int, *, closed: bool) -> float:
         window = list(true)
         for step in PLAN.predicted_steps:
             stage = predictor.config.stage(float(times()[step]))
-            layer = predictor._layer(stage)
+            layer = predictor.layer(stage)
             past = window[max(0, step - layer.in_features) : step]
             stacked = torch.stack(past, -1)
             z = F.linear(stacked, layer.weight[:, -len(past) :], layer.bias).squeeze(-1)

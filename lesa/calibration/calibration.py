@@ -62,23 +62,21 @@ class Calibration:
             raise ValueError(f"a calibration of {other.describe()} cannot be merged into one of {self.describe()}")
         if not same_times(self.times, other.times):
             raise ValueError("these calibrations were made on different schedules")
-        parts = [[(m.first, m.gram.num_steps) for m in c.streams.values()] for c in (self, other)]
-        if parts[0] != parts[1]:
+        pairs = list(zip(self.streams.values(), other.streams.values(), strict=True))
+        if any((a.first, a.gram.num_steps) != (b.first, b.gram.num_steps) for a, b in pairs):
             raise ValueError(
                 "these calibrations have streams on different steps, such as guidance that ends at another one; "
                 "calibrate each on its own"
             )
-        if [m.output_errors is None for m in other.streams.values()] != [
-            m.output_errors is None for m in self.streams.values()
-        ]:
+        if any((a.output_errors is None) != (b.output_errors is None) for a, b in pairs):
             raise ValueError(
                 "only one of these calibrations knows the model's output head, which an adapter or another version of "
                 "diffusers may have hidden; calibrate both in the same way"
             )
         if set(self.requests) & set(other.requests):
             raise ValueError("both calibrations hold the same call; give each machine other prompts or another seed")
-        for stream, measured in self.streams.items():
-            measured.merge(other.streams[stream])
+        for mine, theirs in pairs:
+            mine.merge(theirs)
         self.token_error = max(self.token_error, other.token_error)
         self.requests += other.requests
         self.samples += other.samples

@@ -57,7 +57,7 @@ def local_folder(
         "token": token,
         "cache_dir": cache_dir,
         "force_download": force_download,
-        "local_files_only": local_files_only or constants.HF_HUB_OFFLINE,  # a few releases of it ask the hub otherwise
+        "local_files_only": local_files_only or constants.HF_HUB_OFFLINE,  # huggingface_hub 1.33 asks the hub otherwise
     }
     fetched = _fetch(name, DESCRIPTIONS, revision=revision, **options)
     described = [path.parent for path in sorted(fetched.rglob(CONFIG_FILE)) if path.is_file() and _is_ours(path)]

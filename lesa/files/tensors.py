@@ -114,14 +114,19 @@ def damaged(path: Path, kind: str, error: Exception | str, advice: str = "") -> 
 
 
 def _check_header(header: Mapping[str, str], kind: str) -> None:
-    if not {"kind", "version", "description"} <= header.keys():
-        raise ValueError("it has no version: this library did not write it, or one before versions did")
+    if not {"kind", "description"} <= header.keys():
+        check_version(None, VERSION)
     if header["kind"] != kind:
         raise ValueError(f"it is a {header['kind'][:SHOWN]} file")
-    if header["version"] != str(VERSION):
-        raise ValueError(
-            f"its format has version {header['version'][:20]}, this library knows {VERSION}; install a newer lesa"
-        )
+    check_version(header.get("version"), VERSION)
+
+
+def check_version(found: Any, known: int) -> None:
+    """Raise a ValueError if a file has no version, None, or another one than this library knows."""
+    if found is None:
+        raise ValueError("it has no version: this library did not write it, or one before versions did")
+    if str(found) != str(known):
+        raise ValueError(f"its format has version {str(found)[:20]}, this library knows {known}; install a newer lesa")
 
 
 def check_tensor(

@@ -6,6 +6,7 @@ from typing import Any
 
 from lesa.arguments import real
 from lesa.files.hub import LIBRARY
+from lesa.files.tensors import check_version
 from lesa.predictor.config import LesaConfig
 from lesa.tables.plan import StepPlan
 from lesa.tables.times import as_times
@@ -39,12 +40,9 @@ class Description:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: (or another of :data:`UNUSABLE`) if it describes no predictor, or has a later version.
+            ValueError: (or another of :data:`UNUSABLE`) if it describes no predictor, or has another version.
         """
-        version = said.get("version")
-        if version != VERSION:
-            what = "it has no version, or" if version is None else f"its version is {version!r:.20},"
-            raise ValueError(f"{what} this library knows {VERSION}; install a newer lesa, or fit it again")
+        check_version(said.get("version"), VERSION)
         config = LesaConfig(**said["config"])
         plan, schedule = said.get("plan"), said.get("schedule")
         return cls(

@@ -78,25 +78,25 @@ def write(card: ModelCard, directory: Path) -> None:
 def facts(predictor: Description, parameters: int, streams: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
     """What there is to say of a predictor: (name, value) each."""
     config, plan = predictor.config, predictor.plan
-    facts = [("steps", str(config.num_steps))]
+    rows = [("steps", str(config.num_steps))]
     if plan is not None:
-        facts.append(("full steps", f"{', '.join(map(str, plan.full_steps))} ({plan.speedup:.2f}x fewer than all)"))
+        rows.append(("full steps", f"{', '.join(map(str, plan.full_steps))} ({plan.speedup:.2f}x fewer than all)"))
     if predictor.schedule is not None:
-        facts.append(("noise levels", shown(predictor.schedule)))
+        rows.append(("noise levels", shown(predictor.schedule)))
     if streams:
-        facts.append(("predictors", ", ".join(".".join(stream) for stream in streams)))
-    facts += [
+        rows.append(("predictors", ", ".join(".".join(stream) for stream in streams)))
+    rows += [
         ("stages", f"{len(config.windows)}, boundaries {config.boundaries}, windows {config.windows}"),
         ("gates", f"KAN {config.gate_widths}"),
         ("features", "linear in them" if config.latent == "linear" else "a KAN on them"),
         ("parameters", f"{parameters:,}"),
     ]
-    facts += [
+    rows += [
         (f"training, {stage}", f"mean absolute error {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} batches")
         for stage, losses in predictor.losses.items()
         if losses
     ]
-    return facts
+    return rows
 
 
 def _rows(report: Report | None) -> list[Mapping[str, Any]]:

@@ -1,7 +1,9 @@
 """The benchmark suite runs, and its clocks and counters are correct."""
 
+import importlib
 import itertools
 import os
+import pkgutil
 import subprocess
 import sys
 import types
@@ -9,12 +11,27 @@ import types
 import pytest
 import torch
 
-from benchmarks import clocks, optimisations, scaling
+import benchmarks
+from benchmarks import clocks, optimisations, scaling, training_cost
 from benchmarks.census import census
 from benchmarks.clocks import DeviceClock, Timer, measure, one_round
 from benchmarks.report.registry import ROOT
 from benchmarks.scaling import exponent
 from benchmarks.shapes import SHAPES, SMOKE
+
+MODULES = [m.name for m in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.") if not m.name.endswith("__main__")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_of_the_benchmarks_can_be_imported(name):
+    importlib.import_module(name)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_cost_of_training_is_measured_both_ways(closed, monkeypatch):
+    monkeypatch.setattr(training_cost, "CHANNELS", 8)
+    assert training_cost.ours(2, closed=closed, rounds=1) > 0
+    assert training_cost.released(2, closed=closed) > 0
 
 
 def test_every_benchmark_checks_its_providers_on_a_tiny_shape():

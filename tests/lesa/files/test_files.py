@@ -434,7 +434,9 @@ def test_files_without_a_version_are_refused(tmp_path):
         lesa.load(tmp_path / "predictor")
     del description["version"]
     config.write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="it has no version, or this library knows 1; install a newer lesa"):
+    with pytest.raises(
+        ValueError, match="it has no version: this library did not write it, or one before versions did"
+    ):
         lesa.load(tmp_path / "predictor")
 
 

@@ -140,7 +140,7 @@ def enable(
         evaluations: a budget for samples that are near the exact solution, whatever the number of steps: at least so
             many evaluations, and between two of them the output is predicted at times finer than the schedule
             (``substeps``). Sample with as many steps as evaluations, ``pipe(..., num_inference_steps=10)``, or with
-            more, of which the others are predicted. Ten evaluations come nearer to the exact solution than fifty steps.
+            more, of which the others are predicted. docs/evaluations.md says how near they come.
         substeps: into how many parts each step is divided. What the model returns is the mean output over the step, the
             true one at its beginning and predicted ones at the others. None: with ``evaluations``, 200 in all, spread
             over the steps by their lengths; otherwise none. A scheduler whose steps cannot be divided (anything but

@@ -1,11 +1,11 @@
 """Multistep: what predicts best between evaluations of a model that nothing is known about.
 
-The outputs are continued along the line through the last two evaluations, in time: the second-order method of Adams and
-Bashforth. At each evaluation the steps since the one before are made again by the trapezoidal rule, and a quarter of the
-difference is added, by the idea of UniPC's corrector (https://arxiv.org/abs/2302.04867). The whole of it overshoots,
-since the evaluation that it is made with was made on the uncorrected sample. With 8 and 10 evaluations the quarter is
-worth 3 dB on digits, half of it up to 1 dB more; but on pictures with guidance, where errors are large, half of it loses
-3 dB and the quarter less than 1. docs/evaluations.md has the numbers.
+The outputs are continued along the line through the last two evaluations, in time: the second-order method of Adams
+and Bashforth. At each evaluation the steps since the one before are made again by the trapezoidal rule, and a quarter
+of the difference is added, by the idea of UniPC's corrector (https://arxiv.org/abs/2302.04867). The whole of it
+overshoots, since the evaluation that it is made with was made on the uncorrected sample. With 8 and 10 evaluations a
+quarter is worth 3 dB on digits, and half of it up to 1 dB more; but on pictures with guidance, where errors are large,
+half of it loses 3 dB and a quarter 1. docs/evaluations.md has the numbers.
 
 With a smaller ``output_share`` the features are continued as well, and go through the output head, which is exact in
 what it does with the time. That is up to 1.4 dB nearer to the exact solution on digits, and up to 0.6 dB farther on

@@ -1,4 +1,4 @@
-"""The picture model: a FLUX of 5.3 M parameters that draws emoji of 32 x 32 pixels on ten backgrounds, as 64 tokens.
+"""The picture model: a FLUX of 5.2 M parameters that draws emoji of 32 x 32 pixels on ten backgrounds, as 64 tokens.
 
 The pictures (``emoji64.npz``: 1,360 of 64 x 64 pixels on white, with their Unicode names) were rendered from the font
 Noto Color Emoji by Google, SIL Open Font License 1.1. A "prompt" is the name of an emoji and a background, each an

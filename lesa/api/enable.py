@@ -1,7 +1,7 @@
 """``enable`` and ``disable``."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,14 @@ class Handle(Attachment):
         num_steps = accelerator.plan.num_steps if isinstance(accelerator.plan, StepPlan) else None
         if num_steps is None and times is not None and isinstance(accelerator.plan, Budget):
             num_steps = len(times) - 1
+        self._restore_times: Callable[[], None] = lambda: None
         super().__init__(target, accelerator, make_clock(target, times, num_steps, divisible=divisible))
-        self._restore_times = (lambda: None) if set_times is None else choose_times(target.scheduler, set_times)
+        if set_times is not None:
+            self._restore_times = choose_times(target.scheduler, set_times)
 
     def disable(self) -> None:
         """Restore the transformers and the scheduler exactly; a second call does nothing."""
-        getattr(self, "_restore_times", lambda: None)()
+        self._restore_times()
         super().disable()
 
     @property

@@ -125,10 +125,6 @@ class Accelerator(Driver):
     def mean(self, head: str) -> tuple[Tensor | None, float] | None:
         return None if self._current is None else self._current[1].mean(head)
 
-    @property
-    def is_divided(self) -> bool:
-        return self._current is not None and self._current[1].is_divided
-
     def divided(self, head: str) -> SubstepMemory | None:
         return None if self._current is None else self._current[1].divided(head)
 
@@ -235,17 +231,17 @@ class Accelerator(Driver):
         own = forecaster.make_memory(plan, times, previous)
         if own is not None:
             return own
+        fine = None
         if self._divide is not None and call.times is not None and not call.indivisible:
             fine = cached(self._substeps, tuple(times.tolist()), functools.partial(self._divide, times))
-            if fine.first[-1] == plan.num_steps:  # a step is never divided into one part
-                return self._history(call, forecaster, times, monitor, plan, previous)
-            held = previous.history if isinstance(previous, SubstepHistory) else None
-            history = self._history(call, forecaster, fine.times, monitor, fine.plan(plan), held)
-            if monitor is not None:
-                known, first = monitor.expected, fine.first
-                monitor.expected = {step: known[first[step]] for step in plan.full_steps if first[step] in known}
-            return SubstepHistory(history, fine, plan, forecaster.correction, forecaster.output_share)
-        return self._history(call, forecaster, times, monitor, plan, previous)
+        if fine is None or fine.first[-1] == plan.num_steps:  # each step would be divided into one part
+            return self._history(call, forecaster, times, monitor, plan, previous)
+        held = previous.history if isinstance(previous, SubstepHistory) else None
+        history = self._history(call, forecaster, fine.times, monitor, fine.plan(plan), held)
+        if monitor is not None:
+            known, first = monitor.expected, fine.first
+            monitor.expected = {step: known[first[step]] for step in plan.full_steps if first[step] in known}
+        return SubstepHistory(history, fine, plan, forecaster.correction, forecaster.output_share)
 
     def _history(
         self,

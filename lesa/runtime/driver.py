@@ -110,11 +110,6 @@ class Driver:
         """
         return None
 
-    @property
-    def is_divided(self) -> bool:
-        """Whether the steps of the current call's generation are divided into substeps."""
-        return False
-
     def divided(self, head: str) -> SubstepMemory | None:
         """The memory of a head whose steps are divided into substeps; None: they are not."""
         return None

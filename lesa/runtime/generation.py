@@ -131,11 +131,6 @@ class Generation:
     def predict_interval(self, head: str) -> IntervalPrediction | None:
         return self._memories[head].predict_interval(self.last_step)
 
-    @property
-    def is_divided(self) -> bool:
-        """Whether its steps are divided into substeps."""
-        return isinstance(self._any_memory(next(iter(self._memories), "")), SubstepMemory)
-
     def _any_memory(self, head: str) -> Memory:
         """The memory of a head, or the one that it will get."""
         memory = self._memories.get(head)
@@ -144,11 +139,11 @@ class Generation:
         return memory
 
     def mean(self, head: str) -> tuple[Tensor | None, float] | None:
-        memory = self._any_memory(head)
-        return memory.mean(self.last_step) if isinstance(memory, SubstepMemory) else None
+        memory = self.divided(head)
+        return None if memory is None else memory.mean(self.last_step)
 
     def divided(self, head: str) -> SubstepMemory | None:
-        memory = self._memories.get(head)
+        memory = self._any_memory(head)
         return memory if isinstance(memory, SubstepMemory) else None
 
     def end(self) -> None:

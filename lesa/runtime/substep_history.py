@@ -62,14 +62,10 @@ class SubstepHistory(SubstepMemory):
 
     def predict_interval(self, step: int) -> IntervalPrediction:
         """The predictions of all substeps of this step, with their weights in its output."""
-        steps = self.substeps.of(step)
-        return self._weighted(steps, self.history.rows(steps[0], len(steps)), self._cached_weights(step, 0))
+        return self._prediction(step, 0)
 
     def predict_rest(self, step: int) -> IntervalPrediction | None:
-        steps = self.substeps.of(step)[1:]
-        if not steps:
-            return None
-        return self._weighted(steps, self.history.rows(steps[0], len(steps)), self._cached_weights(step, 1))
+        return self._prediction(step, 1) if len(self.substeps.of(step)) > 1 else None
 
     def interpolate(self, step: int) -> IntervalPrediction | None:
         slot = self._plan.full_steps.index(step)
@@ -85,6 +81,11 @@ class SubstepHistory(SubstepMemory):
 
     def mean(self, step: int) -> tuple[Tensor | None, float]:
         return self.history.mean_with(self.substeps.first[step], self.substeps.weights[step])
+
+    def _prediction(self, step: int, skipped: int) -> IntervalPrediction:
+        """The substeps of a step but the first ``skipped``, with their weights in its output."""
+        steps = self.substeps.of(step)[skipped:]
+        return self._weighted(steps, self.history.rows(steps[0], len(steps)), self._cached_weights(step, skipped))
 
     def _cached_weights(self, step: int, skipped: int) -> Tensor:
         weights = self.substeps.weights[step][skipped:]

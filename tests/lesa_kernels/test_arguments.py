@@ -22,34 +22,19 @@ from lesa_kernels import (
 from lesa_kernels.ops.kan_linear import reference
 from lesa_kernels.overlap import overlap
 
+HEAD = {
+    "history": (3, 2, 4, 8),
+    "coefficients": (5, 3),
+    "bias": (5,),
+    "multiplier": (5, 2, 8),
+    "addend": (5, 1, 8),
+    "weight": (6, 8),
+}
 OPERATIONS = {
     "combine": (combine, {"history": (3, 2, 4, 8), "coefficients": (5, 3), "bias": (5,), "out": (5, 2, 4, 8)}),
     "gram_row": (gram_row, {"history": (3, 8), "feature": (8,)}),
-    "fused_output_head": (
-        fused_output_head,
-        {
-            "history": (3, 2, 4, 8),
-            "coefficients": (5, 3),
-            "bias": (5,),
-            "multiplier": (5, 2, 8),
-            "addend": (5, 1, 8),
-            "weight": (6, 8),
-            "projection_bias": (6,),
-            "means": (3, 2, 4),
-        },
-    ),
-    "weighted sum": (
-        fused_output_head,
-        {
-            "history": (3, 2, 4, 8),
-            "coefficients": (5, 3),
-            "bias": (5,),
-            "multiplier": (5, 2, 8),
-            "addend": (5, 1, 8),
-            "weight": (6, 8),
-            "weights": (5,),
-        },
-    ),
+    "fused_output_head": (fused_output_head, {**HEAD, "projection_bias": (6,), "means": (3, 2, 4)}),
+    "weighted sum": (fused_output_head, {**HEAD, "weights": (5,)}),
     "token_means": (token_means, {"feature": (2, 4, 8)}),
     "bspline_basis": (bspline_basis, {"x": (4, 3)}),
     "kan_linear": (

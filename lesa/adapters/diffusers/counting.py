@@ -3,10 +3,12 @@
 import functools
 from typing import Any
 
+from lesa.adapters.diffusers.derived_class import derived_class
+
 
 @functools.cache
 def _counting(kind: Any) -> type:
-    """A scheduler class whose ``step`` counts; copies and pickles of its instances are of the plain class."""
+    """A scheduler class whose ``step`` counts."""
 
     @functools.wraps(kind.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -14,15 +16,7 @@ def _counting(kind: Any) -> type:
         self.steps_taken += 1
         return result
 
-    def reduce(self: Any, protocol: Any) -> Any:
-        return _new, (kind,), {name: value for name, value in vars(self).items() if name != "steps_taken"}
-
-    names = {"step": step, "counts_steps": True, "__reduce_ex__": reduce, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), names)
-
-
-def _new(kind: Any) -> Any:
-    return kind.__new__(kind)
+    return derived_class(kind, "steps_taken", step=step, counts_steps=True)
 
 
 def is_counted(scheduler: Any) -> bool:

@@ -8,6 +8,8 @@ import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from lesa.adapters.diffusers.derived_class import derived_class
+
 ChooseTimes = Callable[[Tensor], Tensor]  # from the noise levels [steps + 1] of a schedule to others, as many
 
 
@@ -47,7 +49,7 @@ def choose_times(scheduler: Any, choose: ChooseTimes) -> Callable[[], None]:
 
 @functools.cache
 def _choosing(kind: Any) -> type:
-    """A scheduler class that chooses its times; copies and pickles of its instances are of the plain class."""
+    """A scheduler class that chooses its times."""
 
     @functools.wraps(kind.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -58,15 +60,7 @@ def _choosing(kind: Any) -> type:
             self.timesteps = (levels[:-1] * self.config.num_train_timesteps).to(self.timesteps)
         return result
 
-    def reduce(self: Any, protocol: Any) -> Any:
-        return _new, (kind,), {name: value for name, value in vars(self).items() if name != "choose_times"}
-
-    names = {"set_timesteps": set_timesteps, "__reduce_ex__": reduce, "__module__": kind.__module__}
-    return type(kind.__name__, (kind,), names)
-
-
-def _new(kind: Any) -> Any:
-    return kind.__new__(kind)
+    return derived_class(kind, "choose_times", set_timesteps=set_timesteps)
 
 
 def _is_explicit(

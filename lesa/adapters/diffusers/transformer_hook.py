@@ -188,7 +188,7 @@ class TransformerHook:
     def _is_divided(self, branch: Branch, info: StepInfo, arguments: Arguments) -> bool:
         """Whether this full step is divided into substeps whose outputs the known output head can compute."""
         head = self._inner.structure.output_head
-        if self._state.skip or head is None or not self._state.driver.is_divided:
+        if self._state.skip or head is None or self._state.driver.divided(self._head) is None:
             return False
         return self._skips_forward(head, branch, info, arguments)
 

@@ -8,11 +8,11 @@ import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
 import lesa
+from benchmarks.evaluations import Heun
 from lesa import LesaWarning, Multistep, Reuse, StepPlan, Taylor
 from lesa.adapters.diffusers.euler import reason_not_divisible
 from lesa.tables.evaluation_times import evaluation_times
@@ -242,13 +242,6 @@ def test_substeps_follow_the_lengths_of_the_steps():
 
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-
-
-class Heun(FlowMatchHeunDiscreteScheduler):
-    """With the arguments that FluxPipeline gives."""
-
-    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None):
-        super().set_timesteps(len(sigmas), device)
 
 
 SOLVERS = {

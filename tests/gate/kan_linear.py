@@ -15,7 +15,7 @@ def _case(
     name: str, kernel: Any, dtype: str, config: dict[str, int], unaligned: tuple[str, ...] = (), **other: Any
 ) -> Case:
     """``other``: the compile-time constants, and the types of pointers to another dtype than ``dtype``."""
-    options = {k: v for k, v in config.items() if k.startswith("num_")}
+    options = {k: v for k, v in config.items() if k.startswith(("num_", "maxnreg"))}
     types = {k: v for k, v in other.items() if isinstance(v, str)}
     constants = {k: v for k, v in (config | other).items() if k not in options | types}
     for argument in kernel.arg_names:

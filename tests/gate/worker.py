@@ -2,6 +2,7 @@
 
     python -m tests.gate.worker 90 combine kan_linear
     python -m tests.gate.worker 90 --few combine       without the rare cases
+    python -m tests.gate.worker 90 --ones combine      each kernel once, with every integer that it specialises equal to 1
 
 It runs in a separate process, since Triton's interpreter cannot be switched off once it is on.
 """
@@ -12,7 +13,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,24 @@ class Case:
     aligned: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
     rare: bool = False  # much like another case; left out with --few
+
+
+def with_ones(cases: Iterable[Case]) -> Iterator[Case]:
+    """The first case of each kernel with integers equal to 1, which Triton passes to the kernel as constants."""
+    seen = set()
+    for case in cases:
+        if case.kernel.fn.__name__ in seen:
+            continue
+        seen.add(case.kernel.fn.__name__)
+        specialised = {p.name for p in case.kernel.params if not p.do_not_specialize}
+        ones = {name for name, kind in case.types.items() if kind == "i32" and name in specialised}
+        yield replace(
+            case,
+            name=f"ones-{case.name}",
+            types={name: kind for name, kind in case.types.items() if name not in ones},
+            constants=case.constants | dict.fromkeys(ones, 1),
+            aligned=tuple(name for name in case.aligned if name not in ones),
+        )
 
 
 def inspect(case: Case, capability: int) -> dict[str, Any]:
@@ -82,9 +102,10 @@ def _dump(flag: str, path: str) -> str:
 
 if __name__ == "__main__":
     capability, *operations = sys.argv[1:]
-    few = "--few" in operations
-    for operation in (name for name in operations if name != "--few"):
-        for case in importlib.import_module(f"tests.gate.{operation}").cases():
-            if few and case.rare:
+    flags = {name for name in operations if name.startswith("--")}
+    for operation in (name for name in operations if name not in flags):
+        cases = importlib.import_module(f"tests.gate.{operation}").cases()
+        for case in with_ones(cases) if "--ones" in flags else cases:
+            if "--few" in flags and case.rare:
                 continue
             print(json.dumps(inspect(case, int(capability))), flush=True)

@@ -14,14 +14,15 @@ A feature consists of ``segments`` of ``length`` elements; coefficients vary alo
 
 Lengths and strides are passed divided by VEC, the elements of 16 bytes, and multiplied by it here: Triton specialises
 integers on multiples of 16 only, and would read multiples of 8, which are usual in bf16, two bytes at a time. VEC = 1
-for unaligned data. Offsets are 64-bit, since a history may have more than 2^31 elements.
+for unaligned data. They are not specialised on their values: a 1 would become a constant, which has no ``.to``. Offsets
+are 64-bit, since a history may have more than 2^31 elements.
 """
 
 import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_stride_vec", "length_vec"])
 def combine_kernel(
     history,  # [M, segments * length], rows row_stride apart
     coefficients,  # float32 [P, M, segments or length]
@@ -66,7 +67,7 @@ def combine_kernel(
         tl.store(out + p * row_size + offsets, total.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["row_stride_vec", "length_vec", "steps"])
 def dots_kernel(
     left,  # [P, segments * length]
     history,  # [M, segments * length], rows row_stride apart

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ...launching import on_device, vector_size
+from ...launching import on_device, steps_of_program, vector_size
 from . import kernels
 from .segments import (
     PREDICTIONS,
@@ -69,8 +69,8 @@ def dots(left: Tensor, history: Tensor, channels: Sequence[int], sums: bool) -> 
         steps = min(segments, max(16, triton.cdiv(segments, 32)))
         spans, programs, columns = triton.cdiv(segments, steps), blocks, length
     else:
-        # 256 bytes for each thread, so that the reduction over threads at the end is cheap in comparison
-        steps = min(256 // (history.element_size() * vector), blocks)
+        # at most 256 bytes for each thread, so that the reduction over threads at the end is cheap in comparison
+        steps = steps_of_program(segments * blocks, 256 // (history.element_size() * vector))
         spans, programs, columns = triton.cdiv(blocks, steps), segments, segments
     most = most_predictions(per_channel)
     results, totals = [], []

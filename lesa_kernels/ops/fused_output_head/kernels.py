@@ -29,12 +29,13 @@ def operand(values, STORAGE: tl.constexpr, PRECISION: tl.constexpr):
     """
     if PRECISION == "tf32":
         bits = values.to(tl.int32, bitcast=True)
-        return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        return tl.where(values == values, rounded, values)  # the sum of bits would overflow a NaN to -0.0
     else:
         return values.to(STORAGE)
 
 
-@triton.jit(do_not_specialize=["samples", "tokens", "modulated", "predictions"])
+@triton.jit(do_not_specialize=["row_stride_vec", "samples", "tokens", "modulated", "predictions"])
 def fused_output_head_kernel(
     out,  # [P, samples * tokens, outputs]; SUMMED: [groups, samples * tokens, outputs]
     history,  # [M, samples * tokens, channels], features row_stride apart
@@ -88,7 +89,7 @@ def fused_output_head_kernel(
     rows = samples.to(tl.int64) * tokens
     row = sample * tokens + begin
     channels = channels_vec * VEC
-    row_stride = tl.cast(row_stride_vec, tl.int64) * VEC  # 1 has no .to: it comes as a constant
+    row_stride = row_stride_vec.to(tl.int64) * VEC
     offsets = token[:, None] * channels + channel[None, :]  # [TOKENS, CHANNELS]
 
     centres = ()

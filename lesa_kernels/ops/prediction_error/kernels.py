@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["row_stride_vec", "length_vec", "steps"])
 def prediction_error_kernel(
     history,  # [M, length], rows row_stride apart
     coefficients,  # float32 [M]

@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ...launching import on_device, vector_size
+from ...launching import on_device, steps_of_program, vector_size
 from . import kernels
 
 LANES = 128
@@ -17,7 +17,7 @@ def prediction_error(history: Tensor, coefficients: Tensor, feature: Tensor, bia
     length, row_stride = feature.numel(), history.stride(0)
     vector = vector_size(history, feature, counts=(length, row_stride))
     blocks = triton.cdiv(length, LANES * vector)
-    steps = min(BYTES // (history.element_size() * vector), blocks)
+    steps = steps_of_program(blocks, BYTES // (history.element_size() * vector))
     programs = triton.cdiv(blocks, steps)
     sums = history.new_empty(2, programs, dtype=torch.float32)
     with on_device(history):

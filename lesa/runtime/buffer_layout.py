@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lesa.runtime.guard import Probes
+from lesa.runtime.transfer import to_device
 from lesa.tables.table import CoefficientTable
 
 
@@ -72,12 +73,14 @@ class BufferLayout:
     def part(self, step: int, count: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients [count, rows] of ``step`` and the next ones for the first rows, and bias [count].
 
-        They are on the device of the features. Every part is cut out and moved once.
+        They are on the device of the features. The numbers of all steps are moved at once, at the first call, and every
+        part is cut out once: later generations copy nothing, so a GPU can replay them.
         """
         first = self._index[step]
         steps, rows = slice(first, first + count), max(self._extent[first : first + count])
-        coefficients = self.cached((step, count), features, lambda: self._by_row[steps, :rows])
-        return coefficients, self.cached((step, count, "bias"), features, lambda: self._bias[steps])
+        coefficients = self.cached("all", features, lambda: self._by_row)
+        bias = self.cached("bias", features, lambda: self._bias)
+        return self.cached((step, count), features, lambda: coefficients[steps, :rows].contiguous()), bias[steps]
 
     def mean(self, step: int, weights: list[float]) -> tuple[Tensor, float]:
         """The mean of the full step ``step`` and of the predictions after it: coefficients [rows], and its own weight.
@@ -97,7 +100,7 @@ class BufferLayout:
         """What ``make`` returns, on the device of the features in the dtype of coefficients; made and moved once."""
         key = key, features.device, features.dtype
         if key not in self._parts:
-            self._parts[key] = make().to(features.device, torch.promote_types(features.dtype, torch.float32))
+            self._parts[key] = to_device(make(), features.device, torch.promote_types(features.dtype, torch.float32))
         return self._parts[key]
 
 

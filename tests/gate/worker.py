@@ -42,6 +42,11 @@ class Case:
     rare: bool = False  # much like another case; left out with --few
 
 
+def specialised(kernel: Any) -> set[str]:
+    """The arguments of a kernel on whose values Triton specialises: a 1 becomes a constant."""
+    return {parameter.name for parameter in kernel.params if not parameter.do_not_specialize}
+
+
 def with_ones(cases: Iterable[Case]) -> Iterator[Case]:
     """The first case of each kernel with integers equal to 1, which Triton passes to the kernel as constants."""
     seen = set()
@@ -49,8 +54,7 @@ def with_ones(cases: Iterable[Case]) -> Iterator[Case]:
         if case.kernel.fn.__name__ in seen:
             continue
         seen.add(case.kernel.fn.__name__)
-        specialised = {p.name for p in case.kernel.params if not p.do_not_specialize}
-        ones = {name for name, kind in case.types.items() if kind == "i32" and name in specialised}
+        ones = {name for name, kind in case.types.items() if kind == "i32"} & specialised(case.kernel)
         yield replace(
             case,
             name=f"ones-{case.name}",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lesa.adapters.cache_dit.compat import CalibratorBase
 from lesa.adapters.cache_dit.tables import Tables
+from lesa.runtime.transfer import to_device
 from lesa_kernels import combine
 
 FIRST_ROWS = 4  # initial rows of a buffer that grows
@@ -43,7 +44,7 @@ class GrowingHistory:
         by_row = torch.zeros(len(table.coefficients), len(kept), dtype=torch.float64)
         by_row[:, [slot % self._ring for slot in kept]] = table.coefficients[:, kept.start :]
         exact = torch.promote_types(feature.dtype, torch.float32)
-        self._coefficients, self._bias = by_row.to(feature.device, exact), table.bias.to(feature.device, exact)
+        self._coefficients, self._bias = (to_device(part, feature.device, exact) for part in (by_row, table.bias))
 
     def _make_room(self, slot: int, feature: Tensor) -> Tensor:
         """The buffer, with a row for the feature of ``slot``."""

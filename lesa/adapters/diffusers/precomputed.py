@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lesa.adapters.diffusers.output_heads import Arguments, Modulation, OutputHead, norm_eps
 from lesa.adapters.diffusers.step_clock import StepInfo
+from lesa.runtime.transfer import to_device
 from lesa.tables.memory import IntervalPrediction
 from lesa_kernels import fused_output_head
 
@@ -78,7 +79,7 @@ class PrecomputedOutputs:
                 return multiplier[part], addend[part]
         # the correction needs the substeps of this step again
         begin = steps[0] if predicted.substeps is None else min(steps[0], predicted.substeps.first[info.step])
-        times = self._times(info, predicted)[begin:].unsqueeze(1).to(given.device, given.dtype)
+        times = to_device(self._times(info, predicted)[begin:].unsqueeze(1), given.device, given.dtype)
         if self._head.time_unit == 1:
             times = times / 1000  # pipelines divide after rounding to the dtype of the latents
         batch, channels = len(arguments["hidden_states"]), self._transformer.get_submodule(self._head.projection)

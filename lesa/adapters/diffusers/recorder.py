@@ -11,6 +11,7 @@ from lesa.adapters.diffusers.attachment import Attachment
 from lesa.adapters.diffusers.pipeline import describe_model, weights_digest
 from lesa.arguments import whole
 from lesa.runtime.driver import Call, Driver
+from lesa.runtime.transfer import to_device
 from lesa.tables.forecaster import Stream
 
 Prompt = str | list[str] | dict[str, Any]
@@ -153,7 +154,7 @@ class Recorder:
             return flat
         if count not in self._subsets:
             chosen = torch.randperm(count, generator=self._generator)[: self._tokens].sort().values
-            self._subsets[count] = chosen.to(feature.device)
+            self._subsets[count] = to_device(chosen, feature.device)
         return flat[:, self._subsets[count]]
 
     def _start(self) -> None:

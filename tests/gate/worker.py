@@ -96,6 +96,7 @@ def inspect(case: Case, capability: int) -> dict[str, Any]:
         "stores": count(r"STG\b"),
         "stores_128": count(r"STG\b.*\.128\b"),
         "atomics": count(r"(ATOM|RED)[GS]?\b"),
+        "carried": [line.count("=") for line in re.findall(r"scf\.for .*iter_args\((.*?)\)", compiled.asm["ttir"])],
         "tensor_core": count(r"(HMMA|HGMMA|UTC\w*MMA)"),
     }
 

@@ -168,9 +168,11 @@ class TransformerHook:
     @torch.compiler.disable
     def _predicted(self, branch: Branch, info: StepInfo, arguments: Arguments) -> Any:
         """The output of a predicted step if the output head is known and fits this call; else None."""
-        if not self._state.skip:
-            return None
         head = self._inner.structure.output_head
+        if not self._state.skip:
+            if head is not None and info.timesteps is not None and head.fits(self._transformer, arguments):
+                branch.time_check.begin(arguments["timestep"], _time(head, info))
+            return None
         if head is None or not self._skips_forward(head, branch, info, arguments):
             self._inner.hook_blocks()
             return None
@@ -217,9 +219,14 @@ class TransformerHook:
             and head.fits(self._transformer, arguments)
             and (
                 info.timesteps is None  # then the time of the call itself is used
-                or branch.time_check.passes(arguments["timestep"], info.values[info.step] * head.time_unit / 1000)
+                or branch.time_check.passes(arguments["timestep"], _time(head, info))
             )
         )
+
+
+def _time(head: OutputHead, info: StepInfo) -> float:
+    """The time that a model is called with at this step."""
+    return info.values[info.step] * head.time_unit / 1000
 
 
 def _output(sample: Tensor, arguments: Arguments) -> Any:

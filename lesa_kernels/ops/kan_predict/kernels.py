@@ -173,7 +173,9 @@ def predict_kernel(
         sums += (tl.zeros([LANES, VEC], dtype=tl.float32),)
 
     arriving = tl.load(history + element, mask=mask, other=0.0)
-    h = arriving.to(tl.float32)
+    # Not the first feature: in float32 that is the same value as arriving, and Triton (3.6, 3.7) then takes h for a
+    # constant of the loop, after which it would still be the first feature.
+    h = tl.zeros([LANES, VEC], dtype=tl.float32)
     for k in range(K):
         h = arriving.to(tl.float32)
         # the next feature is on its way while this one is worked on

@@ -75,9 +75,9 @@ def assert_accurate(result: Tensor, *arguments: Tensor | None, eps: float = 1e-6
     assert result.isfinite().all()
 
 
-def test_reference_and_backends_match_the_definition() -> None:
+def test_reference_and_backends_match_the_definition(device) -> None:
     for tokens in ((), (5,), (3, 4)):
-        arguments = inputs(tokens=tokens, dtype=torch.float64)
+        arguments = inputs(tokens=tokens, dtype=torch.float64, device=device)
         expected = in_float64(*arguments)
         torch.testing.assert_close(reference.fused_output_head(*arguments, 1e-6), expected, rtol=1e-12, atol=1e-12)
         for backend in BACKENDS:

@@ -55,9 +55,9 @@ def assert_accurate(result: Tensor, arguments: list[Tensor], weights: Tensor, ep
     assert result.isfinite().all()
 
 
-def test_reference_and_backends_match_the_definition() -> None:
+def test_reference_and_backends_match_the_definition(device) -> None:
     for tokens in ((), (5,), (3, 4)):
-        arguments, weights = summed_inputs(tokens=tokens, dtype=torch.float64)
+        arguments, weights = summed_inputs(tokens=tokens, dtype=torch.float64, device=device)
         expected = summed(weights, in_float64(*arguments))
         result = reference.fused_output_head(*arguments, 1e-6, weights)
         torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
@@ -102,10 +102,7 @@ def test_one_prediction_with_weight_one_is_that_prediction(dtype, backend, devic
     arguments = inputs(count=1, dtype=dtype, device=device)
     result = fused_output_head(*arguments, weights=torch.ones_like(arguments[2]), backend=backend)
     expected = fused_output_head(*arguments, backend=backend)[0]
-    if backend == "triton":
-        assert torch.equal(result, expected)
-    else:
-        torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(result, expected)  # a compiler may contract one of them to a fused multiply-add
 
 
 @pytest.mark.usefixtures("poisoned_memory")

@@ -29,6 +29,7 @@ def input_gradient_kernel(
     BF: tl.constexpr,
     BK: tl.constexpr,
     G: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """dx = silu'(x) * (dy @ base) + sum_g Phi' * (dy @ spline), a tile [BM, BF / G] a program.
 
@@ -69,8 +70,8 @@ def input_gradient_kernel(
                 mask=in_outputs[:, None] & inside,
                 other=0.0,
             )  # [BK, BF]
-            through_base = tl.dot(dy, base, through_base, input_precision="ieee")
-            along = tl.dot(dy, spline, along, input_precision="ieee")
+            through_base = tl.dot(dy, base, through_base, input_precision=PRECISION)
+            along = tl.dot(dy, spline, along, input_precision=PRECISION)
         slope = basis_slope(distances(x, low, per_interval, first, ORDER, G), ORDER)  # [BM, BI, G]
         through_spline += tl.sum(tl.reshape(along, [BM, BI, G]) * slope, axis=2)
 
@@ -99,6 +100,7 @@ def weight_gradient_kernel(
     BF: tl.constexpr,
     BK: tl.constexpr,
     G: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """dw[s] = dy.T @ Phi over the rows of split s: a tile [BN, BF] a program, its bases computed again.
 
@@ -129,7 +131,7 @@ def weight_gradient_kernel(
         x = tl.load(x_ptr + b[:, None] * x_stride + i[None, :], mask=in_rows & in_inputs, other=0.0)  # [BK, BI]
         x = x.to(tl.float32)
         phi = bases_of(x, low, per_interval, first, ORDER, G) if SPLINE else silu(x)  # [BK, BF]
-        dw = tl.dot(tl.trans(dy), phi.to(dy.dtype), dw, input_precision="ieee")
+        dw = tl.dot(tl.trans(dy), phi.to(dy.dtype), dw, input_precision=PRECISION)
 
     f = tl.arange(0, BF)
     input_f = in_start + f // G

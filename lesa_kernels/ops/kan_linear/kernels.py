@@ -43,6 +43,7 @@ def forward_kernel(
     BN: tl.constexpr,
     BF: tl.constexpr,
     G: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """y = silu(x) @ base.T + Phi @ spline.T, a tile [BM, BN] a program.
 
@@ -65,7 +66,7 @@ def forward_kernel(
         w = tl.load(
             base_ptr + o[None, :] * in_features + i[:, None], mask=inside[:, None] & in_outputs, other=0.0
         )  # [BF, BN]
-        y = tl.dot(silu(x.to(tl.float32)).to(w.dtype), w, y, input_precision="ieee")
+        y = tl.dot(silu(x.to(tl.float32)).to(w.dtype), w, y, input_precision=PRECISION)
 
     for start in range(0, in_features, BI):
         i = start + tl.arange(0, BI)
@@ -82,7 +83,7 @@ def forward_kernel(
                 other=0.0,
             )  # [BF, BN]
             phi = bases_of(x.to(tl.float32), low, per_interval, first, ORDER, G)  # [BM, BF]
-            y = tl.dot(phi.to(w.dtype), w, y, input_precision="ieee")
+            y = tl.dot(phi.to(w.dtype), w, y, input_precision=PRECISION)
 
     tl.store(y_ptr + b[:, None] * out_features + o[None, :], y.to(y_ptr.dtype.element_ty), mask=in_rows & in_outputs)
 

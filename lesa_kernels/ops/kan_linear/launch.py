@@ -15,16 +15,16 @@ from . import gradient_kernels, kernels
 # Computing a basis takes about 10 instructions on 128 lanes of an SM; its use takes 2 BN operations on tensor cores,
 # which do some 4,000 a cycle. The two balance at BN = 160, so with BN = 128 the tensor cores are almost always busy.
 LARGE = {
-    2: {"BM": 128, "BN": 128, "BF": 64, "num_warps": 8, "num_stages": 3},
-    4: {"BM": 64, "BN": 64, "BF": 16, "num_warps": 4, "num_stages": 3},
+    2: {"BM": 128, "BN": 128, "BF": 64, "num_warps": 8, "PRECISION": "ieee", "num_stages": 3},
+    4: {"BM": 64, "BN": 64, "BF": 16, "num_warps": 4, "PRECISION": "ieee", "num_stages": 3},
 }
 # If there are fewer large tiles than the 132 SMs of an H100, tiles of a quarter of the size use four times as many.
-MEDIUM = {2: {"BM": 64, "BN": 64, "BF": 64, "num_warps": 4, "num_stages": 3}, 4: LARGE[4]}
+MEDIUM = {2: {"BM": 64, "BN": 64, "BF": 64, "num_warps": 4, "PRECISION": "ieee", "num_stages": 3}, 4: LARGE[4]}
 NUM_SMS = 132
 # Without 16-byte accesses every element has its own 64-bit address, so large tiles would spill.
 ODD = {
-    2: {"BM": 128, "BN": 64, "BF": 32, "num_warps": 8, "num_stages": 3},
-    4: {"BM": 64, "BN": 32, "BF": 16, "num_warps": 4, "num_stages": 3},
+    2: {"BM": 128, "BN": 64, "BF": 32, "num_warps": 8, "PRECISION": "ieee", "num_stages": 3},
+    4: {"BM": 64, "BN": 32, "BF": 16, "num_warps": 4, "PRECISION": "ieee", "num_stages": 3},
 }
 # One row: 128 programs for 256 outputs. More rows: every weight is used for four of them.
 ONE_ROW = {"BM": 1, "BN": 2, "BF": 1024, "num_warps": 4, "num_stages": 2}
@@ -36,16 +36,16 @@ SMALL_OUTPUTS = 2**16
 
 # Triton 3.6 gives the tensor-core kernel 176 registers, with which one program fits on a multiprocessor; at 128, two do.
 INPUT_GRADIENT = {
-    2: {"BM": 128, "BF": 128, "BK": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 128},
-    4: {"BM": 64, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2},
+    2: {"BM": 128, "BF": 128, "BK": 64, "num_warps": 8, "PRECISION": "ieee", "num_stages": 3, "maxnreg": 128},
+    4: {"BM": 64, "BF": 64, "BK": 16, "num_warps": 8, "PRECISION": "ieee", "num_stages": 2},
 }
 ODD_INPUT_GRADIENT = {
-    2: {"BM": 64, "BF": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
+    2: {"BM": 64, "BF": 128, "BK": 32, "num_warps": 8, "PRECISION": "ieee", "num_stages": 3},
     4: INPUT_GRADIENT[4],
 }
 WEIGHT_GRADIENT = {
-    2: {"BN": 128, "BF": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
-    4: {"BN": 64, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2},
+    2: {"BN": 128, "BF": 128, "BK": 32, "num_warps": 8, "PRECISION": "ieee", "num_stages": 3},
+    4: {"BN": 64, "BF": 64, "BK": 16, "num_warps": 8, "PRECISION": "ieee", "num_stages": 2},
 }
 # Two programs on an SM hide each other's loads. With fewer rows in a split, writing its result takes most of the time.
 WEIGHT_GRADIENT_PROGRAMS = 2 * NUM_SMS

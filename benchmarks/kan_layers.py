@@ -23,6 +23,7 @@ from inkan import KANLayer as InKAN
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.memory import kept_for_backward
 from benchmarks.peers.efficient_kan import EfficientKANLinear
 from lesa.reports.environment import describe_environment
 from lesa_kernels import KANLinear
@@ -103,19 +104,7 @@ def assert_same_function(made: list[Layer], x: Tensor) -> None:
 
 def kept_bytes(layer: Layer, x: Tensor) -> int:
     """Bytes that a forward pass keeps for the backward pass, without parameters, buffers and the input."""
-    own = {t.untyped_storage().data_ptr() for t in (x, *layer.module.parameters(), *layer.module.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        y = layer.call(x)
-        del y
-    return sum(kept.values())
+    return kept_for_backward(lambda: layer.call(x), (x, *layer.module.parameters(), *layer.module.buffers()))
 
 
 def milliseconds(layer: Layer, x: Tensor, training: bool) -> float:

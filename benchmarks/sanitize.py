@@ -33,7 +33,9 @@ def main() -> None:
                 head.outputs(shape, device, "triton"),
                 kan_predict.predictions(shape, device, 2, "triton"),
             ]
-        for rows, inputs, outputs in ((8, 16, 16),) if few else ((8, 16, 16), (5, 7, 3), (130, 32, 48)):
+        for rows, inputs, outputs in (
+            ((8, 16, 16),) if few else ((8, 16, 16), (5, 7, 3), (130, 32, 48), (4096, 256, 256))
+        ):
             layer = replace(kan_linear.SMOKE, rows=rows, inputs=inputs, outputs=outputs, dtype=dtype)
             problems += [kan_linear.layer(layer, device, d, "triton") for d in ("forward", "backward")]
     for problem in problems:

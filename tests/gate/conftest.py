@@ -17,9 +17,7 @@ FEW = [] if "LESA_GATE" in os.environ else ["--few"]
 
 
 @pytest.fixture(scope="session", params=CAPABILITIES, ids=lambda c: f"sm_{c}")
-def compiled(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., dict[str, Any]]:
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """The measured properties of an operation's machine code: ``compiled("combine")["name of case"]``."""
     pytest.importorskip("triton")
     results: dict[tuple[str, ...], dict[str, Any]] = {}

@@ -12,11 +12,11 @@ UNSPECIALISED = ("rows", "rows_per_split", "splits")
 
 
 def _case(
-    name: str, kernel: Any, dtype: str, config: dict[str, int], unaligned: tuple[str, ...] = (), **other: Any
+    name: str, kernel: Any, dtype: str, config: dict[str, Any], unaligned: tuple[str, ...] = (), **other: Any
 ) -> Case:
     """``other``: the compile-time constants, and the types of pointers to another dtype than ``dtype``."""
     options = {k: v for k, v in config.items() if k.startswith(("num_", "maxnreg"))}
-    types = {k: v for k, v in other.items() if isinstance(v, str)}
+    types = {k: v for k, v in other.items() if k.endswith("_ptr")}
     constants = {k: v for k, v in (config | other).items() if k not in options | types}
     for argument in kernel.arg_names:
         if argument.endswith("_ptr"):
@@ -40,8 +40,9 @@ def cases() -> Iterator[Case]:
             kernel, config = kernels.forward_small_kernel, launch.FEW_ROWS
             yield _case(f"few-rows-odd-{dtype}", kernel, dtype, config, **unaligned, **cubic)
         yield _case(f"large-{dtype}", kernels.forward_kernel, dtype, launch.LARGE[size], **cubic)
-        if launch.MEDIUM[size] != launch.LARGE[size]:
-            yield _case(f"medium-{dtype}", kernels.forward_kernel, dtype, launch.MEDIUM[size], **cubic)
+        if launch.WIDE[size] != launch.LARGE[size]:
+            yield _case(f"large-wide-{dtype}", kernels.forward_kernel, dtype, launch.WIDE[size], **cubic)
+        yield _case(f"medium-{dtype}", kernels.forward_kernel, dtype, launch.MEDIUM[size], **cubic)
         yield _case(f"dx-{dtype}", gradient_kernels.input_gradient_kernel, dtype, launch.INPUT_GRADIENT[size], **cubic)
         dw, config = gradient_kernels.weight_gradient_kernel, launch.WEIGHT_GRADIENT[size]
         yield _case(f"dw-base-{dtype}", dw, dtype, config, **silu, SPLINE=False, dw_ptr="*fp32")
@@ -54,7 +55,7 @@ def cases() -> Iterator[Case]:
             yield _case(f"large-odd-{dtype}", kernels.forward_kernel, dtype, launch.ODD[size], **odd)
             dx = launch.ODD_INPUT_GRADIENT[size]
             yield _case(f"dx-odd-{dtype}", gradient_kernels.input_gradient_kernel, dtype, dx, **odd)
-            yield _case(f"dw-odd-{dtype}", dw, dtype, config, **odd, SPLINE=True)
+            yield _case(f"dw-odd-{dtype}", dw, dtype, launch.ODD_WEIGHT_GRADIENT[size], **odd, SPLINE=True)
         yield _case(
             f"sum-{dtype}", gradient_kernels.sum_splits_kernel, dtype, {"BLOCK": launch.SUM_BLOCK}, partial_ptr="*fp32"
         )
@@ -62,5 +63,9 @@ def cases() -> Iterator[Case]:
         other = {"ORDER": order, "C": 8, "G": launch.BASES}
         yield _case(f"large-order-{order}-bf16", kernels.forward_kernel, "bf16", launch.LARGE[2], **other)
         yield _case(
-            f"dx-order-{order}-bf16", gradient_kernels.input_gradient_kernel, "bf16", launch.INPUT_GRADIENT[2], **other
+            f"dx-order-{order}-bf16",
+            gradient_kernels.input_gradient_kernel,
+            "bf16",
+            launch.input_gradient_config(order, 2, True),
+            **other,
         )

@@ -2,7 +2,7 @@
 
     python -m tests.gate.worker 90 combine kan_linear
     python -m tests.gate.worker 90 --few combine       without the rare cases
-    python -m tests.gate.worker 90 --ones combine      each kernel once, with every integer that it specialises equal to 1
+    python -m tests.gate.worker 90 --ones combine      each kernel once, every integer that it specialises on equal to 1
 
 It runs in a separate process, since Triton's interpreter cannot be switched off once it is on.
 """

@@ -94,7 +94,7 @@ def fused_output_head_kernel(
 
     # Features of 16 bits leave digits to spare in float32, so their sum begins with minus its mean. In float32 the mean
     # of each feature is subtracted from it, M operations more for an element.
-    SUBTRACT: tl.constexpr = STORAGE == tl.float32
+    SUBTRACT: tl.constexpr = tl.float32 == STORAGE
     centres = ()  # of the features
     for j in tl.static_range(M):
         centres += (tl.load(means + j * rows + row + token, mask=inside, other=0.0),)

@@ -1,8 +1,10 @@
 """Tile sizes and launches of the KAN kernels. It imports Triton, so ``op.py`` imports it at the first launch.
 
 Sizes are fixed, without tuning at run time: the first call costs one compilation, and results are reproducible. They
-follow from the compiler's reports (registers, shared memory) and from arithmetic, not from measurements on a GPU.
+follow from the compiler's reports (registers, shared memory), from arithmetic, and from measurements on an H200.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -11,20 +13,31 @@ from torch import Tensor
 from ...launching import on_device
 from . import gradient_kernels, kernels
 
-# By bytes of an element: 2 for the tensor cores, 4 for the ordinary ones.
-# Computing a basis takes about 10 instructions on 128 lanes of an SM; its use takes 2 BN operations on tensor cores,
-# which do some 4,000 a cycle. The two balance at BN = 160, so with BN = 128 the tensor cores are almost always busy.
-LARGE = {
-    2: {"BM": 128, "BN": 128, "BF": 64, "num_warps": 8, "PRECISION": "ieee", "num_stages": 3},
-    4: {"BM": 64, "BN": 64, "BF": 16, "num_warps": 4, "PRECISION": "ieee", "num_stages": 3},
+Config = dict[str, Any]
+
+# By bytes of an element: 2 for products in 16 bits, 4 for those of float32, which take three products in tf32: measured
+# on an H200, five times as fast as fused multiply-adds and three times as accurate (2.5e-7 against 8.1e-7 at 256
+# inputs). Computing a basis takes about 10 instructions on 128 lanes of a multiprocessor; its use takes 2 BN operations
+# on tensor cores, which do some 4,000 a cycle: so a program takes all of 256 outputs (228 us against 359 us for
+# [65536, 256] to 256 in bf16).
+WIDE: dict[int, Config] = {
+    2: {"BM": 128, "BN": 256, "BF": 64, "num_warps": 8, "num_stages": 4, "PRECISION": "ieee"},
+    4: {"BM": 128, "BN": 128, "BF": 32, "num_warps": 8, "num_stages": 3, "PRECISION": "tf32x3"},
+}
+LARGE: dict[int, Config] = {
+    2: {"BM": 128, "BN": 128, "BF": 64, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee"},
+    4: WIDE[4],
 }
 # If there are fewer large tiles than the 132 SMs of an H100, tiles of a quarter of the size use four times as many.
-MEDIUM = {2: {"BM": 64, "BN": 64, "BF": 64, "num_warps": 4, "PRECISION": "ieee", "num_stages": 3}, 4: LARGE[4]}
+MEDIUM: dict[int, Config] = {
+    2: {"BM": 64, "BN": 64, "BF": 64, "num_warps": 4, "num_stages": 3, "PRECISION": "ieee"},
+    4: {"BM": 64, "BN": 64, "BF": 32, "num_warps": 4, "num_stages": 3, "PRECISION": "tf32x3"},
+}
 NUM_SMS = 132
 # Without 16-byte accesses every element has its own 64-bit address, so large tiles would spill.
-ODD = {
-    2: {"BM": 128, "BN": 64, "BF": 32, "num_warps": 8, "PRECISION": "ieee", "num_stages": 3},
-    4: {"BM": 64, "BN": 32, "BF": 16, "num_warps": 4, "PRECISION": "ieee", "num_stages": 3},
+ODD: dict[int, Config] = {
+    2: {"BM": 128, "BN": 64, "BF": 32, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee"},
+    4: {"BM": 64, "BN": 64, "BF": 32, "num_warps": 4, "num_stages": 2, "PRECISION": "tf32x3"},
 }
 # One row: 128 programs for 256 outputs. More rows: every weight is used for four of them.
 ONE_ROW = {"BM": 1, "BN": 2, "BF": 1024, "num_warps": 4, "num_stages": 2}
@@ -34,18 +47,23 @@ FEW_ROWS = {"BM": 4, "BN": 4, "BF": 512, "num_warps": 4, "num_stages": 2}
 # proportional to in * (C + 1), and equal at rows * out = 45,000.
 SMALL_OUTPUTS = 2**16
 
-# Triton 3.6 gives the tensor-core kernel 176 registers, with which one program fits on a multiprocessor; at 128, two do.
-INPUT_GRADIENT = {
-    2: {"BM": 128, "BF": 128, "BK": 64, "num_warps": 8, "PRECISION": "ieee", "num_stages": 3, "maxnreg": 128},
-    4: {"BM": 64, "BF": 64, "BK": 16, "num_warps": 8, "PRECISION": "ieee", "num_stages": 2},
+# Triton 3.6 gives the tensor-core kernel 176 registers, with which one program fits on a multiprocessor; at 128, two do
+# (measured: 301 us in place of 369 us).
+INPUT_GRADIENT: dict[int, Config] = {
+    2: {"BM": 128, "BF": 128, "BK": 64, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee", "maxnreg": 128},
+    4: {"BM": 128, "BF": 64, "BK": 32, "num_warps": 8, "num_stages": 2, "PRECISION": "tf32x3"},
 }
-ODD_INPUT_GRADIENT = {
-    2: {"BM": 64, "BF": 128, "BK": 32, "num_warps": 8, "PRECISION": "ieee", "num_stages": 3},
-    4: INPUT_GRADIENT[4],
+ODD_INPUT_GRADIENT: dict[int, Config] = {
+    2: {"BM": 64, "BF": 128, "BK": 32, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee"},
+    4: {"BM": 64, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2, "PRECISION": "tf32x3"},
 }
-WEIGHT_GRADIENT = {
-    2: {"BN": 128, "BF": 128, "BK": 32, "num_warps": 8, "PRECISION": "ieee", "num_stages": 3},
-    4: {"BN": 64, "BF": 64, "BK": 16, "num_warps": 8, "PRECISION": "ieee", "num_stages": 2},
+WEIGHT_GRADIENT: dict[int, Config] = {
+    2: {"BN": 128, "BF": 128, "BK": 64, "num_warps": 4, "num_stages": 3, "PRECISION": "ieee", "maxnreg": 255},
+    4: {"BN": 128, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2, "PRECISION": "tf32x3"},
+}
+ODD_WEIGHT_GRADIENT: dict[int, Config] = {
+    2: {"BN": 128, "BF": 128, "BK": 32, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee"},
+    4: WEIGHT_GRADIENT[4],
 }
 # Two programs on an SM hide each other's loads. With fewer rows in a split, writing its result takes most of the time.
 WEIGHT_GRADIENT_PROGRAMS = 2 * NUM_SMS
@@ -55,15 +73,23 @@ SUM_BLOCK = 1024
 BASES = 8  # bases expanded together
 
 
-def forward_config(rows: int, out_features: int, itemsize: int, wide: bool = True) -> tuple[bool, dict[str, int]]:
+def forward_config(rows: int, out_features: int, itemsize: int, wide: bool = True) -> tuple[bool, Config]:
     """Whether to use ``forward_small_kernel``, and the tile sizes; ``wide``: see ``has_wide_rows``."""
     if rows * out_features <= SMALL_OUTPUTS:
         return True, ONE_ROW if rows == 1 else FEW_ROWS
     if not wide:
         return False, ODD[itemsize]
-    large = LARGE[itemsize]
-    tiles = triton.cdiv(rows, large["BM"]) * triton.cdiv(out_features, large["BN"])
-    return False, large if tiles >= NUM_SMS else MEDIUM[itemsize]
+    for config in (WIDE[itemsize], LARGE[itemsize]):
+        tiles = triton.cdiv(rows, config["BM"]) * triton.cdiv(out_features, config["BN"])
+        if out_features > config["BN"] // 2 and tiles >= NUM_SMS:
+            return False, config
+    return False, MEDIUM[itemsize]
+
+
+def input_gradient_config(order: int, itemsize: int, wide: bool) -> Config:
+    """Tile sizes and options of the input gradient; with few registers quadratic splines would spill."""
+    config = (INPUT_GRADIENT if wide else ODD_INPUT_GRADIENT)[itemsize]
+    return config if order == 3 else {name: value for name, value in config.items() if name != "maxnreg"}
 
 
 def has_wide_rows(bases: int, *sizes: int) -> bool:
@@ -112,7 +138,7 @@ def input_gradient(
     if dx.numel() == 0:
         return dx
     wide = has_wide_rows(bases, in_features, out_features, dy.stride(0))
-    config = (INPUT_GRADIENT if wide else ODD_INPUT_GRADIENT)[x.itemsize]
+    config = input_gradient_config(order, x.itemsize, wide)
     programs = triton.cdiv(len(x), config["BM"]) * triton.cdiv(in_features * BASES, config["BF"])
     with on_device(x):
         gradient_kernels.input_gradient_kernel[(programs,)](
@@ -150,7 +176,8 @@ def _weight_gradient(dy: Tensor, x: Tensor, scale: tuple[float, float], **consta
     total = x.new_empty(out_features, in_features, constants["C"])
     if rows == 0 or total.numel() == 0:
         return total.zero_()
-    config = WEIGHT_GRADIENT[x.itemsize]
+    wide = has_wide_rows(constants["C"] if constants["SPLINE"] else BASES, in_features, out_features, dy.stride(0))
+    config = (WEIGHT_GRADIENT if wide else ODD_WEIGHT_GRADIENT)[x.itemsize]
     inputs = config["BF"] // constants["G"]
     chunks = triton.cdiv(constants["C"], constants["G"])
     tiles = triton.cdiv(out_features, config["BN"]) * triton.cdiv(in_features, inputs) * chunks

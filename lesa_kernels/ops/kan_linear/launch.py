@@ -59,7 +59,7 @@ ODD_INPUT_GRADIENT: dict[int, Config] = {
 }
 WEIGHT_GRADIENT: dict[int, Config] = {
     2: {"BN": 128, "BF": 128, "BK": 64, "num_warps": 4, "num_stages": 3, "PRECISION": "ieee", "maxnreg": 255},
-    4: {"BN": 128, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2, "PRECISION": "tf32x3"},
+    4: {"BN": 128, "BF": 64, "BK": 32, "num_warps": 4, "num_stages": 2, "PRECISION": "tf32x3"},
 }
 ODD_WEIGHT_GRADIENT: dict[int, Config] = {
     2: {"BN": 128, "BF": 128, "BK": 32, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee"},

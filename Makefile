@@ -7,7 +7,7 @@ TESTS := -m pytest -n auto --dist loadfile --no-loadscope-reorder
 RELEASES := $(patsubst tests/versions/%.txt,.venv-versions/%,$(wildcard tests/versions/*.txt))
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-full test-versions support bench bench-check bench-expect gate lint format docs report clean
+.PHONY: help setup demo test test-full test-versions support bench bench-check bench-expect gate gate-3.6 lint format docs report clean
 
 help:
 	@echo "make demo    accelerate a small FLUX on handwritten digits; writes $(OUT)/"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint    formatting, lint and types"
 	@echo "make bench   measure the kernels on this machine; bench-check fails where something became slower"
 	@echo "make gate    compile the kernels for sm_80, sm_90 and sm_100 and look at the machine code"
+	@echo "make gate-3.6  the same for sm_90 with Triton 3.6, which comes with torch 2.11"
 	@echo "make docs    build the guide and the API reference into site/"
 	@echo "make report  write the documents' tables and pictures from benchmarks/results/"
 	@echo "make format  let ruff format and fix what it can"
@@ -93,6 +94,15 @@ lint: $(READY)
 
 gate: $(READY)
 	LESA_GATE=80,90,100 $(BIN)/python -m pytest tests/gate
+
+# Triton 3.6, which comes with torch 2.11, in a folder before .venv on the path.
+.venv-versions/triton-3.6/.ready: $(READY)
+	rm -rf $(@D)
+	$(BIN)/pip install -q --no-deps --target $(@D) triton==3.6.0
+	touch $@
+
+gate-3.6: .venv-versions/triton-3.6/.ready
+	PYTHONPATH=$(CURDIR)/.venv-versions/triton-3.6 $(BIN)/python -m pytest tests/gate
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

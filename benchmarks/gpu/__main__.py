@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_all(options: argparse.Namespace) -> int:
     """Each part in a process of its own, then the summary."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part in progress is stopped as well
     end = time.monotonic() + options.budget
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.part:

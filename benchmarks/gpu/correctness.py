@@ -17,11 +17,11 @@ ELSEWHERE = (
 
 
 def measure(part: Part) -> None:
-    status, lines = part.command([sys.executable, "-m", "benchmarks.sanitize", "--few"], "first.txt")
+    status, lines = part.command([sys.executable, "-m", "benchmarks.sanitize", "--few"])
     part.add({"what": "every kernel once", "status": status, "summary": lines[-1:]})
     if status != 0:
         part.fail("every kernel once", "\n".join(lines[-5:]) or "no output")
-    status, lines = part.command([sys.executable, "-m", "pytest", *pytest_arguments(part)], "tests.txt")
+    status, lines = part.command([sys.executable, "-m", "pytest", *pytest_arguments(part)])
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     summary = [line for line in lines if re.search(r"\d+ (passed|failed|error)", line)][-1:]
     part.add({"what": "tests", "status": status, "summary": summary, "failed": failed[:40]})

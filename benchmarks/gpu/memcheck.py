@@ -21,7 +21,7 @@ def measure(part: Part) -> None:
     elif not find_spec("triton"):
         part.skip("triton is not installed")
         return
-    status, lines = part.command(command, "memcheck.txt", PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    status, lines = part.command(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     summary = [line for line in lines if re.search(r"ERROR SUMMARY|were right", line)]
     part.add({"what": "memcheck", "status": status, "summary": summary})
     if status != 0:

@@ -76,10 +76,11 @@ class Part:
         self.result["seconds"] = round(time.monotonic() - self._began, 1)
         write_text(self.folder / f"{self.name}.json", json.dumps(self.result, indent=1) + "\n")
 
-    def command(self, command: Sequence[str], log: str, **environment: str) -> tuple[int | None, list[str]]:
-        """Run a command whose output goes to a log as it comes; its status, None if time ran out, and its lines."""
-        path = self.folder / log
-        with path.open("wb") as file:
+    def command(self, command: Sequence[str], **environment: str) -> tuple[int | None, list[str]]:
+        """Run a command whose output goes to ``NAME.txt`` as it comes; its status, None if time ran out, and its lines."""
+        path = self.folder / f"{self.name}.txt"
+        with path.open("ab") as file:
+            begin = file.tell()
             process = subprocess.Popen(
                 command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}
             )
@@ -89,4 +90,4 @@ class Part:
                 process.kill()
                 process.wait()
                 status = None
-        return status, path.read_text(errors="replace").strip().splitlines()
+        return status, path.read_bytes()[begin:].decode(errors="replace").strip().splitlines()

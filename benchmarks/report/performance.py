@@ -10,7 +10,6 @@ from benchmarks.shapes import SHAPES
 
 DOCUMENT = "docs/performance.md"
 BENCH = "pytest benchmarks --condensed benchmarks/results/bench.json"
-GPU = "python -m benchmarks.gpu --out benchmarks/results/gpu.json"
 FLUX = SHAPES["FLUX.1-dev 1024"]
 Rows = list[dict[str, Any]]
 
@@ -144,36 +143,6 @@ def scaling(measured: Any) -> str:
         for row in measured["curves"]
     ]
     return table(["cost of", "over", "sizes", "time", "exponent"], rows, left=2)
-
-
-@part(DOCUMENT, "gpu kernels", "gpu.json", command=GPU)
-def gpu_kernels(measured: Any) -> str:
-    """Both clocks of every function and provider."""
-    rows = []
-    for row in measured["kernels"] + measured["kan"]:
-        if "failed" in row:
-            continue
-        cells = [row["operation"], row["direction"], row["shape"], row["provider"]]
-        times = [f"{row[f'{clock}_median'] * 1e6:.1f} us" for clock in ("device", "wall")]
-        rows.append([*cells, *times, f"{row['gb_per_s']:.0f} GB/s", str(row.get("launches", ""))])
-    headings = ["function", "direction", "shape", "provider", "device", "wall", "rate", "launches"]
-    return table(headings, rows, left=4)
-
-
-@part(DOCUMENT, "gpu loops", "gpu.json", command=GPU)
-def gpu_loops(measured: Any) -> str:
-    """Denoising loops of real architectures."""
-    rows = []
-    for row in measured["loops"]:
-        if "failed" in row:
-            continue
-        depth = f"{row['blocks']} of {row['published_blocks']}" if row["extrapolated_depth"] else "all"
-        peak = "" if row["peak_bytes"] is None else amount(row["peak_bytes"])
-        cells = [row["architecture"], row["method"], depth, str(row["full_steps"])]
-        cells += [f"{row['seconds_at_full_depth']:.2f} s", f"{row['speedup']:.2f}x", f"{row['share_of_ideal']:.1%}"]
-        rows.append([*cells, peak])
-    headings = ["model", "method", "blocks run", "full steps", "loop", "speed-up", "of ideal", "peak memory"]
-    return table(headings, rows, left=2)
 
 
 @picture("docs/images/bandwidth.svg", "bench.json")

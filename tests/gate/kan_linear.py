@@ -45,17 +45,18 @@ def cases() -> Iterator[Case]:
         yield _case(f"medium-{dtype}", kernels.forward_kernel, dtype, launch.MEDIUM[size], **cubic)
         yield _case(f"dx-{dtype}", gradient_kernels.input_gradient_kernel, dtype, launch.INPUT_GRADIENT[size], **cubic)
         dw, config = gradient_kernels.weight_gradient_kernel, launch.WEIGHT_GRADIENT[size]
-        yield _case(f"dw-base-{dtype}", dw, dtype, config, **silu, SPLINE=False, dw_ptr="*fp32")
+        smaller = launch.ODD_WEIGHT_GRADIENT[size]
+        yield _case(f"dw-base-{dtype}", dw, dtype, smaller, **silu, SPLINE=False, dw_ptr="*fp32")
         yield _case(f"dw-spline-{dtype}", dw, dtype, config, **cubic, SPLINE=True, dw_ptr="*fp32")
         if dtype != "fp32":  # a single split writes the result directly, in its dtype
-            yield _case(f"dw-base-whole-{dtype}", dw, dtype, config, **silu, SPLINE=False)
+            yield _case(f"dw-base-whole-{dtype}", dw, dtype, smaller, **silu, SPLINE=False)
             yield _case(f"dw-spline-whole-{dtype}", dw, dtype, config, **cubic, SPLINE=True)
         if dtype != "fp16":  # 11 bases, no size a multiple of 16; fp16 compiles like bf16
             odd = {"ORDER": 3, "C": 11, "G": launch.BASES, "unaligned": SIZES}
             yield _case(f"large-odd-{dtype}", kernels.forward_kernel, dtype, launch.ODD[size], **odd)
             dx = launch.ODD_INPUT_GRADIENT[size]
             yield _case(f"dx-odd-{dtype}", gradient_kernels.input_gradient_kernel, dtype, dx, **odd)
-            yield _case(f"dw-odd-{dtype}", dw, dtype, launch.ODD_WEIGHT_GRADIENT[size], **odd, SPLINE=True)
+            yield _case(f"dw-odd-{dtype}", dw, dtype, smaller, **odd, SPLINE=True)
         yield _case(
             f"sum-{dtype}", gradient_kernels.sum_splits_kernel, dtype, {"BLOCK": launch.SUM_BLOCK}, partial_ptr="*fp32"
         )

@@ -21,7 +21,7 @@ def cases(compiled) -> dict[str, Any]:
 
 
 def on_tensor_cores(name: str) -> bool:
-    return name.startswith(TENSOR_CORE)
+    return name.startswith(TENSOR_CORE) and not (name.startswith("dw") and name.endswith("fp32"))
 
 
 def test_no_register_spills(cases):
@@ -35,7 +35,7 @@ def test_registers_and_shared_memory_are_within_limits(cases, capability):
 
 
 def test_large_products_run_on_tensor_cores(cases):
-    """Those of float32 as three products in tf32; kernels for few rows do not use tensor cores."""
+    """Those of float32 as three products in tf32, but for weight gradients. Kernels for few rows do not use them."""
     for name, code in cases.items():
         assert (code["tensor_core"] > 0) == on_tensor_cores(name), name
 
@@ -49,7 +49,7 @@ def test_no_atomics(cases, capability):
 def test_accesses_are_of_16_bytes(cases):
     """Of weights, dy and results. Only tiles of x with few inputs per row are narrower, and at least 4 bytes."""
     for name, code in cases.items():
-        if "odd" in name or name == "dw-spline-fp32" or name == "dw-base-fp32":  # 4 bytes: bound by arithmetic
+        if "odd" in name or name == "dw-spline-fp32":  # bound by arithmetic; Triton 3.6 reads it 4 bytes at a time
             continue
         if name.startswith("one-row"):
             assert code["loads"] - code["loads_128"] <= 1, name  # a thread reads one element of x

@@ -77,7 +77,7 @@ class Part:
         write_text(self.folder / f"{self.name}.json", json.dumps(self.result, indent=1) + "\n")
 
     def command(self, command: Sequence[str], **environment: str) -> tuple[int | None, list[str]]:
-        """Run a command whose output goes to ``NAME.txt`` as it comes; its status, None if it took too long, and lines."""
+        """Run a command whose output goes to ``NAME.txt`` as it comes; its status (None: no time left) and lines."""
         path = self.folder / f"{self.name}.txt"
         with path.open("ab") as file:
             begin = file.tell()

@@ -11,7 +11,7 @@ from benchmarks.report import drawing, registry
 registry.find_parts()
 DOCUMENTS = {path.relative_to(registry.ROOT).as_posix(): path for path in registry.ROOT.glob("docs/*.md")}
 DOCUMENTS["README.md"] = registry.ROOT / "README.md"
-RESULTS = sorted(registry.RESULTS.glob("*.json"))
+RESULTS = sorted(registry.RESULTS.rglob("*.json"))
 
 
 @pytest.mark.parametrize("document", registry.documents())

@@ -10,7 +10,7 @@ WIDE_STORES = {"flux-bf16": 6, "flux-own-bf16": 6, "one-bf16": 1, "flux-fp32": 6
 WIDE_STORES |= {"sum-3-bf16": 2, "sum-8-bf16": 2, "sum-3-fp32": 1}
 
 
-# Triton 3.6 makes other code of the largest kernels: it reads the modulation through shared memory too, and spills a few.
+# Triton 3.6 makes other code of the largest kernels: it reads the modulation through shared memory too and spills.
 TRITON_36 = version("triton").startswith("3.6.")
 SPILLS = {"flux-bf16": (8, 5), "odd-bf16": (16, 11)} if TRITON_36 else {}  # bytes of the stack, instructions
 

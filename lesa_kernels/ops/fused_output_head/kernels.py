@@ -29,8 +29,8 @@ def operand(values, STORAGE: tl.constexpr, PRECISION: tl.constexpr):
     """
     if PRECISION == "tf32":
         bits = values.to(tl.int32, bitcast=True)
-        rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-        return tl.where(values == values, rounded, values)  # the sum of bits would overflow a NaN to -0.0
+        rounded = (tl.add(bits, 0x1000, sanitize_overflow=False) & -0x2000).to(tl.float32, bitcast=True)
+        return tl.where(values == values, rounded, values)  # the sum may overflow a NaN to -0.0
     else:
         return values.to(STORAGE)
 

@@ -57,8 +57,8 @@ ODD_INPUT_GRADIENT: dict[int, Config] = {
     2: {"BM": 64, "BF": 128, "BK": 32, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee"},
     4: {"BM": 64, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2, "PRECISION": "tf32x3"},
 }
-# float32 is multiplied as it is: sums of a few rows are then as exact as PyTorch's. Products in tf32 were faster, by 13 %,
-# only with tiles that spill registers.
+# float32 is multiplied as it is: sums of a few rows are then as exact as PyTorch's. Products in tf32 were faster
+# (by 13 %) only with tiles that spill registers.
 WEIGHT_GRADIENT: dict[int, Config] = {
     2: {"BN": 128, "BF": 128, "BK": 64, "num_warps": 4, "num_stages": 3, "PRECISION": "ieee"},
     4: {"BN": 64, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2, "PRECISION": "ieee"},

@@ -305,3 +305,12 @@ def test_wrong_means_devices_and_backends_are_named() -> None:
         fused_output_head(*arguments[:5], arguments[5].to("meta"), arguments[6])
     with pytest.raises(ValueError, match="backend"):
         fused_output_head(*arguments, backend="cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_nan_in_the_multiplier_reaches_the_output(dtype, device) -> None:
+    """The NaN with all bits set is the one that GPUs make; rounding it by adding to its bits would overflow."""
+    arguments = inputs(dtype=dtype, device=device)
+    arguments[3] = arguments[3].float()
+    arguments[3].view(torch.int32).fill_(0x7FFFFFFF)
+    assert fused_output_head(*arguments, backend="triton").isnan().all()

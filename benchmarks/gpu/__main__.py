@@ -53,6 +53,9 @@ def run_all(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part in progress is stopped as well
     end = time.monotonic() + options.budget
     options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.part:  # results of an earlier run must not pass for those of this one
+        for suffix in ("json", "txt"):
+            (options.out / f"{name}.{suffix}").unlink(missing_ok=True)
     for name in options.part:
         print(f"{name}: {'no limit' if options.smoke else f'at most {LIMITS[name]:.0f} s'}", flush=True)
     for name in options.part:

@@ -29,6 +29,7 @@ def measure(part: Part) -> None:
         except Exception as error:
             part.fail(architecture.name, error)
         if part.on_gpu:
+            torch.cuda.synchronize()  # raises if the GPU is no longer usable in this process
             torch.cuda.empty_cache()
 
 

@@ -4,32 +4,37 @@ import json
 from pathlib import Path
 from typing import Any
 
-MOST_LINES = 30
+MOST_LINES, MOST_FAILURES = 30, 10
 Rows = list[dict[str, Any]]
 
 
 def load(folder: Path, part: str) -> dict[str, Any] | None:
-    path = folder / f"{part}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    """What a part wrote; None: nothing that can be read."""
+    try:
+        result: dict[str, Any] = json.loads((folder / f"{part}.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return result
 
 
 def summary(folder: Path, parts: list[str]) -> list[str]:
     """The lines."""
     found = {part: load(folder, part) for part in parts}
     lines = [state(part, result) for part, result in found.items()]
+    failures = [f"FAILED {line.splitlines()[0]}" for result in found.values() if result for line in result["failed"]]
+    lines += failures[:MOST_FAILURES]  # before the numbers, which may be more than fit
     rows = {part: result["rows"] if result else [] for part, result in found.items()}
     lines += [f"{row['what']}: {' '.join(row['summary'])}" for row in rows.get("correctness", []) if "what" in row]
     lines += [f"{row['what']}: {' '.join(row['summary'])}" for row in rows.get("memcheck", []) if "what" in row]
     lines += kernel_lines(rows.get("kernels", []))
     lines += loop_lines(rows.get("loops", []))
     lines += kan_lines(rows.get("kan", []))
-    lines += [f"FAILED {line.splitlines()[0]}" for result in found.values() if result for line in result["failed"]]
     return lines[:MOST_LINES]
 
 
 def state(part: str, result: dict[str, Any] | None) -> str:
     if result is None:
-        return f"{part}: left no file"
+        return f"{part}: left no result"
     how = "done" if result["finished"] else "stopped half-way"
     counts = f"{len(result['rows'])} rows, {len(result['failed'])} failed, {len(result['skipped'])} left out"
     return f"{part}: {how} after {result['seconds']:.0f} s, {counts}"

@@ -143,7 +143,7 @@ def test_a_failing_part_is_recorded_and_the_summary_names_it(monkeypatch, tmp_pa
     assert found["failed"] == ["kan: ZeroDivisionError: integer division or modulo by zero"]
     assert found["environment"]["commit"] == "abc"
     lines = summary(tmp_path, PARTS)
-    assert "kernels: left no file" in lines
+    assert "kernels: left no result" in lines
     assert f"FAILED {found['failed'][0]}" in lines
 
 
@@ -155,6 +155,24 @@ def test_a_summary_of_half_a_result_has_what_there_is(tmp_path):
     part.add(row | {"provider": "copy", "bytes": 400_000_000, "failed": "out of memory"})
     lines = summary(tmp_path, ["kernels"])
     assert lines[1:] == ["copy: 4000 GB/s", "combine, 6 of 8, FLUX.1-dev 1024: 100 us, 100% of a copy's rate"]
+
+
+def test_failures_are_in_a_summary_however_many_numbers_there_are(tmp_path):
+    part = Part(tmp_path, "loops", smoke=False, budget=60)
+    for number in range(40):
+        part.add({"architecture": "a", "method": str(number), "speedup": 2.0, "share_of_ideal": 1.0})
+    part.fail("a, b", "broken")
+    (tmp_path / "kan.json").write_text('{"rows": [')  # a copy that was cut off
+    lines = summary(tmp_path, ["loops", "kan"])
+    assert len(lines) == MOST_LINES
+    assert lines[1:3] == ["kan: left no result", "FAILED a, b: broken"]
+
+
+def test_results_of_an_earlier_run_do_not_pass_for_new_ones(tmp_path):
+    Part(tmp_path, "kan", smoke=True, budget=1).finish()
+    options = run.argparse.Namespace(out=tmp_path, smoke=False, commit=None, part=["kan"], budget=0.0)
+    assert run.run_all(options) == 1
+    assert (tmp_path / "summary.txt").read_text() == "kan: left no result\n"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda made: made.name)

@@ -26,7 +26,7 @@ def measure(part: Part) -> None:
     summary = [line for line in lines if re.search(r"\d+ (passed|failed|error)", line)][-1:]
     part.add({"what": "tests", "status": status, "summary": summary, "failed": failed[:40]})
     if status != 0:
-        part.fail("tests", "\n".join(failed[:5]) or "not done in time" if status is None else "\n".join(lines[-5:]))
+        part.fail("tests", "\n".join(failed[:5] or lines[-5:]) if status is not None else "not done in time")
 
 
 def pytest_arguments(part: Part) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lesa_kernels.ops.fused_output_head.kernels import fused_output_head_kernel
 from lesa_kernels.ops.fused_output_head.tiles import TOKENS, tiles
-from tests.gate.worker import Case, specialised
+from tests.gate.worker import Case, specialised, with_constants
 
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
 PRECISION = {"bf16": "ieee", "fp16": "tf32", "fp32": "ieee"}
@@ -64,10 +64,7 @@ def case(
     types |= {"multiplier": f"*{modulation}", "eps": "fp32"}
     sizes = {"row_stride_vec": rows * channels // vector, "channels_vec": channels // vector, "outputs": outputs}
     types |= dict.fromkeys((*sizes, "samples", "tokens", "modulated", "predictions"), "i32")
-    constant = specialised(fused_output_head_kernel)
-    ones = {name: 1 for name, size in sizes.items() if size == 1 and name in constant}
-    types = {name: kind for name, kind in types.items() if name not in ones}
-    return Case(
+    made = Case(
         f"{model}-{dtype}",
         fused_output_head_kernel,
         types,
@@ -84,9 +81,10 @@ def case(
             "PRECISION": PRECISION[dtype],
             "STAGES": shape.stages,
             "SUMMED": summed,
-            **ones,
         },
         (*(n for n, t in types.items() if t[0] == "*"), *(n for n, size in sizes.items() if size % 16 == 0)),
         shape.options,
         rare,
     )
+    ones = {name for name, size in sizes.items() if size == 1}
+    return with_constants(made, ones & specialised(fused_output_head_kernel))

@@ -40,11 +40,22 @@ class Case:
     aligned: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
     rare: bool = False  # much like another case; left out with --few
+    only: int | None = None  # the only GPU that it is shipped for
 
 
 def specialised(kernel: Any) -> set[str]:
     """The arguments of a kernel on whose values Triton specialises: a 1 becomes a constant."""
     return {parameter.name for parameter in kernel.params if not parameter.do_not_specialize}
+
+
+def with_constants(case: Case, ones: set[str]) -> Case:
+    """A case in which these arguments are 1 and therefore constants."""
+    return replace(
+        case,
+        types={name: kind for name, kind in case.types.items() if name not in ones},
+        constants=case.constants | dict.fromkeys(ones, 1),
+        aligned=tuple(name for name in case.aligned if name not in ones),
+    )
 
 
 def with_ones(cases: Iterable[Case]) -> Iterator[Case]:
@@ -55,13 +66,7 @@ def with_ones(cases: Iterable[Case]) -> Iterator[Case]:
             continue
         seen.add(case.kernel.fn.__name__)
         ones = {name for name, kind in case.types.items() if kind == "i32"} & specialised(case.kernel)
-        yield replace(
-            case,
-            name=f"ones-{case.name}",
-            types={name: kind for name, kind in case.types.items() if name not in ones},
-            constants=case.constants | dict.fromkeys(ones, 1),
-            aligned=tuple(name for name in case.aligned if name not in ones),
-        )
+        yield replace(with_constants(case, ones), name=f"ones-{case.name}")
 
 
 def inspect(case: Case, capability: int) -> dict[str, Any]:
@@ -111,6 +116,6 @@ if __name__ == "__main__":
     for operation in (name for name in operations if name not in flags):
         cases = importlib.import_module(f"tests.gate.{operation}").cases()
         for case in with_ones(cases) if "--ones" in flags else cases:
-            if "--few" in flags and case.rare:
+            if ("--few" in flags and case.rare) or case.only not in (None, int(capability)):
                 continue
             print(json.dumps(inspect(case, int(capability))), flush=True)

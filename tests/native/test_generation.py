@@ -8,6 +8,7 @@ from lesa import StepPlan, Taylor
 from tests.native.conftest import no_host_wait
 
 diffusers = pytest.importorskip("diffusers")
+families = pytest.importorskip("tests.lesa.adapters.diffusers.families")
 
 PLAN = StepPlan.paper(12, 4)
 
@@ -17,27 +18,11 @@ class Loop:
 
     def __init__(self, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
-        made = diffusers.FluxTransformer2DModel(
-            num_layers=1,
-            num_single_layers=1,
-            in_channels=4,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=8,
-            pooled_projection_dim=8,
-            axes_dims_rope=(4, 4, 8),
-        )
+        made, arguments = families.flux()
         self.transformer = made.to("cuda", dtype).eval().requires_grad_(False)
         self.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
         self.components = {"transformer": self.transformer, "scheduler": self.scheduler}
-        side = torch.arange(0.0, 8, device="cuda")
-        self.arguments = {
-            "hidden_states": torch.randn(1, 64, 4, device="cuda", dtype=dtype),
-            "encoder_hidden_states": torch.randn(1, 3, 8, device="cuda", dtype=dtype),
-            "pooled_projections": torch.randn(1, 8, device="cuda", dtype=dtype),
-            "img_ids": torch.cartesian_prod(torch.zeros(1, device="cuda"), side, side),
-            "txt_ids": torch.zeros(3, 3, device="cuda"),
-        }
+        self.arguments = {name: value.to("cuda", dtype) for name, value in arguments.items()}
 
     @torch.no_grad()
     def __call__(self, steps: int | None = None, wait: bool = True) -> torch.Tensor:
@@ -45,7 +30,7 @@ class Loop:
         self.scheduler.set_begin_index(0)
         latents, levels = self.arguments["hidden_states"], self.scheduler.sigmas.tolist()
         for i, t in enumerate(self.scheduler.timesteps.unbind()[:steps]):
-            time = (t / 1000).expand(1).to(latents.dtype)
+            time = (t / 1000).expand(len(latents)).to(latents.dtype)
             arguments = self.arguments | {"hidden_states": latents, "timestep": time}
             if wait or i == 0:
                 velocity = self.transformer(**arguments, return_dict=False)[0]

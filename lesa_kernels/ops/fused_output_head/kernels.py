@@ -92,20 +92,9 @@ def fused_output_head_kernel(
     row_stride = row_stride_vec.to(tl.int64) * VEC
     offsets = token[:, None] * channels + channel[None, :]  # [TOKENS, CHANNELS]
 
-    # Features of 16 bits leave digits to spare in float32, so their sum begins with minus its mean. In float32 the mean
-    # of each feature is subtracted from it, M operations more for an element.
-    SUBTRACT: tl.constexpr = tl.float32 == STORAGE
-    centres = ()  # of the features
+    centres = ()
     for j in tl.static_range(M):
         centres += (tl.load(means + j * rows + row + token, mask=inside, other=0.0),)
-    starts = ()  # of the predictions
-    for i in tl.static_range(GROUP):
-        p = tl.minimum(first + i, count - 1)
-        start = tl.zeros([TOKENS], dtype=tl.float32)
-        if not SUBTRACT:
-            for j in tl.static_range(M):
-                start -= tl.load(coefficients + p * M + j) * centres[j]
-        starts += (start,)
     totals = ()
     squares = ()  # VEC neighbours in one sum, which stays in a thread; threads are added up after the loop
     for _ in tl.static_range(GROUP):
@@ -113,28 +102,27 @@ def fused_output_head_kernel(
         for _ in tl.static_range(OUTPUT_BLOCKS):
             totals += (tl.zeros([TOKENS, OUTPUTS], dtype=tl.float32),)
 
-    for begin_channel in tl.range(0, channels, CHANNELS, num_stages=STAGES):
-        valid = begin_channel + channel < channels if RAGGED else tl.full([CHANNELS], True, tl.int1)
+    for start in tl.range(0, channels, CHANNELS, num_stages=STAGES):
+        valid = start + channel < channels if RAGGED else tl.full([CHANNELS], True, tl.int1)
         features = ()
         for j in tl.static_range(M):
-            block = history + j * row_stride + row * channels + begin_channel
+            block = history + j * row_stride + row * channels + start
             h = tl.load(block + offsets, mask=inside[:, None] & valid[None, :], other=0.0)
-            feature = h.to(tl.float32)  # [TOKENS, CHANNELS]
-            features += (feature - centres[j][:, None] if SUBTRACT else feature,)
+            features += (h.to(tl.float32) - centres[j][:, None],)  # [TOKENS, CHANNELS]
 
         # first all operands, then all products, so that the registers of the features are free
         operands = ()
         new_squares = ()
         for i in tl.static_range(GROUP):
             p = tl.minimum(first + i, count - 1)
-            x = tl.load(coefficients + p * M) * features[0] + starts[i][:, None]
+            x = tl.load(coefficients + p * M) * features[0]
             for j in tl.static_range(1, M):
                 x += tl.load(coefficients + p * M + j) * features[j]
             if RAGGED:
                 x = tl.where(valid[None, :], x, 0.0)
             by_vector = tl.reshape(x * x, [TOKENS, CHANNELS // VEC, VEC])
             new_squares += (squares[i] + tl.sum(by_vector, axis=2),)
-            scales = multiplier + (p * modulated + sample % modulated) * channels + begin_channel
+            scales = multiplier + (p * modulated + sample % modulated) * channels + start
             scale = tl.load(scales + channel, mask=valid, other=0.0).to(tl.float32)
             operands += (operand(x * scale[None, :], STORAGE, PRECISION),)
         squares = new_squares
@@ -143,7 +131,7 @@ def fused_output_head_kernel(
         for k in tl.static_range(OUTPUT_BLOCKS):
             o = k * OUTPUTS + output
             known = (o < outputs)[:, None] & valid[None, :]
-            w = tl.load(weight + begin_channel + (o[:, None] * channels + channel[None, :]), mask=known, other=0.0)
+            w = tl.load(weight + start + (o[:, None] * channels + channel[None, :]), mask=known, other=0.0)
             weights += (tl.trans(w.to(tl.float32) if PRECISION == "tf32" else w),)  # [CHANNELS, OUTPUTS]
         new_totals = ()
         for i in tl.static_range(GROUP):

@@ -15,9 +15,9 @@ intervals, and 16 bytes of bf16 weights for each input.
 
 The bases are those of ``splines.py``. Arithmetic is in float32. Products of bf16 and fp16 tiles run on tensor cores
 with float32 sums; for those the bases are rounded to the dtype of the weights, as F.linear on stored bases would.
-float32 tiles of y and dx are multiplied on tensor cores as well, each operand as the sum of two numbers in tf32: three
-products keep 21 bits, and the error is that of PyTorch's own float32 product or less. A single product in tf32 keeps
-10 bits. Weight gradients, which may be sums of a few rows, are float32 products.
+float32 tiles are multiplied as float32 ("ieee"), PyTorch's own default for float32 matrices, or on Hopper, for y and
+dx, on tensor cores ("tf32x3"): each operand is the sum of two numbers in tf32. These three products keep 21 bits, and
+the error is that of PyTorch's own product or less; a single one keeps 10 bits.
 """
 
 import triton

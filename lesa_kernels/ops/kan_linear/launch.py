@@ -1,10 +1,4 @@
-"""Tile sizes and launches of the KAN kernels. It imports Triton, so ``op.py`` imports it at the first launch.
-
-Sizes are fixed, without tuning at run time: the first call costs one compilation, and results are reproducible. They
-follow from the compiler's reports (registers, shared memory), from arithmetic, and from measurements on an H200.
-"""
-
-from typing import Any
+"""Launches of the KAN kernels. It imports Triton, so ``op.py`` imports it at the first launch."""
 
 import torch
 import triton
@@ -12,61 +6,14 @@ from torch import Tensor
 
 from ...launching import on_device
 from . import gradient_kernels, kernels
+from .tiles import FEW_ROWS, GENERAL, ONE_ROW, Config, Tiles, tiles_of
 
-Config = dict[str, Any]
-
-# By bytes of an element: 2 for products in 16 bits, 4 for those of float32, which take three products in tf32: measured
-# on an H200, five times as fast as fused multiply-adds and three times as accurate (2.5e-7 against 8.1e-7 at 256
-# inputs). Computing a basis takes about 10 instructions on 128 lanes of a multiprocessor; its use takes 2 BN operations
-# on tensor cores, which do some 4,000 a cycle: so a program takes all of 256 outputs (228 us against 359 us for
-# [65536, 256] to 256 in bf16).
-WIDE: dict[int, Config] = {
-    2: {"BM": 128, "BN": 256, "BF": 64, "num_warps": 8, "num_stages": 4, "PRECISION": "ieee"},
-    4: {"BM": 128, "BN": 128, "BF": 32, "num_warps": 8, "num_stages": 3, "PRECISION": "tf32x3"},
-}
-LARGE: dict[int, Config] = {
-    2: {"BM": 128, "BN": 128, "BF": 64, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee"},
-    4: WIDE[4],
-}
-# If there are fewer large tiles than the 132 SMs of an H100, tiles of a quarter of the size use four times as many.
-MEDIUM: dict[int, Config] = {
-    2: {"BM": 64, "BN": 64, "BF": 64, "num_warps": 4, "num_stages": 3, "PRECISION": "ieee"},
-    4: {"BM": 64, "BN": 64, "BF": 32, "num_warps": 4, "num_stages": 3, "PRECISION": "tf32x3"},
-}
-NUM_SMS = 132
-# Without 16-byte accesses every element has its own 64-bit address, so large tiles would spill.
-ODD: dict[int, Config] = {
-    2: {"BM": 128, "BN": 64, "BF": 32, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee"},
-    4: {"BM": 64, "BN": 64, "BF": 32, "num_warps": 4, "num_stages": 2, "PRECISION": "tf32x3"},
-}
-# One row: 128 programs for 256 outputs. More rows: every weight is used for four of them.
-ONE_ROW = {"BM": 1, "BN": 2, "BF": 1024, "num_warps": 4, "num_stages": 2}
-FEW_ROWS = {"BM": 4, "BN": 4, "BF": 512, "num_warps": 4, "num_stages": 2}
+NUM_SMS = 132  # of an H100 or H200
 # The small kernel uses a basis for 4 outputs, about 4 instructions for a product: 132 SMs of 128 lanes at 1.7 GHz do
 # 7e12 products a second. A medium tile should take about 0.4 us for 64 products along the contraction. Both times are
 # proportional to in * (C + 1), and equal at rows * out = 45,000.
 SMALL_OUTPUTS = 2**16
 
-# Triton 3.6 gives the tensor-core kernel 176 registers, with which one program fits on a multiprocessor; at 128, two do
-# (measured: 301 us in place of 369 us).
-INPUT_GRADIENT: dict[int, Config] = {
-    2: {"BM": 128, "BF": 128, "BK": 64, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee", "maxnreg": 128},
-    4: {"BM": 128, "BF": 64, "BK": 32, "num_warps": 8, "num_stages": 2, "PRECISION": "tf32x3"},
-}
-ODD_INPUT_GRADIENT: dict[int, Config] = {
-    2: {"BM": 64, "BF": 128, "BK": 32, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee"},
-    4: {"BM": 64, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2, "PRECISION": "tf32x3"},
-}
-# float32 is multiplied as it is: sums of a few rows are then as exact as PyTorch's. Products in tf32 were faster
-# (by 13 %) only with tiles that spill registers.
-WEIGHT_GRADIENT: dict[int, Config] = {
-    2: {"BN": 128, "BF": 128, "BK": 64, "num_warps": 4, "num_stages": 3, "PRECISION": "ieee"},
-    4: {"BN": 64, "BF": 64, "BK": 16, "num_warps": 8, "num_stages": 2, "PRECISION": "ieee"},
-}
-ODD_WEIGHT_GRADIENT: dict[int, Config] = {
-    2: {"BN": 128, "BF": 128, "BK": 32, "num_warps": 8, "num_stages": 3, "PRECISION": "ieee"},
-    4: WEIGHT_GRADIENT[4],
-}
 # Two programs on an SM hide each other's loads. With fewer rows in a split, writing its result takes most of the time.
 WEIGHT_GRADIENT_PROGRAMS = 2 * NUM_SMS
 ROWS_PER_SPLIT = 512
@@ -75,23 +22,22 @@ SUM_BLOCK = 1024
 BASES = 8  # bases expanded together
 
 
-def forward_config(rows: int, out_features: int, itemsize: int, wide: bool = True) -> tuple[bool, Config]:
+def forward_config(
+    rows: int, out_features: int, itemsize: int, wide: bool = True, tiles: Tiles = GENERAL
+) -> tuple[bool, Config]:
     """Whether to use ``forward_small_kernel``, and the tile sizes; ``wide``: see ``has_wide_rows``."""
     if rows * out_features <= SMALL_OUTPUTS:
         return True, ONE_ROW if rows == 1 else FEW_ROWS
     if not wide:
-        return False, ODD[itemsize]
-    for config in (WIDE[itemsize], LARGE[itemsize]):
-        tiles = triton.cdiv(rows, config["BM"]) * triton.cdiv(out_features, config["BN"])
-        if out_features > config["BN"] // 2 and tiles >= NUM_SMS:
-            return False, config
-    return False, MEDIUM[itemsize]
+        return False, tiles.odd[itemsize]
 
+    def fills_gpu(config: Config) -> bool:
+        return bool(triton.cdiv(rows, config["BM"]) * triton.cdiv(out_features, config["BN"]) >= NUM_SMS)
 
-def input_gradient_config(order: int, itemsize: int, wide: bool) -> Config:
-    """Tile sizes and options of the input gradient; with few registers quadratic splines would spill."""
-    config = (INPUT_GRADIENT if wide else ODD_INPUT_GRADIENT)[itemsize]
-    return config if order == 3 else {name: value for name, value in config.items() if name != "maxnreg"}
+    widest, large = tiles.wide[itemsize], tiles.large[itemsize]
+    if widest is not None and out_features > widest["BN"] // 2 and fills_gpu(widest):
+        return False, widest
+    return False, large if fills_gpu(large) else tiles.medium[itemsize]
 
 
 def has_wide_rows(bases: int, *sizes: int) -> bool:
@@ -108,7 +54,8 @@ def forward(
     x = _as_rows(x)
     if y.numel() == 0:
         return y
-    small, config = forward_config(len(x), out_features, x.itemsize, has_wide_rows(bases, in_features, x.stride(0)))
+    wide = has_wide_rows(bases, in_features, x.stride(0))
+    small, config = forward_config(len(x), out_features, x.itemsize, wide, tiles_of(x))
     kernel = kernels.forward_small_kernel if small else kernels.forward_kernel
     programs = triton.cdiv(len(x), config["BM"]) * triton.cdiv(out_features, config["BN"])
     with on_device(x):
@@ -140,7 +87,8 @@ def input_gradient(
     if dx.numel() == 0:
         return dx
     wide = has_wide_rows(bases, in_features, out_features, dy.stride(0))
-    config = input_gradient_config(order, x.itemsize, wide)
+    tiles = tiles_of(x) if order == 3 else GENERAL  # other orders would spill with fewer registers
+    config = (tiles.input_gradient if wide else tiles.odd_input_gradient)[x.itemsize]
     programs = triton.cdiv(len(x), config["BM"]) * triton.cdiv(in_features * BASES, config["BF"])
     with on_device(x):
         gradient_kernels.input_gradient_kernel[(programs,)](
@@ -180,7 +128,8 @@ def _weight_gradient(dy: Tensor, x: Tensor, scale: tuple[float, float], **consta
         return total.zero_()
     # for the one basis of the base weights, a ninth of the work, the larger tiles would spill
     wide = constants["SPLINE"] and has_wide_rows(constants["C"], in_features, out_features, dy.stride(0))
-    config = (WEIGHT_GRADIENT if wide else ODD_WEIGHT_GRADIENT)[x.itemsize]
+    tiles_of_gpu = tiles_of(x)
+    config = (tiles_of_gpu.weight_gradient if wide else tiles_of_gpu.odd_weight_gradient)[x.itemsize]
     inputs = config["BF"] // constants["G"]
     chunks = triton.cdiv(constants["C"], constants["G"])
     tiles = triton.cdiv(out_features, config["BN"]) * triton.cdiv(in_features, inputs) * chunks

@@ -14,10 +14,17 @@ from tests.lesa_kernels.splines import knots_of, scipy_bases
 
 pytest.importorskip("triton")
 from lesa_kernels.ops.kan_linear import launch
+from lesa_kernels.ops.kan_linear.tiles import FEW_ROWS, GENERAL, HOPPER, ONE_ROW
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-FORWARD = {"small": 2**62, "medium": 0, "large": 0, "odd": 0}  # up to this number of outputs the small kernel is used
+FORWARD = {
+    "small": 2**62,
+    "medium": 0,
+    "large": 0,
+    "odd": 0,
+    "hopper": 0,
+}  # up to this number of outputs the small kernel is used
 
 
 @pytest.fixture
@@ -25,7 +32,8 @@ def tiles(monkeypatch, request):
     """Force the choice of these tiles."""
     monkeypatch.setattr(launch, "SMALL_OUTPUTS", FORWARD[request.param])
     monkeypatch.setattr(launch, "has_wide_rows", lambda *sizes: request.param != "odd")
-    monkeypatch.setattr(launch, "NUM_SMS", 0 if request.param == "large" else 2**62)
+    monkeypatch.setattr(launch, "NUM_SMS", 0 if request.param in ("large", "hopper") else 2**62)
+    monkeypatch.setattr(launch, "tiles_of", lambda x: HOPPER if request.param == "hopper" else GENERAL)
     return request.param
 
 
@@ -74,7 +82,7 @@ def test_error_against_float64(tiles, dtype, shape, in_features, out_features, g
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     ("tiles", "rows", "in_features", "out_features"),
-    [("small", 1, 130, 3), ("small", 5, 70, 6), ("large", 135, 19, 130)],
+    [("small", 1, 130, 3), ("small", 5, 70, 6), ("large", 135, 19, 130), ("hopper", 135, 19, 130)],
     indirect=["tiles"],
 )
 def test_tiles_cover_the_result_without_gaps(tiles, dtype, rows, in_features, out_features, device, monkeypatch):
@@ -297,24 +305,34 @@ def test_a_gate_takes_one_launch_per_layer(device, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "outputs", "expected"),
     [
-        (1, 256, launch.ONE_ROW),
-        (50, 256, launch.FEW_ROWS),
-        (256, 256, launch.FEW_ROWS),
-        (4096, 256, launch.MEDIUM[2]),
-        (65536, 256, launch.WIDE[2]),
-        (65536, 128, launch.LARGE[2]),
-        (65536, 1, launch.FEW_ROWS),
-        (8, 16384, launch.MEDIUM[2]),
+        (1, 256, ONE_ROW),
+        (50, 256, FEW_ROWS),
+        (256, 256, FEW_ROWS),
+        (4096, 256, GENERAL.medium[2]),
+        (65536, 256, GENERAL.large[2]),
+        (65536, 1, FEW_ROWS),
+        (8, 16384, GENERAL.medium[2]),
     ],
 )
 def test_the_shape_selects_the_kernel(rows, outputs, expected):
     small, config = launch.forward_config(rows, outputs, itemsize=2)
     assert config == expected
-    assert small == (expected in (launch.ONE_ROW, launch.FEW_ROWS))
+    assert small == (expected in (ONE_ROW, FEW_ROWS))
+
+
+def test_on_hopper_a_program_takes_256_outputs_where_that_fills_the_gpu():
+    for rows, outputs, expected in (
+        (65536, 256, "wide"),
+        (65536, 128, "large"),
+        (16384, 256, "large"),
+        (4096, 256, "medium"),
+    ):
+        _, config = launch.forward_config(rows, outputs, itemsize=2, tiles=HOPPER)
+        assert config == getattr(HOPPER, expected)[2]
 
 
 def test_rows_that_16_bytes_do_not_divide_get_smaller_tiles():
     assert launch.has_wide_rows(8, 256, 64)
     assert not launch.has_wide_rows(11, 256, 64)
     assert not launch.has_wide_rows(8, 256, 51)
-    assert launch.forward_config(65536, 256, itemsize=2, wide=False) == (False, launch.ODD[2])
+    assert launch.forward_config(65536, 256, itemsize=2, wide=False) == (False, GENERAL.odd[2])

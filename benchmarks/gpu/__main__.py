@@ -92,8 +92,7 @@ def run_part(name: str, limit: float, options: argparse.Namespace) -> None:
 def run_here(name: str, options: argparse.Namespace) -> int:
     """One part in this process."""
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
-    with suppress(AttributeError):
-        torch._inductor.config.compile_threads = 8
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "8")
     torch.manual_seed(0)
     part = Part(options.out, name, smoke=options.smoke, budget=options.here, commit=options.commit)
     try:

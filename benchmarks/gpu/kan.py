@@ -28,7 +28,7 @@ def measure(part: Part) -> None:
             measure_problem(
                 part,
                 lambda backend, s=layer, d=direction: kan_linear.layer(s, part.device, d, backend),  # type: ignore[misc]
-                without=() if layer in COMPARED or part.smoke else (COMPILED,),
+                without=() if layer in COMPARED else (COMPILED,),
                 extra=_kept if direction == "forward" else None,
             )
 

@@ -46,7 +46,8 @@ def cases() -> Iterator[Case]:
     yield from general.values()
     for case in _cases_of(tiles.HOPPER):
         if general.get(case.name) != case:
-            yield replace(case, name=f"hopper-{case.name}", only=90)
+            rare = case.rare or any(part in case.name for part in ("medium", "odd", "whole"))
+            yield replace(case, name=f"hopper-{case.name}", only=90, rare=rare)
     for order in (1, 2):  # compiled too, since the interpreter accepts code that the compiler refuses
         other = {"ORDER": order, "C": 8, "G": launch.BASES}
         for name, kernel, config in (
